@@ -57,17 +57,23 @@ class _DepthwiseConv3dCPU(torch.autograd.Function):
 
 
 def _weight_gradient(x: Tensor, weight: Tensor, gradient: Tensor) -> Tensor:
-    """Gradient of the (C, 1, 3, 3, 3) kernel, slice by slice; x and gradient are (B, C, D, H, W), channels last."""
-    channels, depth = x.shape[1], x.shape[2]
-    x_slices, gradient_slices = x.transpose(1, 2), gradient.transpose(1, 2)
-    result = torch.zeros_like(weight)
-    for k in range(3):  # kernel slice k multiplies input slice d + k - 1 for output slice d
-        first, last = max(0, 1 - k), min(depth, depth + 1 - k)
-        result[:, :, k] = torch.nn.grad.conv2d_weight(
-            x_slices[:, first + k - 1 : last + k - 1].flatten(0, 1),
-            (channels, 1, 3, 3),
-            gradient_slices[:, first:last].flatten(0, 1),
-            padding=1,
-            groups=channels,
-        )
-    return result
+    """Gradient of the (C, 1, 3, 3, 3) kernel; x and gradient are (B, C, D, H, W), channels last.
+
+    Kernel slice k pairs input slice d + k - 1 with output slice d. Over the flattened (B * D) slices such pairs are
+    two views, without copies; the pairs that straddle two samples are computed apart and taken off again.
+    """
+    depth = x.shape[2]
+    x, gradient = x.transpose(1, 2), gradient.transpose(1, 2)
+    x_slices, gradient_slices = x.flatten(0, 1), gradient.flatten(0, 1)
+    before = _weight_gradient_2d(x_slices[:-1], gradient_slices[1:])
+    after = _weight_gradient_2d(x_slices[1:], gradient_slices[:-1])
+    if len(x) > 1:
+        before -= _weight_gradient_2d(x[:-1, depth - 1], gradient[1:, 0])
+        after -= _weight_gradient_2d(x[1:, 0], gradient[:-1, depth - 1])
+    return torch.stack([before, _weight_gradient_2d(x_slices, gradient_slices), after], dim=2).to(weight.dtype)
+
+
+def _weight_gradient_2d(x: Tensor, gradient: Tensor) -> Tensor:
+    """(N, C, H, W) twice -> gradient of the (C, 1, 3, 3) kernel."""
+    channels = x.shape[1]
+    return torch.nn.grad.conv2d_weight(x, (channels, 1, 3, 3), gradient, padding=1, groups=channels)
