@@ -1,0 +1,193 @@
+"""The store: preprocessed CT volumes and their radiographs, as `cads_preprocess` writes and `cads_pretrain` reads them.
+
+    STORE/
+      manifest.json            what the store holds; the fields are described in docs/preprocessing.md
+      volumes/<id>.b2nd        blosc2 array, int16 HU at 1 mm, axes (z headward, y to the back, x to the patient's left)
+      volumes/<id>.json        the volume's entry of the manifest, written last: a volume without it is not finished
+      radiographs/<id>.npy     float32 in [-1, 1], (slices, width), head up, patient's right on the picture's left
+
+A `Store` only reads. `pretraining.data.store_writer` writes.
+"""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import blosc2
+import numpy as np
+
+from pretraining.errors import UserError
+
+FORMAT = "cads-store"
+FORMAT_VERSION = 1
+SPACING_MM = 1.0
+CLIP_HU = (-1024, 1024)
+AXES = ("headward", "to the back", "to the patient's left")
+
+MANIFEST = "manifest.json"
+
+
+def manifest_path(store: Path) -> Path:
+    """Path of the manifest of the store in folder ``store``."""
+    return store / MANIFEST
+
+
+def volume_path(store: Path, volume_id: str) -> Path:
+    """Path of one volume."""
+    return store / "volumes" / f"{volume_id}.b2nd"
+
+
+def entry_path(store: Path, volume_id: str) -> Path:
+    """Path of one volume's entry of the manifest."""
+    return store / "volumes" / f"{volume_id}.json"
+
+
+def radiograph_path(store: Path, volume_id: str) -> Path:
+    """Path of one volume's radiograph."""
+    return store / "radiographs" / f"{volume_id}.npy"
+
+
+def read_manifest(store: Path) -> dict[str, Any]:
+    """Read and check the manifest of the store in folder ``store``, finished or not.
+
+    Raises:
+        UserError: the folder or its manifest is missing, unreadable, or of another format or version.
+    """
+    path = manifest_path(store)
+    if not store.is_dir():
+        raise UserError(f"{store}: no such folder; make a store with: cads_preprocess INPUT {store}")
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(
+            f"{store}: not a store, it has no {MANIFEST}; give the folder that cads_preprocess wrote"
+        ) from None
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}); check its permissions") from None
+    except ValueError:
+        raise UserError(f"{path}: damaged (not valid JSON); run cads_preprocess into a new folder") from None
+    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
+        raise UserError(f"{path}: not the manifest of a store; give the folder that cads_preprocess wrote")
+    if manifest.get("format_version") != FORMAT_VERSION:
+        raise UserError(
+            f"{path}: store format version {manifest.get('format_version')!r}, but this program reads version "
+            f"{FORMAT_VERSION}; run cads_preprocess into a new folder"
+        )
+    if not _is_well_formed(manifest):
+        raise UserError(f"{path}: damaged (entries are missing or wrong); run cads_preprocess into a new folder")
+    return manifest
+
+
+def _is_well_formed(manifest: dict[str, Any]) -> bool:
+    """Whether the fields that readers rely on are there."""
+    volumes = manifest.get("volumes")
+    return isinstance(volumes, dict) and all(
+        isinstance(entry, dict)
+        and isinstance(entry.get("sha256"), str)
+        and isinstance(entry.get("shape"), list)
+        and len(entry["shape"]) == 3
+        and all(isinstance(edge, int) and edge > 0 for edge in entry["shape"])
+        for entry in volumes.values()
+    )
+
+
+class Store:
+    """A finished store, for reading.
+
+    Opening reads the manifest and lists two folders, no volume. Nothing stays open between calls, so a `Store` can be
+    pickled into the worker processes of a `DataLoader` and a store of any size needs no file handles.
+
+    Attributes:
+        path: the folder.
+        manifest: content of ``manifest.json``.
+        ids: names of the volumes, sorted.
+    """
+
+    def __init__(self, path: Path, manifest: dict[str, Any]):
+        self.path = path
+        self.manifest = manifest
+        self.ids: list[str] = sorted(manifest["volumes"])
+
+    @classmethod
+    def open(cls, path: str | Path) -> "Store":
+        """Open the store in folder ``path``.
+
+        Raises:
+            UserError: not a store, of another format version, not finished, empty, or with files missing.
+        """
+        path = Path(path).absolute()
+        manifest = read_manifest(path)
+        if not manifest.get("complete"):
+            raise UserError(f"{path}: this store is not finished; run the same cads_preprocess command again to go on")
+        if not manifest["volumes"]:
+            raise UserError(f"{path}: this store holds no volumes; its failed.json says why each scan was refused")
+        store = cls(path, manifest)
+        store._check_files()
+        return store
+
+    def _check_files(self) -> None:
+        """Raise `UserError` for the first file that the manifest promises and the folder lacks."""
+        for path_of in (volume_path, radiograph_path):
+            folder = path_of(self.path, "any").parent
+            present = {file.name for file in folder.iterdir()} if folder.is_dir() else set()
+            for volume_id in self.ids:
+                path = path_of(self.path, volume_id)
+                if path.name not in present:
+                    raise UserError(f"{path}: missing; run the same cads_preprocess command again to make it anew")
+
+    def __len__(self) -> int:
+        """Number of volumes."""
+        return len(self.ids)
+
+    def shape(self, volume_id: str) -> tuple[int, int, int]:
+        """(slices, height, width) of one volume, from the manifest: voxels of 1 mm."""
+        slices, height, width = self.manifest["volumes"][volume_id]["shape"]
+        return slices, height, width
+
+    def volume(self, volume_id: str) -> blosc2.NDArray:
+        """One volume, int16 HU, (slices, height, width); slicing it reads and unpacks only the blocks it touches.
+
+        It unpacks with one thread: several loader processes share the machine's cores already.
+
+        Raises:
+            UserError: the file is damaged or not the one that the manifest describes.
+        """
+        path = volume_path(self.path, volume_id)
+        try:
+            # Opening takes about 0.1 ms, so keeping the array open would save nothing and cost a handle per volume.
+            volume = blosc2.open(str(path), mode="r", dparams={"nthreads": 1})
+        except (RuntimeError, ValueError, OSError) as error:
+            raise UserError(f"{path}: cannot be read ({error}); delete it and run cads_preprocess again") from None
+        if tuple(volume.shape) != self.shape(volume_id) or volume.dtype != np.int16:
+            raise UserError(
+                f"{path}: holds {volume.dtype} {tuple(volume.shape)}, but the manifest says int16 "
+                f"{self.shape(volume_id)}; delete it and run cads_preprocess again"
+            )
+        return volume
+
+    def radiograph(self, volume_id: str) -> np.ndarray:
+        """One volume's frontal radiograph: float32 in [-1, 1], (slices, width), head up, patient's right at the left.
+
+        Raises:
+            UserError: the file is damaged.
+        """
+        path = radiograph_path(self.path, volume_id)
+        try:
+            return np.load(path, allow_pickle=False)
+        except (ValueError, OSError, EOFError) as error:
+            raise UserError(f"{path}: cannot be read ({error}); delete it and run cads_preprocess again") from None
+
+    def fingerprint(self) -> str:
+        """SHA-256 (hex) of what the manifest says of the data: format, grid, every volume's name, shape and voxels.
+
+        It does not change when the store is copied or moved, nor with the time or place of its sources.
+        """
+        described = {
+            key: self.manifest.get(key) for key in ("format", "format_version", "spacing_mm", "clip_hu", "axes")
+        }
+        described["volumes"] = {
+            volume_id: [self.manifest["volumes"][volume_id][key] for key in ("shape", "sha256")]
+            for volume_id in self.ids
+        }
+        return hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,154 @@
+"""Writing a store so that a stop at any point costs at most the volumes in the works.
+
+Each volume is three files, each put in place by one rename: the array, the radiograph, and last its manifest entry.
+Only the entry makes a volume count. The manifest is the sum of the entries, so that being killed between a volume
+and the manifest loses nothing: the next run reads the entries again.
+"""
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import blosc2
+import numpy as np
+
+from pretraining import __version__
+from pretraining.data import store as layout
+from pretraining.errors import UserError
+from pretraining.files import atomic_path, write_json
+
+# Measured by benchmarks/store_chunks.py (table in docs/preprocessing.md). Training reads random windows of 24 slices
+# by 134 to 172 voxels in-plane that start at every 12th slice: whole-width chunks keep the index short, and blocks,
+# the unit that is unpacked, of half a window's depth and a fifth of its edge waste little around the window. Long
+# blocks unpack slowly (whole slices: twice the time; one block per volume: sixty times), smaller ones compress worse.
+CHUNK_SLICES = 24
+BLOCK_SHAPE = (12, 32, 32)
+COMPRESSION = {
+    "codec": blosc2.Codec.ZSTD,
+    "clevel": 5,
+    "filters": [blosc2.Filter.SHUFFLE],
+    "nthreads": 1,
+}
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a volume comes from; tells a later run whether the file is still the one that was preprocessed.
+
+    Attributes:
+        path: file or DICOM folder relative to INPUT, with forward slashes.
+        size_bytes: size of the file, or sum over the files of a DICOM series.
+        mtime_ns: last change, the latest over the files of a DICOM series.
+        sha256: of the content (of the files of a DICOM series in slice order).
+        size_xyz: voxels along the stored axes.
+        spacing_xyz_mm: voxel edges along the stored axes.
+    """
+
+    path: str
+    size_bytes: int
+    mtime_ns: int
+    sha256: str
+    size_xyz: tuple[int, int, int]
+    spacing_xyz_mm: tuple[float, float, float]
+
+
+def new_manifest(volumes: dict[str, Any], complete: bool) -> dict[str, Any]:
+    """Content of ``manifest.json`` for the given entries."""
+    return {
+        "format": layout.FORMAT,
+        "format_version": layout.FORMAT_VERSION,
+        "complete": complete,
+        "spacing_mm": layout.SPACING_MM,
+        "clip_hu": list(layout.CLIP_HU),
+        "axes": list(layout.AXES),
+        "package_version": __version__,
+        "volumes": dict(sorted(volumes.items())),
+    }
+
+
+class StoreWriter:
+    """Adds volumes to the store in one folder. Pickles, so that worker processes add theirs themselves."""
+
+    def __init__(self, path: str | Path):
+        self.path = Path(path).absolute()
+
+    def prepare(self) -> None:
+        """Make the folder a store that is being written: new, or an existing store to add to.
+
+        Raises:
+            UserError: the folder holds something else, is a store of another version, or cannot be written.
+        """
+        self._check_folder()
+        try:
+            for folder in (self.path / "volumes", self.path / "radiographs"):
+                folder.mkdir(parents=True, exist_ok=True)
+            self.remove_leftovers()
+            self.write_manifest(complete=False)
+        except OSError as error:
+            raise UserError(f"{self.path}: cannot be written ({error.strerror}); choose another STORE") from None
+
+    def _check_folder(self) -> None:
+        """Refuse to write into a folder of something else."""
+        try:
+            if not self.path.exists() or (self.path.is_dir() and not any(self.path.iterdir())):
+                return
+        except OSError as error:
+            raise UserError(f"{self.path}: cannot be read ({error.strerror}); choose another STORE") from None
+        if not self.path.is_dir():
+            raise UserError(f"{self.path}: is a file; STORE must be a new folder or an existing store")
+        if not layout.manifest_path(self.path).exists():
+            raise UserError(f"{self.path}: is not empty and not a store; STORE must be a new folder or a store")
+        layout.read_manifest(self.path)
+
+    def remove_leftovers(self) -> None:
+        """Remove the temporary files that a killed run left behind."""
+        for folder in (self.path, self.path / "volumes", self.path / "radiographs"):
+            for file in folder.glob(".*.tmp"):
+                file.unlink(missing_ok=True)
+
+    def add(self, volume_id: str, volume_hu: np.ndarray, radiograph: np.ndarray, source: Source) -> None:
+        """Write one volume, its radiograph and its entry, in this order.
+
+        Args:
+            volume_id: name of the volume in the store.
+            volume_hu: int16 HU at 1 mm, (slices, height, width), canonical axes.
+            radiograph: float32 in [-1, 1], (slices, width).
+            source: where it comes from.
+        """
+        if volume_hu.dtype != np.int16 or volume_hu.ndim != 3:
+            raise ValueError(f"volume_hu must be int16 of 3 dimensions, not {volume_hu.dtype} of {volume_hu.ndim}")
+        volume_hu = np.ascontiguousarray(volume_hu)
+        chunks = (min(CHUNK_SLICES, volume_hu.shape[0]), *volume_hu.shape[1:])
+        blocks = tuple(min(block, chunk) for block, chunk in zip(BLOCK_SHAPE, chunks, strict=True))
+        with atomic_path(layout.volume_path(self.path, volume_id)) as file:
+            file.unlink(missing_ok=True)  # of an earlier process with the same id: blosc2 does not overwrite
+            blosc2.asarray(volume_hu, urlpath=str(file), mode="w", chunks=chunks, blocks=blocks, cparams=COMPRESSION)
+        with atomic_path(layout.radiograph_path(self.path, volume_id)) as file, file.open("wb") as stream:
+            np.save(stream, radiograph.astype(np.float32))
+        write_json(
+            layout.entry_path(self.path, volume_id),
+            {
+                "shape": list(volume_hu.shape),
+                "sha256": hashlib.sha256(volume_hu.data).hexdigest(),
+                "source": asdict(source),
+            },
+        )
+
+    def finished(self) -> dict[str, dict[str, Any]]:
+        """Entries of the volumes that are whole, by id."""
+        entries = {}
+        radiographs = {file.stem for file in (self.path / "radiographs").glob("*.npy")}
+        volumes = {file.stem for file in (self.path / "volumes").glob("*.b2nd")}
+        for file in sorted((self.path / "volumes").glob("*.json")):
+            if file.stem in radiographs and file.stem in volumes:
+                try:
+                    entries[file.stem] = json.loads(file.read_text(encoding="utf-8"))
+                except ValueError:
+                    continue  # damaged from outside: the volume is made anew
+        return entries
+
+    def write_manifest(self, complete: bool) -> None:
+        """Write ``manifest.json`` from the entries; ``complete`` says that the run reached its end."""
+        write_json(layout.manifest_path(self.path), new_manifest(self.finished(), complete))
