@@ -1,0 +1,132 @@
+"""Decoder of PVT-UNet: up-sampling steps that add the encoder's maps, with a segmentation head at every resolution.
+
+Paper: CADS, Ye, Zhang, Chen, Xia, IEEE TMI 44(1):118-129, 2025, names PVT-UNet; its decoder was never published.
+Source: CADS method, "Downstream: PVT-UNet"; the residual block is that of ResNet (He et al., CVPR 2016) with
+instance norm.
+Deviations: the method leaves open how many convolutions a block has (two here), the channels of the last step (32)
+and how odd sizes are undone: every map is cut to the size of the encoder's map it is added to.
+"""
+
+import itertools
+import math
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+FULL_RESOLUTION_CHANNELS = 32
+NEGATIVE_SLOPE = 0.01
+
+_TRANSPOSED = {nn.Conv2d: nn.ConvTranspose2d, nn.Conv3d: nn.ConvTranspose3d}
+_INSTANCE_NORM = {nn.Conv2d: nn.InstanceNorm2d, nn.Conv3d: nn.InstanceNorm3d}
+
+
+def output_sizes(input_size: Sequence[int], strides: Sequence[Sequence[int]]) -> list[tuple[int, ...]]:
+    """Sizes of the decoder's outputs, full resolution first.
+
+    Args:
+        input_size: (D, H, W) or (H, W) in voxels.
+        strides: of the encoder's steps, each relative to the map before it; the last one has no output.
+
+    Returns:
+        One size per output: the input's size divided by the strides so far, rounded up.
+    """
+    totals = itertools.accumulate(strides[:-1], _multiply, initial=(1,) * len(input_size))
+    return [tuple(math.ceil(n / s) for n, s in zip(input_size, total, strict=True)) for total in totals]
+
+
+def _multiply(a: Sequence[int], b: Sequence[int]) -> tuple[int, ...]:
+    return tuple(x * y for x, y in zip(a, b, strict=True))
+
+
+class ResidualBlock(nn.Module):
+    """Two times convolution 3 and instance norm, LeakyReLU between and after the addition."""
+
+    def __init__(self, channels: int, conv_op: type[nn.Module]) -> None:
+        super().__init__()
+        norm = _INSTANCE_NORM[conv_op]
+        self.layers = nn.Sequential(
+            conv_op(channels, channels, 3, padding=1, bias=False),
+            norm(channels, affine=True),
+            nn.LeakyReLU(NEGATIVE_SLOPE, inplace=True),
+            conv_op(channels, channels, 3, padding=1, bias=False),
+            norm(channels, affine=True),
+        )
+        self.activation = nn.LeakyReLU(NEGATIVE_SLOPE, inplace=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, [D,] H, W) -> the same shape."""
+        return self.activation(self.layers(x) + x)
+
+
+class PyramidDecoder(nn.Module):
+    """From the encoder's maps to class scores.
+
+    Args:
+        channels: of the encoder's maps, finest first.
+        strides: of the encoder's steps, one per map, each relative to the map before it (the first to the input).
+        num_classes: channels of each output.
+        conv_op: ``nn.Conv2d`` or ``nn.Conv3d``.
+        deep_supervision: whether forward returns all resolutions; may be changed at any time. The heads always
+            exist, so weights load either way.
+
+    Raises:
+        ValueError: ``conv_op`` is another class, or there is not one stride per map.
+    """
+
+    def __init__(
+        self,
+        channels: Sequence[int],
+        strides: Sequence[Sequence[int]],
+        num_classes: int,
+        conv_op: type[nn.Module],
+        deep_supervision: bool,
+    ) -> None:
+        super().__init__()
+        if conv_op not in _TRANSPOSED:
+            raise ValueError(f"conv_op must be nn.Conv2d or nn.Conv3d, got {conv_op!r}")
+        if len(channels) != len(strides):
+            raise ValueError(f"one stride per map is needed, got {len(channels)} maps and {len(strides)} strides")
+        self.strides = tuple(tuple(stride) for stride in strides)
+        self.deep_supervision = deep_supervision
+        widths = (*reversed(channels), FULL_RESOLUTION_CHANNELS)
+        up = _TRANSPOSED[conv_op]
+        steps = list(zip(itertools.pairwise(widths), reversed(self.strides), strict=True))
+        self.upsamplings = nn.ModuleList(up(i, o, stride, stride=stride) for (i, o), stride in steps)
+        self.blocks = nn.ModuleList(ResidualBlock(o, conv_op) for (_, o), _ in steps)
+        self.seg_layers = nn.ModuleList(conv_op(o, num_classes, 1) for (_, o), _ in steps)  # nnU-Net's name for heads
+        self.apply(_initialise)
+
+    def forward(self, maps: Sequence[Tensor], input_size: Sequence[int]) -> Tensor | list[Tensor]:
+        """Decode the encoder's maps, finest first, of an input of at least ``input_size``.
+
+        Returns:
+            Class scores (B, num_classes, [D,] H, W) of exactly ``input_size``; with deep supervision a list of
+            them, full resolution first, whose sizes are `output_sizes` of ``input_size``.
+        """
+        targets = [*(skip.shape[2:] for skip in reversed(maps[:-1])), input_size]
+        sizes = reversed(output_sizes(input_size, self.strides))
+        outputs = []
+        x = maps[-1]
+        for i, (target, size) in enumerate(zip(targets, sizes, strict=True)):
+            x = crop(self.upsamplings[i](x), target)
+            if i < len(maps) - 1:
+                x = x + maps[-2 - i]
+            x = self.blocks[i](x)
+            if self.deep_supervision or i == len(maps) - 1:
+                outputs.append(crop(self.seg_layers[i](x), size))
+        return outputs[::-1] if self.deep_supervision else outputs[0]
+
+
+def crop(x: Tensor, size: Sequence[int]) -> Tensor:
+    """The leading ``size`` voxels of (B, C, [D,] H, W) along each spatial axis, as a view."""
+    for axis, length in enumerate(size, start=2):
+        x = x.narrow(axis, 0, length)
+    return x
+
+
+def _initialise(module: nn.Module) -> None:
+    """Normal after He et al. (ICCV 2015) for the LeakyReLU's slope, biases 0, as nnU-Net does for its decoders."""
+    if isinstance(module, (nn.Conv2d, nn.Conv3d, nn.ConvTranspose2d, nn.ConvTranspose3d)):
+        nn.init.kaiming_normal_(module.weight, a=NEGATIVE_SLOPE)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)

@@ -1,0 +1,78 @@
+"""PVT-UNet: the pre-trained pyramid vision transformer as the encoder of a segmentation network.
+
+Paper: CADS, Ye, Zhang, Chen, Xia, IEEE TMI 44(1):118-129, 2025. Only the encoder was published.
+Source: CADS method, "Downstream: PVT-UNet"; constructor and outputs follow nnU-Net's convention.
+Deviations: inputs of any size are taken. Odd sizes round up in the encoder and are cut in the decoder; inputs below
+the encoder's minimum are padded at the end of each axis by repeating the last voxel. Repetition fits every intensity
+normalisation (0 is air in one, soft tissue in another), one-hot channels too, and puts no new edge into the image.
+"""
+
+from collections.abc import Sequence
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from nnunetv2_cads.network_architecture.decoder import PyramidDecoder
+from nnunetv2_cads.network_architecture.pvt_v2 import MINIMUM_SIZE, PVTv2Encoder
+
+STRIDES = {
+    3: ((2, 2, 2), (1, 2, 2), (2, 2, 2), (2, 2, 2), (2, 2, 2)),
+    2: ((2, 2), (2, 2), (2, 2), (2, 2), (2, 2)),
+}
+"""Strides of the encoder's steps, each relative to the map before it, by number of spatial dimensions."""
+
+_DIMENSIONS = {nn.Conv2d: 2, nn.Conv3d: 3}
+
+
+class PVTUNet(nn.Module):
+    """Segmentation network of the CADS paper, constructed as nnU-Net constructs a network that plans name.
+
+    Args:
+        input_channels: image channels.
+        num_classes: output channels.
+        conv_op: ``nn.Conv3d`` for volumes, ``nn.Conv2d`` for slices; the encoder holds only that dimension's modules.
+        deep_supervision: return all resolutions instead of the full one; `decoder.deep_supervision` changes it later.
+        drop_path_rate: stochastic depth of the encoder's last block.
+        strides: what plans have to say about the network's resolutions: the input's own (ones), then `STRIDES`.
+            They are fixed, so other ones are refused; None skips the comparison.
+
+    Raises:
+        ValueError: another ``conv_op``, or ``strides`` that are not this network's.
+    """
+
+    def __init__(
+        self,
+        input_channels: int,
+        num_classes: int,
+        conv_op: type[nn.Module] = nn.Conv3d,
+        deep_supervision: bool = True,
+        drop_path_rate: float = 0.1,
+        strides: Sequence[Sequence[int]] | None = None,
+    ) -> None:
+        super().__init__()
+        if conv_op not in _DIMENSIONS:
+            raise ValueError(f"conv_op must be nn.Conv2d or nn.Conv3d, got {conv_op!r}")
+        dims = _DIMENSIONS[conv_op]
+        expected = ((1,) * dims, *STRIDES[dims])
+        if strides is not None and tuple(tuple(stride) for stride in strides) != expected:
+            raise ValueError(f"PVT-UNet has the strides {expected} in {dims}D, got {strides}")
+        self.minimum_size = MINIMUM_SIZE[dims]
+        self.encoder = PVTv2Encoder(input_channels, (dims,), drop_path_rate)
+        self.decoder = PyramidDecoder(PVTv2Encoder.channels, STRIDES[dims], num_classes, conv_op, deep_supervision)
+
+    def forward(self, x: Tensor) -> Tensor | list[Tensor]:
+        """Segment (B, C, D, H, W), or (B, C, H, W) where built for slices, of any size.
+
+        Returns:
+            Class scores (B, num_classes, [D,] H, W) of the input's size, without a final non-linearity; with deep
+            supervision a list of five, full resolution first, of sizes `output_sizes(x.shape[2:], STRIDES[dims])`.
+        """
+        size = x.shape[2:]
+        return self.decoder(self.encoder(self._pad(x)), size)
+
+    def _pad(self, x: Tensor) -> Tensor:
+        """Repeat the last voxels of (B, C, [D,] H, W) up to the encoder's minimum; at the end, so maps stay aligned."""
+        missing = [max(0, least - n) for n, least in zip(x.shape[2:], self.minimum_size, strict=True)]
+        if not any(missing):
+            return x
+        return F.pad(x, [edge for m in reversed(missing) for edge in (0, m)], mode="replicate")
