@@ -1,0 +1,1 @@
+"""The one folder that `nnUNet_extTrainer` names; nnU-Net imports every module in it."""

@@ -1,0 +1,95 @@
+"""The pre-trained start of a training: from the environment variable to weights in the network."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from nnunetv2_cads.network_architecture.encoder_checkpoint import (
+    EncoderCheckpointError,
+    MatchReport,
+    compare_encoder_state,
+    load_encoder,
+    read_encoder_checkpoint,
+)
+from nnunetv2_cads.network_architecture.pvt_v2 import PVTv2Encoder
+
+ENCODER_VARIABLE = "nnUNet_cads_encoder"
+
+
+@dataclass(frozen=True)
+class LoadedEncoder:
+    """What went into the network.
+
+    Attributes:
+        path: of the encoder file.
+        sha256: of that file.
+        record: what its pre-training saw; empty for the published layout.
+        report: the keys that matched. An encoder for one dimension leaves the other's as 'unexpected'.
+        inflated: keys whose single input channel was spread over several.
+    """
+
+    path: Path
+    sha256: str
+    record: dict[str, Any]
+    report: MatchReport
+    inflated: tuple[str, ...]
+
+
+def encoder_path_from_environment() -> Path:
+    """The file that the environment variable names.
+
+    Raises:
+        EncoderCheckpointError: the variable is not set or empty.
+    """
+    value = os.environ.get(ENCODER_VARIABLE)
+    if not value:
+        raise EncoderCheckpointError(
+            f"{ENCODER_VARIABLE} is not set, but a training with nnUNetTrainerCADS starts from a pre-trained encoder: "
+            f"set it to the path of a cads_encoder.pth (export {ENCODER_VARIABLE}=/path/to/cads_encoder.pth), "
+            "or train from random weights with -tr nnUNetTrainerCADS_scratch"
+        )
+    return Path(value)
+
+
+def load_pretrained_encoder(encoder: PVTv2Encoder, path: Path) -> LoadedEncoder:
+    """Load ``path`` into ``encoder``, completely or not at all.
+
+    Raises:
+        EncoderCheckpointError: the file cannot be read, or does not fill every parameter of the encoder.
+    """
+    checkpoint = read_encoder_checkpoint(path)
+    state, inflated = inflate_input_channels(encoder, checkpoint.state)
+    report = compare_encoder_state(encoder, state)
+    if not report.matched:
+        raise EncoderCheckpointError(
+            f"{path}: none of its {len(state)} keys belongs to the {len(encoder.state_dict())} of the PVTv2 encoder; "
+            "give a cads_encoder.pth or a checkpoint in the published CADS layout"
+        )
+    if report.missing or report.mismatched:
+        raise EncoderCheckpointError(
+            f"{path}: the encoder in it does not fill the network's ({report}); "
+            "give an encoder of the same architecture that was pre-trained for the same dimension"
+        )
+    return LoadedEncoder(path, checkpoint.sha256, checkpoint.record, load_encoder(encoder, state), inflated)
+
+
+def inflate_input_channels(
+    encoder: PVTv2Encoder, state: dict[str, Tensor]
+) -> tuple[dict[str, Tensor], tuple[str, ...]]:
+    """Spread a first convolution of one input channel over the encoder's, so that equal channels respond as before.
+
+    Returns:
+        The state with kernels (64, 1, ...) made (64, input_channels, ...) where the encoder has that, and their keys.
+    """
+    channels = encoder.input_channels
+    inflated = {}
+    for key, own in encoder.state_dict().items():
+        kernel = state.get(key)
+        if kernel is None or own.ndim < 3 or kernel.ndim != own.ndim or kernel.shape[1] == own.shape[1]:
+            continue
+        if kernel.shape[1] == 1 and own.shape[1] == channels:
+            inflated[key] = kernel.repeat(1, channels, *[1] * (kernel.ndim - 2)) / channels
+    return {**state, **inflated}, tuple(inflated)

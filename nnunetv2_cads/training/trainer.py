@@ -1,0 +1,145 @@
+"""nnUNetTrainerCADS: nnU-Net's trainer with PVT-UNet, AdamW and a pre-trained encoder.
+
+Source: CADS method, "Downstream: PVT-UNet". Only hooks are overridden; data, augmentation, loss, gradient clipping
+(norm 12, in nnU-Net's training step), validation and checkpoints are nnU-Net's.
+Stock plans normalise CT by z-score where pre-training saw HU / 1024. Each convolution of the encoder's stem is
+followed by an instance norm, so scale and offset reach it only through the zero padding at the patch's borders.
+"""
+
+import functools
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
+from torch import nn
+from torch._dynamo import OptimizedModule
+
+from nnunetv2_cads.network_architecture.decoder import output_sizes
+from nnunetv2_cads.network_architecture.encoder_checkpoint import EncoderCheckpointError
+from nnunetv2_cads.network_architecture.pvt_unet import STRIDES, PVTUNet
+from nnunetv2_cads.training.parameter_groups import parameter_groups
+from nnunetv2_cads.training.pretrained_encoder import (
+    LoadedEncoder,
+    encoder_path_from_environment,
+    load_pretrained_encoder,
+)
+from nnunetv2_cads.training.schedule import EpochSchedule, warmup_poly_factor
+
+DEFAULT_DEVICE = torch.device("cuda")
+
+
+class TrainingCannotStart(SystemExit, RuntimeError):
+    """A setting that the user can put right; nnU-Net's command ends with the sentence alone and exit code 1."""
+
+
+class nnUNetTrainerCADS(nnUNetTrainer):
+    """Fine-tunes PVT-UNet from the encoder file that the environment variable ``nnUNet_cads_encoder`` names.
+
+    The variable is read when a training starts, not when one is continued, validated or predicted with, nor where
+    ``-pretrained_weights`` gave a whole network.
+
+    Attributes (in addition to nnU-Net's; a subclass sets them after ``super().__init__`` or through ``settings``):
+        initial_lr: base rate of the decoder, which starts from random weights.
+        encoder_lr: base rate of the encoder; 1e-4 as in the CADS method.
+        weight_decay: AdamW's, for matrices and kernels.
+        warmup_fraction: share of the epochs, rounded up, over which the rates rise.
+        use_pretrained_encoder: False starts from random weights instead.
+    """
+
+    settings: Mapping[str, Any] = {}
+    """Attribute values of a variant."""
+
+    def __init__(
+        self, plans: dict, configuration: str, fold: int, dataset_json: dict, device: torch.device = DEFAULT_DEVICE
+    ) -> None:
+        super().__init__(plans, configuration, fold, dataset_json, device)
+        self.initial_lr = 5e-4
+        self.encoder_lr = 1e-4
+        self.weight_decay = 1e-2
+        self.warmup_fraction = 0.05
+        self.use_pretrained_encoder = True
+        for name, value in self.settings.items():
+            setattr(self, name, value)
+
+    @staticmethod
+    def build_network_architecture(
+        plans_manager: PlansManager,
+        configuration_manager: ConfigurationManager,
+        num_input_channels: int,
+        num_output_channels: int,
+        enable_deep_supervision: bool = True,
+    ) -> nn.Module:
+        """PVTUNet of the patch's dimension, whatever network the plans name. nnU-Net calls this to predict, too."""
+        conv_op = nn.Conv2d if len(configuration_manager.patch_size) == 2 else nn.Conv3d
+        return PVTUNet(num_input_channels, num_output_channels, conv_op, enable_deep_supervision)
+
+    def initialize(self) -> None:
+        """Build everything; remember a few random weights, to know later whether a checkpoint has replaced them."""
+        super().initialize()
+        self._random_weights = self._sample_weights()
+
+    def configure_optimizers(self) -> tuple[torch.optim.Optimizer, EpochSchedule]:
+        """AdamW with the encoder's and the decoder's own rates; rates depend on the epoch alone."""
+        groups = parameter_groups(self._plain_network(), self.initial_lr, self.encoder_lr, self.weight_decay)
+        optimizer = torch.optim.AdamW(groups)
+        warmup_epochs = math.ceil(self.warmup_fraction * self.num_epochs)
+        factor = functools.partial(warmup_poly_factor, num_epochs=self.num_epochs, warmup_epochs=warmup_epochs)
+        return optimizer, EpochSchedule(optimizer, factor)
+
+    def on_train_start(self) -> None:
+        """Put the encoder into an untouched network, before any worker starts and before any file is replaced.
+
+        Raises:
+            TrainingCannotStart: there is no encoder file, or it does not fit.
+        """
+        if not self.was_initialized:
+            self.initialize()
+        if self._sample_weights() != self._random_weights:
+            self.print_to_log_file("The network's weights come from a checkpoint; no encoder file is read.")
+        elif self.use_pretrained_encoder:
+            self._load_encoder()
+        else:
+            self.print_to_log_file("The encoder starts from random weights.")
+        super().on_train_start()
+
+    def _get_deep_supervision_scales(self) -> list[list[float]] | None:
+        """Output size / patch size per output: nnU-Net rounds their product, so labels get exactly our sizes."""
+        if not self.enable_deep_supervision:
+            return None
+        patch_size = self.configuration_manager.patch_size
+        sizes = output_sizes(patch_size, STRIDES[len(patch_size)])
+        return [[n / patch for n, patch in zip(size, patch_size, strict=True)] for size in sizes]
+
+    def _plain_network(self) -> PVTUNet:
+        """The network without the wrappers of DDP and torch.compile."""
+        network = self.network.module if self.is_ddp and hasattr(self.network, "module") else self.network
+        return network._orig_mod if isinstance(network, OptimizedModule) else network
+
+    def _sample_weights(self) -> list[float]:
+        """A few weights that every checkpoint replaces and an encoder file does not."""
+        return self._plain_network().decoder.blocks[0].layers[0].weight.detach().flatten()[:16].tolist()
+
+    def _load_encoder(self) -> None:
+        try:
+            loaded = load_pretrained_encoder(self._plain_network().encoder, encoder_path_from_environment())
+        except EncoderCheckpointError as error:
+            self.print_to_log_file(error, also_print_to_console=False)
+            raise TrainingCannotStart(str(error)) from error
+        self._log_encoder(loaded)
+
+    def _log_encoder(self, loaded: LoadedEncoder) -> None:
+        self.print_to_log_file(f"Pre-trained encoder: {loaded.path.resolve()}, SHA-256 {loaded.sha256}")
+        self.print_to_log_file(f"Encoder keys: {loaded.report}")
+        if loaded.inflated:
+            channels = self._plain_network().encoder.input_channels
+            self.print_to_log_file(f"Spread over {channels} input channels: {', '.join(loaded.inflated)}")
+        seen = ", ".join(f"{name} {value}" for name, value in loaded.record.items())
+        self.print_to_log_file(f"Its pre-training saw: {seen or 'unknown (the file has no record of it)'}")
+        configuration = self.configuration_manager
+        self.print_to_log_file(
+            f"This training shows: spacing_mm {configuration.spacing}, patch size {configuration.patch_size}, "
+            f"normalisation {configuration.normalization_schemes}"
+        )
