@@ -1,17 +1,41 @@
 """Packaging of nnunetv2-cads. The reasons for each dependency are in docs/design_notes.md."""
 
+import re
+from pathlib import Path
+
 from setuptools import find_packages, setup
+from setuptools.command.build_py import build_py
+
+ROOT = Path(__file__).parent
+STARTUP_FILE = "nnunetv2_cads.pth"
+
+
+class BuildPyWithStartupFile(build_py):
+    """Puts the start-up file at the root of site-packages, where Python reads it; pip removes it with the rest.
+
+    docs/how_the_trainer_is_found.md says what it is for. An editable install builds nothing, but packs whatever lies
+    in the wheel's root, which setuptools hands to its commands as the place to install to.
+    """
+
+    def run(self) -> None:
+        super().run()
+        wheel_root = self.get_finalized_command("install").install_lib if self.editable_mode else self.build_lib
+        self.copy_file(str(ROOT / STARTUP_FILE), wheel_root)
+
 
 if __name__ == "__main__":  # nnU-Net may import every file it finds below a folder
+    version = re.search(r'__version__ = "(.+)"', (ROOT / "nnunetv2_cads" / "__init__.py").read_text(encoding="utf-8"))[1]
     setup(
         name="nnunetv2-cads",
-        version="0.1.0",
+        version=version,
         description="CADS cross-modal self-supervised pre-training and PVT-UNet for nnU-Net v2",
-        long_description=open("README.md", encoding="utf-8").read(),
+        long_description=(ROOT / "README.md").read_text(encoding="utf-8"),
         long_description_content_type="text/markdown",
-        license="Apache-2.0",
+        license_expression="Apache-2.0",
         python_requires=">=3.10",
         packages=find_packages(include=["nnunetv2_cads*", "pretraining*"]),
+        py_modules=["nnunetv2_cads_startup"],
+        cmdclass={"build_py": BuildPyWithStartupFile},
         install_requires=[
             "torch>=2.6",
             "nnunetv2>=2.8.1",
@@ -22,7 +46,7 @@ if __name__ == "__main__":  # nnU-Net may import every file it finds below a fol
             "matplotlib>=3.7",
             "tqdm>=4.65",
         ],
-        extras_require={"dev": ["pytest>=8", "hypothesis>=6.100", "ruff>=0.6", "build>=1.2"]},
+        extras_require={"dev": ["pytest>=8", "hypothesis>=6.100", "ruff>=0.6", "setuptools>=77"]},
         entry_points={
             "console_scripts": [
                 "cads_preprocess=pretraining.cli:preprocess",
