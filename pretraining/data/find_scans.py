@@ -1,0 +1,156 @@
+"""Finding the scans below a folder: NIfTI, NRRD and MetaImage files, and DICOM series."""
+
+import hashlib
+import os
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+
+import SimpleITK as sitk
+
+from pretraining.data.scan import Scan, volume_id
+from pretraining.errors import UserError
+
+VOLUME_SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd")
+DICOM_SUFFIXES = (".dcm", ".ima")
+
+# Storage classes of DICOM files without slices: media directories, waveforms, presentation states, reports and
+# documents, raw data and segmentations, radiotherapy objects.
+NOT_SLICES = tuple(
+    f"1.2.840.10008.{root}."
+    for root in ("1.3", "5.1.4.1.1.9", "5.1.4.1.1.11", "5.1.4.1.1.88", "5.1.4.1.1.104", "5.1.4.1.1.66", "5.1.4.1.1.481")
+)
+
+
+def find_scans(source: Path, store: Path) -> tuple[list[Scan], dict[str, str]]:
+    """Every scan in ``source``, a file or a folder with all below it, and what looked like one but cannot be.
+
+    Hidden files, links that lead round in a circle, and the store itself are passed over; so is, silently, all that
+    is no image.
+
+    Returns:
+        The scans, sorted by name, and the reason for each file that looked like a scan and is none.
+
+    Raises:
+        UserError: ``source`` does not exist, cannot be read, or is the store.
+    """
+    try:
+        if source.is_file():
+            stem = _without_suffix(source.name) or source.stem
+            return [Scan(volume_id(stem), source.name, (source,), is_dicom=_is_slice(source))], {}
+        if not source.is_dir():
+            raise UserError(f"{source}: no such file or folder; give the folder of your CT scans as INPUT")
+        if source.resolve() == store.resolve():
+            raise UserError(f"{source}: is INPUT and STORE at once; choose another STORE")
+        next(source.iterdir(), None)  # raises where the folder must not be read
+    except OSError as error:
+        raise UserError(f"{source}: cannot be read ({error.strerror}); check its permissions") from None
+    scans: list[Scan] = []
+    unusable: dict[str, str] = {}
+    for folder, names in _walk(source, store.resolve()):
+        slices = []
+        for name in names:
+            path = folder / name
+            relative = path.relative_to(source).as_posix()
+            stem = _without_suffix(relative)
+            if stem is not None:
+                scans.append(Scan(volume_id(stem), relative, (path,)))
+            elif _is_slice(path):
+                slices.append(path)
+        if slices:
+            series, unreadable = _find_series(source, folder, slices)
+            scans.extend(series)
+            unusable.update(unreadable)
+    return sorted(scans, key=lambda scan: scan.name), unusable
+
+
+def split_name_clashes(scans: list[Scan], finished: dict[str, str]) -> tuple[list[Scan], dict[str, str]]:
+    """Set aside the scans that would get the same name in the store (also where only the case differs).
+
+    Args:
+        scans: what was found.
+        finished: name of the source by volume id, for the volumes that the store holds already; they stay.
+
+    Returns:
+        The scans without a rival, and the reason for each of the others.
+    """
+    rivals = defaultdict(list)
+    for scan in scans:
+        rivals[scan.volume_id.casefold()].append(scan)
+    for known, name in finished.items():
+        names = {scan.name for scan in rivals.get(known.casefold(), ())}
+        if names and name not in names:
+            rivals[known.casefold()].append(Scan(known, name, ()))
+    alone: list[Scan] = []
+    reasons: dict[str, str] = {}
+    for group in rivals.values():
+        for scan in group:
+            others = [other.name for other in group if other is not scan]
+            if not others or finished.get(scan.volume_id) == scan.name:
+                alone.extend([scan] if scan.files else [])
+            else:
+                reasons[scan.name] = (
+                    f"would be called '{scan.volume_id}' in the store, and so would {', '.join(others)}; "
+                    "rename or remove one of them"
+                )
+    return alone, reasons
+
+
+def _without_suffix(name: str) -> str | None:
+    """The name without the suffix of a volume's file; None where it has none."""
+    for suffix in VOLUME_SUFFIXES:
+        if name.lower().endswith(suffix):
+            return name[: -len(suffix)]
+    return None
+
+
+def _walk(source: Path, store: Path) -> Iterator[tuple[Path, list[str]]]:
+    """Folders at and below ``source`` with their visible files, each real folder once, without ``store``."""
+    seen = {store}
+    for folder, subfolders, names in os.walk(source, followlinks=True):
+        real = Path(folder).resolve()
+        if real in seen:
+            subfolders.clear()
+            continue
+        seen.add(real)
+        subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
+        yield Path(folder), sorted(name for name in names if not name.startswith("."))
+
+
+def _is_slice(path: Path) -> bool:
+    """Whether a file is or claims to be a DICOM image, by its first bytes (the suffix where they do not tell)."""
+    try:
+        with path.open("rb") as file:
+            head = file.read(1024)
+    except OSError:
+        return False
+    if head[128:132] != b"DICM":
+        return path.suffix.lower() in DICOM_SUFFIXES
+    tag = head.find(b"\x02\x00\x02\x00UI")  # (0002,0002): the storage class
+    length = int.from_bytes(head[tag + 6 : tag + 8], "little") if tag >= 0 else 0
+    storage_class = head[tag + 8 : tag + 8 + length].decode("ascii", "replace")
+    return path.name != "DICOMDIR" and not storage_class.startswith(NOT_SLICES)
+
+
+def _find_series(source: Path, folder: Path, slices: list[Path]) -> tuple[list[Scan], dict[str, str]]:
+    """The DICOM series of one folder, and the reason for each file that is in none.
+
+    A series whose slices differ in size, thickness or orientation is several volumes (GDCM's "series details").
+    Its name carries a hash of the series' identifier: the same whatever else comes into the folder, and telling
+    nothing of the patient.
+    """
+    relative = folder.relative_to(source).as_posix()
+    prefix = "" if relative == "." else f"{relative}/"
+    sitk.ProcessObject.SetGlobalWarningDisplay(False)  # one for each file that is not DICOM
+    allowed = set(slices)
+    listed: set[Path] = set()
+    scans = []
+    for identifier in sitk.ImageSeriesReader.GetGDCMSeriesIDs(str(folder), True):
+        names = sitk.ImageSeriesReader.GetGDCMSeriesFileNames(str(folder), identifier, True)
+        files = tuple(path for path in map(Path, names) if path in allowed)
+        listed.update(files)
+        if files:
+            name = f"{prefix}series-{hashlib.sha256(identifier.encode()).hexdigest()[:8]}"
+            scans.append(Scan(volume_id(name), name, files, is_dicom=True))
+    reason = "cannot be read as DICOM, it is truncated or damaged; copy it again or remove it"
+    return scans, {f"{prefix}{path.name}": reason for path in slices if path not in listed}

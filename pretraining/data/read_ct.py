@@ -1,0 +1,158 @@
+"""Reading one scan: voxels as they are, spacing and direction cosines, all checked.
+
+SimpleITK reads the geometry of every format, so that it is what nnU-Net will see. It does not read the voxels of
+NIfTI: ITK fills what a truncated file lacks with zeros, turns NaN to 0 and a spacing of 0 to 1, all without a word.
+"""
+
+import gzip
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+import nibabel
+import numpy as np
+import SimpleITK as sitk
+from nibabel.spatialimages import HeaderDataError
+from nibabel.wrapstruct import WrapStructError
+
+from pretraining.data.checks import SKEWED, check_direction, check_grid, check_pixels, check_values
+from pretraining.data.scan import Scan, UnusableScanError
+
+UNREADABLE = "cannot be read, it is truncated, damaged or not what its suffix says; copy or export it again"
+SPACING_TOLERANCE = 0.01
+SLICE_GAP_TOLERANCE = 0.1
+MAX_TILT = 0.05
+
+
+@dataclass(frozen=True)
+class CTImage:
+    """A scan as it is stored.
+
+    Attributes:
+        values: HU, (z, y, x) in SimpleITK's order of the axes, in the file's own number type where it can be.
+        spacing_xyz_mm: voxel edges along x, y, z.
+        direction: 3 x 3 direction cosines; column i is the way of index i in the patient (left, back, head).
+    """
+
+    values: np.ndarray
+    spacing_xyz_mm: tuple[float, float, float]
+    direction: np.ndarray
+
+
+def read_ct(scan: Scan) -> CTImage:
+    """Read one scan.
+
+    Raises:
+        UnusableScanError: it cannot be read, or is no CT volume in HU of a possible size and spacing.
+    """
+    sitk.ProcessObject.SetGlobalWarningDisplay(False)
+    try:
+        image = _read_series(scan.files) if scan.is_dicom else _read_file(scan.files[0])
+    except (RuntimeError, OSError, EOFError, ValueError, zlib.error, HeaderDataError, WrapStructError) as error:
+        if isinstance(error, PermissionError):
+            raise UnusableScanError("cannot be read, permission denied; check its permissions") from None
+        if "orthonormal" in str(error):
+            raise UnusableScanError(SKEWED) from None
+        raise UnusableScanError(UNREADABLE) from None
+    check_values(image.values)
+    return image
+
+
+def _read_file(path: Path) -> CTImage:
+    """Read a NIfTI, NRRD or MetaImage file; the voxels only after the header has passed the checks."""
+    reader = sitk.ImageFileReader()
+    reader.SetFileName(str(path))
+    reader.ReadImageInformation()
+    size = reader.GetSize()
+    pixel_type = sitk.GetPixelIDValueAsString(reader.GetPixelID())
+    check_pixels(reader.GetDimension(), size, reader.GetNumberOfComponents(), pixel_type)
+    is_nifti = path.name.lower().endswith((".nii", ".nii.gz"))
+    spacing = _nifti_spacing(path) if is_nifti else reader.GetSpacing()
+    check_grid(size, spacing)
+    direction = np.array(reader.GetDirection()).reshape(3, 3)
+    check_direction(direction)
+    if is_nifti:
+        return CTImage(_nifti_values(path, size), spacing, direction)
+    return CTImage(sitk.GetArrayFromImage(reader.Execute()), spacing, direction)
+
+
+def _nifti_header(start: bytes) -> nibabel.Nifti1Header:
+    """The header from a NIfTI file's first bytes, as it is: loading the image would mend what is wrong with it."""
+    stated_size = (int.from_bytes(start[:4], "little"), int.from_bytes(start[:4], "big"))
+    kind = nibabel.Nifti2Header if nibabel.Nifti2Header.sizeof_hdr in stated_size else nibabel.Nifti1Header
+    return kind(start[: kind.sizeof_hdr], check=False)
+
+
+def _nifti_spacing(path: Path) -> tuple[float, float, float]:
+    """Voxel edges in mm as the header has them, after a look whether it contradicts itself."""
+    with _open(path) as stream:
+        header = _nifti_header(stream.read(nibabel.Nifti2Header.sizeof_hdr))
+    spacing = tuple(float(edge) for edge in header["pixdim"][1:4])
+    sform, code = header.get_sform(coded=True)
+    if code and min(spacing) > 0:
+        columns = np.linalg.norm(sform[:3, :3], axis=0)
+        if not np.allclose(columns, spacing, rtol=SPACING_TOLERANCE):
+            told = [" x ".join(f"{edge:g}" for edge in edges) for edges in (spacing, columns)]
+            raise UnusableScanError(
+                f"gives its voxel spacing as {told[0]} mm (pixdim) and as {told[1]} mm (sform); correct its header"
+            )
+    return spacing
+
+
+def _nifti_values(path: Path, size: tuple[int, int, int]) -> np.ndarray:
+    """Voxels of a NIfTI file, (z, y, x), scaled by its slope and intercept."""
+    with _open(path) as stream:
+        content = stream.read()  # to the end: only there does gzip compare its checksum
+    header = _nifti_header(content)
+    count = size[0] * size[1] * size[2]
+    values = np.frombuffer(content, header.get_data_dtype(), count, header.get_data_offset()).reshape(size[::-1])
+    slope, intercept = float(header["scl_slope"]), float(header["scl_inter"])
+    if slope == 0 or not np.isfinite([slope, intercept]).all() or (slope, intercept) == (1, 0):
+        return values  # the standard's way of saying: not scaled
+    return values.astype(np.float32) * np.float32(slope) + np.float32(intercept)
+
+
+def _open(path: Path) -> BinaryIO:
+    """Open a file for reading, unpacked."""
+    return gzip.open(path) if path.suffix.lower() == ".gz" else path.open("rb")
+
+
+def _read_series(files: tuple[Path, ...]) -> CTImage:
+    """Read the slices of a DICOM series, given in order along the patient."""
+    reader = sitk.ImageSeriesReader()
+    reader.SetFileNames([str(file) for file in files])
+    reader.MetaDataDictionaryArrayUpdateOn()
+    image = reader.Execute()
+    keys = reader.GetMetaDataKeys(0)
+    modality = reader.GetMetaData(0, "0008|0060").strip() if "0008|0060" in keys else "CT"
+    if modality not in ("CT", "OT"):
+        raise UnusableScanError(f"is of modality {modality}, not CT; leave it out")
+    check_pixels(
+        image.GetDimension(), image.GetSize(), image.GetNumberOfComponentsPerPixel(), image.GetPixelIDTypeAsString()
+    )
+    check_grid(image.GetSize(), image.GetSpacing())
+    if len(files) > 1:
+        _check_slices(reader, len(files))
+    return CTImage(sitk.GetArrayFromImage(image), image.GetSpacing(), np.array(image.GetDirection()).reshape(3, 3))
+
+
+def _check_slices(reader: sitk.ImageSeriesReader, count: int) -> None:
+    """Raise `UnusableScanError` where slices of a series are missing or double."""
+    tags = ("0020|0032", "0020|0037")
+    if not all(tag in reader.GetMetaDataKeys(index) for index in range(count) for tag in tags):
+        raise UnusableScanError("has slices without position or orientation; export the original CT series")
+    positions = [[float(x) for x in reader.GetMetaData(index, tags[0]).split("\\")] for index in range(count)]
+    cosines = [float(x) for x in reader.GetMetaData(0, tags[1]).split("\\")]
+    normal = np.cross(cosines[:3], cosines[3:])
+    steps = np.diff(np.array(positions), axis=0)
+    if np.linalg.norm(steps - np.outer(steps @ normal, normal)) > MAX_TILT * np.linalg.norm(steps):
+        raise UnusableScanError("was taken with a tilted gantry; straighten it (resample it to upright slices)")
+    gaps = np.abs(steps @ normal)
+    usual = float(np.median(gaps))
+    worst = int(np.argmax(np.abs(gaps - usual)))
+    if abs(gaps[worst] - usual) > SLICE_GAP_TOLERANCE * usual:
+        raise UnusableScanError(
+            f"has slices {usual:g} mm apart but {gaps[worst]:g} mm between slices {worst + 1} and {worst + 2}: slices "
+            "are missing or double; export the whole series again"
+        )

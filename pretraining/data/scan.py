@@ -1,0 +1,58 @@
+"""What a scan is before it is read: its files, and the name it will have in the store."""
+
+import hashlib
+import os
+import re
+import unicodedata
+from dataclasses import dataclass
+from pathlib import Path
+
+MAX_ID_LENGTH = 120
+
+
+class UnusableScanError(Exception):
+    """A scan that cannot be used. The message says what is wrong and what to do; the file's name goes before it."""
+
+
+@dataclass(frozen=True)
+class Scan:
+    """One CT volume to be.
+
+    Attributes:
+        volume_id: its name in the store.
+        name: the file, or the DICOM folder and series, relative to INPUT: what messages call it.
+        files: the file, or the slices of a DICOM series in order.
+        is_dicom: whether the files are a DICOM series.
+    """
+
+    volume_id: str
+    name: str
+    files: tuple[Path, ...]
+    is_dicom: bool = False
+
+    def stat(self) -> tuple[int, int]:
+        """Size in bytes (sum) and time of the last change in ns (latest) of the files."""
+        stats = [file.stat() for file in self.files]
+        return sum(stat.st_size for stat in stats), max(stat.st_mtime_ns for stat in stats)
+
+    def sha256(self) -> str:
+        """SHA-256 (hex) of the content of the files, one after the other."""
+        digest = hashlib.sha256()
+        for file in self.files:
+            with file.open("rb") as stream:
+                while block := stream.read(1 << 20):
+                    digest.update(block)
+        return digest.hexdigest()
+
+
+def volume_id(relative: str) -> str:
+    """A name for a file of the store, from a path relative to INPUT without its suffix.
+
+    Folders are joined by two underscores; letters and digits of any script stay, and so do dots, dashes and
+    underscores; all else becomes an underscore. Two different paths can get one name: the caller looks out for that.
+    """
+    name = unicodedata.normalize("NFC", relative).replace(os.sep, "__").replace("/", "__")
+    name = re.sub(r"[^\w.-]", "_", name).lstrip(".") or "scan"
+    if len(name) > MAX_ID_LENGTH:
+        name = name[-MAX_ID_LENGTH:] + "-" + hashlib.sha256(relative.encode()).hexdigest()[:8]
+    return name
