@@ -31,8 +31,15 @@ class Scan:
     is_dicom: bool = False
 
     def stat(self) -> tuple[int, int]:
-        """Size in bytes (sum) and time of the last change in ns (latest) of the files."""
-        stats = [file.stat() for file in self.files]
+        """Size in bytes (sum) and time of the last change in ns (latest) of the files.
+
+        Raises:
+            UnusableScanError: a file is not there (any more), or a link leads nowhere.
+        """
+        try:
+            stats = [file.stat() for file in self.files]
+        except OSError as error:
+            raise UnusableScanError(f"cannot be read ({error.strerror}); copy it again or remove it") from None
         return sum(stat.st_size for stat in stats), max(stat.st_mtime_ns for stat in stats)
 
     def sha256(self) -> str:

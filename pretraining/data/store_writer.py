@@ -78,21 +78,26 @@ class StoreWriter:
         """Make the folder a store that is being written: new, or an existing store to add to.
 
         Raises:
-            UserError: the folder holds something else, is a store of another version, or cannot be written.
+            UserError: as `check_folder`, or the folder cannot be written.
         """
-        self._check_folder()
+        self.check_folder()
         try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            self.write_manifest(complete=False)  # before anything else: it is what makes the folder a store
             for folder in (self.path / "volumes", self.path / "radiographs"):
-                folder.mkdir(parents=True, exist_ok=True)
+                folder.mkdir(exist_ok=True)
             self.remove_leftovers()
-            self.write_manifest(complete=False)
         except OSError as error:
             raise UserError(f"{self.path}: cannot be written ({error.strerror}); choose another STORE") from None
 
-    def _check_folder(self) -> None:
-        """Refuse to write into a folder of something else."""
+    def check_folder(self) -> None:
+        """Refuse to write into a folder of something else.
+
+        Raises:
+            UserError: it is a file, holds something else, or is a store of another version.
+        """
         try:
-            if not self.path.exists() or (self.path.is_dir() and not any(self.path.iterdir())):
+            if not self.path.exists() or self._is_empty():
                 return
         except OSError as error:
             raise UserError(f"{self.path}: cannot be read ({error.strerror}); choose another STORE") from None
@@ -101,6 +106,10 @@ class StoreWriter:
         if not layout.manifest_path(self.path).exists():
             raise UserError(f"{self.path}: is not empty and not a store; STORE must be a new folder or a store")
         layout.read_manifest(self.path)
+
+    def _is_empty(self) -> bool:
+        """Whether the folder holds nothing but hidden files (of the file manager, or of a run killed at once)."""
+        return self.path.is_dir() and all(file.name.startswith(".") for file in self.path.iterdir())
 
     def remove_leftovers(self) -> None:
         """Remove the temporary files that a killed run left behind."""
