@@ -56,3 +56,79 @@ def positive_int(text: str) -> int:
     if number < 1:
         raise argparse.ArgumentTypeError(f"{text} is not a whole number of at least 1")
     return number
+
+
+def pretrain(argv: list[str] | None = None) -> int:
+    """`cads_pretrain STORE OUTPUT`: self-supervised training on a store."""
+    return _run(_pretrain, argv)
+
+
+def _pretrain(argv: list[str]) -> int:
+    from pretraining.config import PRESETS
+    from pretraining.train import prepare_output, train
+
+    parser = argparse.ArgumentParser(
+        prog="cads_pretrain",
+        description="Pre-train the CADS encoder on a store that cads_preprocess wrote. The defaults are the published "
+        "run; a preset changes some of them (docs/pretraining.md), and flags change single ones.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("store", metavar="STORE", type=Path, help="folder that cads_preprocess wrote")
+    parser.add_argument("output", metavar="OUTPUT", type=Path, help="folder of the run; new, except with --c")
+    parser.add_argument("--c", action="store_true", help="continue the run in OUTPUT exactly where it stopped")
+    parser.add_argument("--preset", choices=sorted(PRESETS), help="published (default), small (one GPU), demo (CPU)")
+    _add_setting_flags(parser)
+    arguments = vars(parser.parse_args(argv))
+    store, output, go_on = arguments.pop("store"), arguments.pop("output"), arguments.pop("c")
+    preset = PRESETS[arguments.pop("preset", None) or "published"]
+    config = prepare_output(output, {**preset, **arguments}, store, go_on)
+    return train(store, output, config)
+
+
+def _add_setting_flags(parser: argparse.ArgumentParser) -> None:
+    """One flag per setting of `pretraining.config`; a flag not given leaves no trace in the arguments."""
+    from pretraining.config import SETTINGS
+
+    groups = {}
+    for name, (section, spec) in SETTINGS.items():
+        if section not in groups:
+            groups[section] = parser.add_argument_group(f"{section} settings")
+        default = spec.default
+        kind = {"dest": name, "default": argparse.SUPPRESS}
+        if isinstance(default, bool):
+            kind |= {"action": argparse.BooleanOptionalAction}
+        elif isinstance(default, tuple):
+            kind |= {"type": type(default[0]), "nargs": len(default), "metavar": "N"}
+            default = " ".join(map(str, default))
+        else:
+            kind |= {"type": type(default), "choices": spec.metadata["choices"]}
+            if not spec.metadata["choices"]:
+                kind |= {"metavar": "N" if isinstance(default, (int, float)) else "NAME"}
+        flag = "--" + name.replace("_", "-")
+        groups[section].add_argument(
+            flag, help=f"{spec.metadata['doc']} (default: {default})".replace("%", "%%"), **kind
+        )
+
+
+def export(argv: list[str] | None = None) -> int:
+    """`cads_export RUN_OR_CHECKPOINT OUT`: write the encoder of a run or checkpoint."""
+    return _run(_export, argv)
+
+
+def _export(argv: list[str]) -> int:
+    from pretraining.export import export_encoder
+
+    parser = argparse.ArgumentParser(
+        prog="cads_export",
+        description="Write cads_encoder.pth from a run of cads_pretrain or from a checkpoint in the published layout.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("source", metavar="RUN_OR_CHECKPOINT", type=Path, help="folder of a run, or a checkpoint file")
+    parser.add_argument("out", metavar="OUT", type=Path, help="new file, or a folder for cads_encoder.pth")
+    parser.add_argument(
+        "--transpose-in-plane",
+        action="store_true",
+        help="exchange height and width of all kernels: for encoders trained on (z, x, y) volumes, like the published",
+    )
+    arguments = parser.parse_args(argv)
+    return export_encoder(arguments.source, arguments.out, arguments.transpose_in_plane)

@@ -1,0 +1,213 @@
+"""Every setting of pre-training: its default (the published run), its meaning, and the presets that change some.
+
+One dataclass per concern; `cads_pretrain --help` and ``config.json`` are made from them. Presets are plain data.
+"""
+
+import dataclasses
+import json
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from pretraining.errors import UserError
+
+INTENSITY_LEVELS = ("published", "weak", "none")
+PRECISIONS = ("float32", "bf16", "fp16")
+
+
+def _setting(default: Any, doc: str, choices: tuple[str, ...] | None = None) -> Any:
+    return field(default=default, metadata={"doc": doc, "choices": choices})
+
+
+@dataclass(frozen=True)
+class ViewConfig:
+    """How a CT sub-volume becomes two CT views and an X-ray view (CADS method, sections 1 and 2)."""
+
+    window_slices: int = _setting(24, "slices of a sub-volume")
+    window_stride: int = _setting(12, "slices between neighbouring sub-volumes")
+    wide_volume: int = _setting(320, "width in voxels above which only the central part is used in-plane")
+    central_fraction: float = _setting(0.8, "the part of a wide volume that is used in-plane")
+    crop_size: tuple[int, int, int] = _setting((16, 96, 96), "slices, height, width of a CT view before sampling")
+    common_crop_scale: tuple[float, float] = _setting((1.4, 1.8), "in-plane edges of the common crop, in crop sizes")
+    view_scale: tuple[float, float] = _setting((0.8, 1.2), "in-plane edges of a view, in crop sizes")
+    mirror_probability: float = _setting(0.8, "probability of mirroring, for each axis")
+    intensity: str = _setting("published", "strength of the intensity augmentation", INTENSITY_LEVELS)
+    uniform_sampling: bool = _setting(True, "keep one patch in four of each CT view")
+    sampling_patch_size: tuple[int, int, int] = _setting((4, 8, 8), "slices, height, width of a sampled patch")
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Encoder and projection heads (sections 3 and 4)."""
+
+    drop_path_rate: float = _setting(0.1, "stochastic depth of the encoder's last block")
+    head_hidden_dim: int = _setting(2048, "hidden width of the projection heads")
+    head_bottleneck_dim: int = _setting(256, "width before the heads' last layer")
+    head_out_dim: int = _setting(60_000, "K, the width of the heads' output")
+    head_batch_norm: bool = _setting(False, "batch normalisation after the hidden layers of the heads")
+
+
+@dataclass(frozen=True)
+class LossConfig:
+    """Deep self-distillation (section 4)."""
+
+    student_temp: float = _setting(0.1, "student temperature")
+    teacher_temp: tuple[float, float] = _setting((0.04, 0.07), "teacher temperature, first epoch and after warm-up")
+    warmup_teacher_temp_epochs: int = _setting(50, "epochs over which the teacher temperature rises")
+    center_momentum: float = _setting(0.9, "momentum of the center of the teacher outputs")
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """Optimisation (section 5)."""
+
+    epochs: int = _setting(150, "length of the run")
+    batch_size: int = _setting(192, "sub-volumes per step, over all processes")
+    lr: float = _setting(7.5e-4, "peak learning rate per 256 sub-volumes; scaled with batch_size / 256")
+    min_lr: float = _setting(2e-6, "learning rate at the end")
+    warmup_epochs: int = _setting(10, "epochs of linear warm-up of the learning rate")
+    weight_decay: tuple[float, float] = _setting((0.04, 0.4), "weight decay, start and end of its cosine")
+    teacher_momentum: tuple[float, float] = _setting((0.996, 1.0), "momentum of the teacher, start and end")
+    clip_grad: float = _setting(0.3, "largest norm of each tensor's gradient; 0 switches clipping off")
+    freeze_last_layer_epochs: int = _setting(3, "epochs during which the heads' last layers stay fixed")
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """Things that do not belong to the method."""
+
+    epoch_samples: int = _setting(0, "sub-volumes that make an epoch; 0: every one of the store once")
+    seed: int = _setting(0, "seed of weights, order and views")
+    device: str = _setting("auto", "cpu, cuda, cuda:1, ...; auto takes a GPU where there is one")
+    precision: str = _setting("float32", "arithmetic of the forward pass", PRECISIONS)
+    compile: bool = _setting(False, "compile student and teacher with torch.compile")
+    log_every: int = _setting(10, "steps that one line of metrics.jsonl averages")
+    num_workers: int = _setting(-1, "processes that prepare views; 0: none, -1: as many as there are cores, at most 8")
+
+
+@dataclass(frozen=True)
+class PretrainConfig:
+    """The whole configuration of a run."""
+
+    view: ViewConfig = field(default_factory=ViewConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    run: RunConfig = field(default_factory=RunConfig)
+
+    @property
+    def peak_lr(self) -> float:
+        """Peak learning rate of this run's batch size."""
+        return self.optim.lr * self.optim.batch_size / 256
+
+    def to_dict(self) -> dict[str, dict[str, Any]]:
+        """As nested plain data, for config.json and checkpoints (tuples become lists, as in JSON)."""
+        return json.loads(json.dumps(dataclasses.asdict(self)))
+
+    @classmethod
+    def from_dict(cls, content: dict[str, dict[str, Any]]) -> "PretrainConfig":
+        """Rebuild from `to_dict`'s form.
+
+        Raises:
+            UserError: a section or setting that this version does not know.
+        """
+        settings: dict[str, Any] = {}
+        for section, values in content.items():
+            if section not in _SECTIONS or not isinstance(values, dict):
+                raise UserError(f"config section '{section}' is unknown; this version knows {', '.join(_SECTIONS)}")
+            settings.update(values)
+        return cls().replace(**settings)
+
+    def replace(self, **settings: Any) -> "PretrainConfig":
+        """Copy with the named settings changed; names are unique over all sections.
+
+        Raises:
+            UserError: an unknown setting, or a value that does not fit.
+        """
+        changes: dict[str, dict[str, Any]] = {}
+        for name, value in settings.items():
+            if name not in SETTINGS:
+                raise UserError(f"setting '{name}' is unknown; see cads_pretrain --help")
+            section, spec = SETTINGS[name]
+            if isinstance(spec.default, tuple):
+                value = tuple(value)
+                if len(value) != len(spec.default):
+                    raise UserError(f"{name} needs {len(spec.default)} values, got {len(value)}")
+            changes.setdefault(section, {})[name] = value
+        sections = {section: dataclasses.replace(getattr(self, section), **c) for section, c in changes.items()}
+        config = dataclasses.replace(self, **sections)
+        _check(config)
+        return config
+
+
+_SECTIONS = {f.name: f.default_factory for f in fields(PretrainConfig)}
+SETTINGS: dict[str, tuple[str, dataclasses.Field]] = {
+    spec.name: (section, spec) for section, cls in _SECTIONS.items() for spec in fields(cls)
+}
+"""Every setting by name, with its section and its field."""
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "published": {},
+    "small": {
+        "batch_size": 48,
+        "head_out_dim": 4096,
+        "head_batch_norm": True,
+        "lr": 2e-3,
+        "teacher_momentum": (0.99, 1.0),
+        "intensity": "weak",
+        "precision": "bf16",
+    },
+    "demo": {
+        "batch_size": 12,
+        "head_out_dim": 512,
+        "head_hidden_dim": 512,
+        "head_batch_norm": True,
+        "lr": 2.1e-2,
+        "teacher_momentum": (0.99, 1.0),
+        "teacher_temp": (0.04, 0.04),
+        "warmup_teacher_temp_epochs": 1,
+        "warmup_epochs": 2,
+        "freeze_last_layer_epochs": 0,
+        "intensity": "weak",
+        "epochs": 8,
+        "epoch_samples": 240,
+        "num_workers": 1,
+    },
+}
+"""Changes against the published run. docs/pretraining.md gives their reasons and what was measured."""
+
+
+def _check(config: PretrainConfig) -> None:
+    """Refuse values that cannot work, naming the setting, its value and what is allowed."""
+    view, optim = config.view, config.optim
+    rules = [
+        ("batch_size", optim.batch_size >= 1, "at least 1"),
+        ("epochs", optim.epochs >= 1, "at least 1"),
+        ("epoch_samples", config.run.epoch_samples >= 0, "0 or more"),
+        ("log_every", config.run.log_every >= 1, "at least 1"),
+        ("lr", optim.lr > 0, "positive"),
+        ("warmup_epochs", 0 <= optim.warmup_epochs <= optim.epochs, f"between 0 and epochs ({optim.epochs})"),
+        ("clip_grad", optim.clip_grad >= 0, "0 or more"),
+        ("head_out_dim", config.model.head_out_dim >= 2, "at least 2"),
+        ("drop_path_rate", 0 <= config.model.drop_path_rate < 1, "in [0, 1)"),
+        ("student_temp", config.loss.student_temp > 0, "positive"),
+        ("teacher_temp", min(config.loss.teacher_temp) > 0, "positive"),
+        ("intensity", view.intensity in INTENSITY_LEVELS, f"one of {', '.join(INTENSITY_LEVELS)}"),
+        ("precision", config.run.precision in PRECISIONS, f"one of {', '.join(PRECISIONS)}"),
+        ("window_slices", view.window_slices >= view.crop_size[0], f"at least crop_size's {view.crop_size[0]} slices"),
+        ("window_stride", view.window_stride >= 1, "at least 1"),
+        ("central_fraction", 0 < view.central_fraction <= 1, "in (0, 1]"),
+        ("mirror_probability", 0 <= view.mirror_probability <= 1, "in [0, 1]"),
+        ("common_crop_scale", 0 < view.common_crop_scale[0] <= view.common_crop_scale[1], "positive and rising"),
+        ("view_scale", 0 < view.view_scale[0] <= view.view_scale[1], "positive and rising"),
+    ]
+    if view.uniform_sampling:
+        d, h, w = (c % p for c, p in zip(view.crop_size, view.sampling_patch_size, strict=True))
+        grid = [c // p for c, p in zip(view.crop_size, view.sampling_patch_size, strict=True)]
+        fits = not (d or h or w) and grid[1] % 2 == grid[2] % 2 == 0 and grid[0] * grid[1] * grid[2] // 4 % 4 == 0
+        rules.append(
+            ("sampling_patch_size", fits, f"such that crop_size {view.crop_size} is an even grid of such patches")
+        )
+    for name, good, allowed in rules:
+        if not good:
+            section, _ = SETTINGS[name]
+            raise UserError(f"{name} must be {allowed}, got {getattr(getattr(config, section), name)}")

@@ -1,0 +1,76 @@
+"""`cads_export`: the encoder of a run or checkpoint as ``cads_encoder.pth``."""
+
+import logging
+from pathlib import Path
+
+from torch import Tensor
+
+from nnunetv2_cads.network_architecture import PVTv2Encoder
+from nnunetv2_cads.network_architecture.encoder_checkpoint import (
+    EncoderCheckpointError,
+    compare_encoder_state,
+    read_encoder_checkpoint,
+)
+from pretraining import __version__
+from pretraining.checkpoint import CHECKPOINT, ENCODER, save_encoder
+from pretraining.errors import UserError
+
+logger = logging.getLogger(__name__)
+
+
+def export_encoder(source: Path, out: Path, transpose_in_plane: bool = False) -> int:
+    """Write the encoder of ``source`` to ``out`` and report how its keys meet those of the encoder.
+
+    Args:
+        source: a run's folder, its ``checkpoint_latest.pth``, a ``cads_encoder.pth``, or a file in the published
+            layout.
+        out: the new file, or a folder to put ``cads_encoder.pth`` into.
+        transpose_in_plane: exchange height and width of every kernel (see `transposed_in_plane`).
+
+    Returns:
+        0 when every key was there, 1 when some were missing (the file is written all the same).
+
+    Raises:
+        UserError: no encoder in ``source``, tensors of other shapes, or ``out`` exists.
+    """
+    out = out / ENCODER if out.is_dir() else out
+    if out.exists():
+        raise UserError(f"{out}: exists already and is not overwritten; choose another name or remove it first")
+    if source.is_dir():
+        candidates = [source / name for name in (ENCODER, CHECKPOINT)]
+        source = next((path for path in candidates if path.exists()), source)
+        if source.is_dir():
+            raise UserError(f"{source}: has neither {ENCODER} nor {CHECKPOINT}; give the folder of a cads_pretrain run")
+    try:
+        checkpoint = read_encoder_checkpoint(source)
+    except EncoderCheckpointError as error:
+        raise UserError(str(error)) from error
+    encoder = PVTv2Encoder()
+    report = compare_encoder_state(encoder, checkpoint.state)
+    logger.info("%s: %s; %d keys of the head left out", source, report, len(checkpoint.ignored))
+    for name in ("missing", "unexpected", "mismatched"):
+        for key in getattr(report, name):
+            logger.info("  %s: %s", name, key)
+    if report.mismatched or not report.matched:
+        raise UserError(f"{source}: its tensors do not fit the CADS encoder (PVTv2-b1); give a CADS checkpoint")
+    state = {key: checkpoint.state[key] for key in report.matched}
+    record = checkpoint.record or {"architecture": "PVTv2-b1", "source": "published layout"}
+    if transpose_in_plane:
+        state = transposed_in_plane(state)
+        record = {**record, "transposed_in_plane": not record.get("transposed_in_plane", False)}
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{out.parent}: cannot be made ({error.strerror}); choose another place") from error
+    save_encoder(out, state, {**record, "exported_by": __version__})
+    logger.info("encoder: %s", out)
+    return 1 if report.missing else 0
+
+
+def transposed_in_plane(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Exchange height and width of every spatial kernel, 3D and 2D.
+
+    The new encoder gives, for an image with its last two axes exchanged, the old encoder's maps with theirs
+    exchanged. So an encoder trained on (z, x, y) volumes then fits nnU-Net's (z, y, x).
+    """
+    return {key: value.transpose(-1, -2).contiguous() if value.dim() >= 4 else value for key, value in state.items()}
