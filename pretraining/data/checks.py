@@ -98,9 +98,9 @@ def check_values(values: np.ndarray) -> None:
 
 def _advice(low: float, high: float) -> str:
     """What values without air most likely are, and what to do about it."""
-    if high <= 1:
+    if high - low <= 20:
         return "they look like a mask or normalised: leave it out or give the original scan"
-    if high <= 255:
+    if low >= 0 and high <= 255:
         return "they look like labels or an 8-bit picture: leave it out or give the original scan"
     if low >= 0 and high > 1000:
         return "give CT, with the rescale intercept (often -1024) applied if that is missing"

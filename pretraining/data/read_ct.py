@@ -79,15 +79,13 @@ def _read_file(path: Path) -> CTImage:
 
 def _nifti_header(start: bytes) -> nibabel.Nifti1Header:
     """The header from a NIfTI file's first bytes, as it is: loading the image would mend what is wrong with it."""
-    stated_size = (int.from_bytes(start[:4], "little"), int.from_bytes(start[:4], "big"))
-    kind = nibabel.Nifti2Header if nibabel.Nifti2Header.sizeof_hdr in stated_size else nibabel.Nifti1Header
-    return kind(start[: kind.sizeof_hdr], check=False)
+    return nibabel.Nifti1Header(start[: nibabel.Nifti1Header.sizeof_hdr], check=False)
 
 
 def _nifti_spacing(path: Path) -> tuple[float, float, float]:
     """Voxel edges in mm as the header has them, after a look whether it contradicts itself."""
     with _open(path) as stream:
-        header = _nifti_header(stream.read(nibabel.Nifti2Header.sizeof_hdr))
+        header = _nifti_header(stream.read(nibabel.Nifti1Header.sizeof_hdr))
     spacing = tuple(float(edge) for edge in header["pixdim"][1:4])
     sform, code = header.get_sform(coded=True)
     if code and min(spacing) > 0:
