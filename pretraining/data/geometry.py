@@ -7,7 +7,6 @@ method, section 1; the published code skips it.
 from itertools import permutations
 
 import numpy as np
-from scipy.ndimage import spline_filter1d
 
 # A cubic spline's response to one voxel falls by 0.27 per voxel: 24 voxels away it is 1e-13 and is left out.
 SPLINE_REACH = 24
@@ -122,9 +121,12 @@ def spline_matrix(size: int, positions: np.ndarray) -> np.ndarray:
     Returns:
         (n, size) float64; rows sum to 1.
     """
-    if size == 1:
-        return np.ones((len(positions), 1))
-    coefficients = spline_filter1d(np.eye(size), order=3, axis=0, mode="mirror")
+    # B-splines do not pass through their coefficients: samples are what the splines give at 0 .. size - 1.
+    return np.linalg.solve(_b_splines(size, np.arange(size)).T, _b_splines(size, positions).T).T
+
+
+def _b_splines(size: int, positions: np.ndarray) -> np.ndarray:
+    """Values at ``positions`` of the cubic B-splines centred on 0 .. size - 1, mirrored at both ends: (n, size)."""
     nearest = np.floor(positions).astype(int)
     offset = positions - nearest
     weights = (
@@ -133,10 +135,9 @@ def spline_matrix(size: int, positions: np.ndarray) -> np.ndarray:
         2 / 3 - (1 - offset) ** 2 + (1 - offset) ** 3 / 2,
         offset**3 / 6,
     )
-    period = 2 * (size - 1)
+    period = max(1, 2 * (size - 1))
     matrix = np.zeros((len(positions), size))
     for tap, weight in enumerate(weights, start=-1):
         index = (nearest + tap) % period
-        index = np.minimum(index, period - index)
-        matrix += weight[:, None] * coefficients[index]
+        np.add.at(matrix, (np.arange(len(positions)), np.minimum(index, period - index) % size), weight)
     return matrix

@@ -11,7 +11,6 @@ from typing import Any
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from pretraining.data.contact_sheet import write_contact_sheets
 from pretraining.data.find_scans import find_scans, split_name_clashes
 from pretraining.data.preprocess_scan import Task, preprocess_scan
 from pretraining.data.scan import Scan, UnusableScanError
@@ -128,6 +127,8 @@ def _is_same_source(scan: Scan, known: dict[str, Any]) -> bool:
 
 def _summarise(source: Path, writer: StoreWriter, failed: dict[str, str]) -> int:
     """Contact sheet, last line, exit code."""
+    from pretraining.data.contact_sheet import write_contact_sheets  # matplotlib takes a second to load: last of all
+
     if not writer.finished():
         name, reason = next(iter(failed.items()))
         others = f" (and {len(failed) - 1} more)" if len(failed) > 1 else ""

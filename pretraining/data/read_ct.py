@@ -1,26 +1,21 @@
 """Reading one scan: voxels as they are, spacing and direction cosines, all checked.
 
-SimpleITK reads the geometry of every format, so that it is what nnU-Net will see. It does not read the voxels of
-NIfTI: ITK fills what a truncated file lacks with zeros, turns NaN to 0 and a spacing of 0 to 1, all without a word.
+SimpleITK reads the geometry of every format, so that it is what nnU-Net will see, and the voxels of all but NIfTI
+(`pretraining.data.nifti` says why).
 """
 
-import gzip
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
 
-import nibabel
 import numpy as np
 import SimpleITK as sitk
-from nibabel.spatialimages import HeaderDataError
-from nibabel.wrapstruct import WrapStructError
 
+from pretraining.data import nifti
 from pretraining.data.checks import SKEWED, check_direction, check_grid, check_pixels, check_values
 from pretraining.data.scan import Scan, UnusableScanError
 
 UNREADABLE = "cannot be read, it is truncated, damaged or not what its suffix says; copy or export it again"
-SPACING_TOLERANCE = 0.01
 SLICE_GAP_TOLERANCE = 0.1
 MAX_TILT = 0.05
 
@@ -49,7 +44,7 @@ def read_ct(scan: Scan) -> CTImage:
     sitk.ProcessObject.SetGlobalWarningDisplay(False)
     try:
         image = _read_series(scan.files) if scan.is_dicom else _read_file(scan.files[0])
-    except (RuntimeError, OSError, EOFError, ValueError, zlib.error, HeaderDataError, WrapStructError) as error:
+    except (RuntimeError, OSError, EOFError, ValueError, KeyError, zlib.error) as error:
         if isinstance(error, PermissionError):
             raise UnusableScanError("cannot be read, permission denied; check its permissions") from None
         if "orthonormal" in str(error):
@@ -67,53 +62,12 @@ def _read_file(path: Path) -> CTImage:
     size = reader.GetSize()
     pixel_type = sitk.GetPixelIDValueAsString(reader.GetPixelID())
     check_pixels(reader.GetDimension(), size, reader.GetNumberOfComponents(), pixel_type)
-    is_nifti = path.name.lower().endswith((".nii", ".nii.gz"))
-    spacing = _nifti_spacing(path) if is_nifti else reader.GetSpacing()
+    spacing = nifti.read_spacing(path) if nifti.is_nifti(path) else reader.GetSpacing()
     check_grid(size, spacing)
     direction = np.array(reader.GetDirection()).reshape(3, 3)
     check_direction(direction)
-    if is_nifti:
-        return CTImage(_nifti_values(path, size), spacing, direction)
-    return CTImage(sitk.GetArrayFromImage(reader.Execute()), spacing, direction)
-
-
-def _nifti_header(start: bytes) -> nibabel.Nifti1Header:
-    """The header from a NIfTI file's first bytes, as it is: loading the image would mend what is wrong with it."""
-    return nibabel.Nifti1Header(start[: nibabel.Nifti1Header.sizeof_hdr], check=False)
-
-
-def _nifti_spacing(path: Path) -> tuple[float, float, float]:
-    """Voxel edges in mm as the header has them, after a look whether it contradicts itself."""
-    with _open(path) as stream:
-        header = _nifti_header(stream.read(nibabel.Nifti1Header.sizeof_hdr))
-    spacing = tuple(float(edge) for edge in header["pixdim"][1:4])
-    sform, code = header.get_sform(coded=True)
-    if code and min(spacing) > 0:
-        columns = np.linalg.norm(sform[:3, :3], axis=0)
-        if not np.allclose(columns, spacing, rtol=SPACING_TOLERANCE):
-            told = [" x ".join(f"{edge:g}" for edge in edges) for edges in (spacing, columns)]
-            raise UnusableScanError(
-                f"gives its voxel spacing as {told[0]} mm (pixdim) and as {told[1]} mm (sform); correct its header"
-            )
-    return spacing
-
-
-def _nifti_values(path: Path, size: tuple[int, int, int]) -> np.ndarray:
-    """Voxels of a NIfTI file, (z, y, x), scaled by its slope and intercept."""
-    with _open(path) as stream:
-        content = stream.read()  # to the end: only there does gzip compare its checksum
-    header = _nifti_header(content)
-    count = size[0] * size[1] * size[2]
-    values = np.frombuffer(content, header.get_data_dtype(), count, header.get_data_offset()).reshape(size[::-1])
-    slope, intercept = float(header["scl_slope"]), float(header["scl_inter"])
-    if slope == 0 or not np.isfinite([slope, intercept]).all() or (slope, intercept) == (1, 0):
-        return values  # the standard's way of saying: not scaled
-    return values.astype(np.float32) * np.float32(slope) + np.float32(intercept)
-
-
-def _open(path: Path) -> BinaryIO:
-    """Open a file for reading, unpacked."""
-    return gzip.open(path) if path.suffix.lower() == ".gz" else path.open("rb")
+    values = nifti.read_values(path, size) if nifti.is_nifti(path) else sitk.GetArrayFromImage(reader.Execute())
+    return CTImage(values, spacing, direction)
 
 
 def _read_series(files: tuple[Path, ...]) -> CTImage:
