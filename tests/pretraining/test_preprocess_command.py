@@ -1,0 +1,266 @@
+"""`cads_preprocess` itself, on real files: one result for any orientation, resuming, stopping, unusable input."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from itertools import permutations, product
+from pathlib import Path
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+
+import pretraining
+from pretraining.data.store import Store
+from pretraining.data.store_writer import StoreWriter
+from pretraining.errors import UserError
+
+COMMAND = [sys.executable, "-c", "import sys; from pretraining.cli import preprocess; sys.exit(preprocess())"]
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(pretraining.__file__).parents[1])}
+
+
+def start(*arguments, **options) -> subprocess.Popen:
+    command = [*COMMAND, *map(str, arguments)]
+    return subprocess.Popen(
+        command, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, encoding="utf-8", **options
+    )
+
+
+def run(*arguments) -> tuple[int, str]:
+    process = start(*arguments)
+    output, _ = process.communicate(timeout=300)
+    return process.returncode, output
+
+
+def failures(store) -> dict[str, str]:
+    return {entry["file"]: entry["reason"] for entry in json.loads((store / "failed.json").read_text())}
+
+
+@pytest.fixture
+def scans(tmp_path, make_body):
+    """A folder of three small scans."""
+    folder = tmp_path / "scans"
+    folder.mkdir()
+    for index in range(3):
+        sitk.WriteImage(make_body(seed=index), str(folder / f"scan_{index}.nii.gz"))
+    return folder
+
+
+def test_one_result_for_all_48_orientations(tmp_path, make_body):
+    body = make_body(spacing_xyz_mm=(0.8, 1.1, 1.7))
+    for index, letters in enumerate(letters for axes in permutations(("RL", "AP", "IS")) for letters in product(*axes)):
+        stored = sitk.DICOMOrient(body, "".join(letters))
+        sitk.WriteImage(stored, str(tmp_path / f"{''.join(letters)}.{('nrrd', 'nii.gz', 'mha')[index % 3]}"))
+    code, output = run(tmp_path, tmp_path / "store", "-np", 2)
+    assert code == 0, output
+    store = Store.open(tmp_path / "store")
+    assert len(store) == 48
+    assert len({entry["sha256"] for entry in store.manifest["volumes"].values()}) == 1
+    assert len({store.radiograph(name).tobytes() for name in store.ids}) == 1
+    volume = store.volume("RPI")[:]
+    expected = tuple(round(edge * spacing) for edge, spacing in zip((30, 36, 44), (1.7, 1.1, 0.8), strict=True))
+    assert volume.shape == expected
+    middle = [edge // 2 for edge in expected]
+    assert volume[middle[0], int(0.75 * expected[1]), middle[2]] > 500  # the spine is at the back
+    assert volume[int(0.7 * expected[0]), middle[1], int(0.7 * expected[2])] < -600  # the lung left and high
+    assert volume.min() >= -1024
+
+
+def test_real_scans(tmp_path, ct_dir, reference_dir):
+    code, output = run(ct_dir, tmp_path / "store", "-np", 2)
+    files = [path.relative_to(ct_dir).as_posix() for path in ct_dir.rglob("*.nii.gz")]
+    label_maps = {name for name in files if name.endswith(("_seg.nii.gz", "_vertebrae.nii.gz", "_artery.nii.gz"))}
+    assert code == 1
+    assert set(failures(tmp_path / "store")) == label_maps
+    assert all("not HU" in reason for reason in failures(tmp_path / "store").values())
+    assert "exit code 1" in output
+    store = Store.open(tmp_path / "store")
+    assert len(store) == len(files) - len(label_maps)
+    with np.load(reference_dir / "frontal_drr_reference.npz") as reference:
+        for volume_id, name in (("chest_2mm", "ricord"), ("abdomen_3mm", "abdomen")):
+            radiograph, expected = store.radiograph(volume_id), reference[name]
+            assert radiograph.shape == expected.shape  # slices x width: frontal
+            pictures = (radiograph, radiograph[:, ::-1])
+            assert max(np.corrcoef(picture.ravel(), expected.ravel())[0, 1] for picture in pictures) > 0.99
+
+
+def test_adds_what_is_new_and_leaves_the_rest_alone(scans, tmp_path, make_body):
+    store = tmp_path / "store"
+    assert run(scans, store)[0] == 0
+    assert failures(store) == {}
+    before = {path: path.stat().st_mtime_ns for path in store.glob("*/*")}
+    sitk.WriteImage(make_body(seed=9), str(scans / "more.mha"))
+    os.utime(scans / "scan_0.nii.gz")  # a copy has new times and the same content
+    code, output = run(scans, store)
+    assert code == 0, output
+    assert "4 volumes" in output
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+    assert len(Store.open(store)) == 4
+
+
+def test_changed_source_is_noticed_and_nothing_overwritten(scans, tmp_path, make_body):
+    store = tmp_path / "store"
+    run(scans, store)
+    fingerprint = Store.open(store).fingerprint()
+    sitk.WriteImage(make_body((40, 36, 44)), str(scans / "scan_1.nii.gz"))
+    code, _ = run(scans, store)
+    assert code == 1
+    assert "was made from" in failures(store)["scan_1.nii.gz"]
+    assert Store.open(store).fingerprint() == fingerprint
+    (store / "volumes" / "scan_1.json").unlink()  # what the reason advises
+    assert run(scans, store)[0] == 0
+    assert Store.open(store).shape("scan_1") == (40, 36, 44)
+
+
+def test_one_bad_scan_does_not_stop_the_rest(scans, tmp_path, make_body):
+    content = (scans / "scan_0.nii.gz").read_bytes()
+    (scans / "broken.nii.gz").write_bytes(content[: len(content) // 2])
+    sitk.WriteImage(make_body(), str(scans / "scan_1.nrrd"))
+    sitk.WriteImage(make_body((20, 36, 44)), str(scans / "thin.nrrd"))
+    code, output = run(scans, tmp_path / "store", "-np", 2)
+    assert code == 1
+    reasons = failures(tmp_path / "store")
+    assert set(reasons) == {"broken.nii.gz", "scan_1.nii.gz", "scan_1.nrrd", "thin.nrrd"}
+    assert "scan_1.nrrd" in reasons["scan_1.nii.gz"] and "rename" in reasons["scan_1.nii.gz"]
+    assert "covers 20 mm" in reasons["thin.nrrd"]
+    assert Store.open(tmp_path / "store").ids == ["scan_0", "scan_2"]
+    assert "Traceback" not in output
+    assert (tmp_path / "store" / "radiographs.png").stat().st_size > 1000
+
+
+def test_single_file_and_store_inside_input(scans):
+    assert run(scans / "scan_1.nii.gz", scans / "store")[0] == 0
+    assert Store.open(scans / "store").ids == ["scan_1"]
+    code, _ = run(scans, scans / "store")
+    assert code == 0
+    assert Store.open(scans / "store").ids == ["scan_0", "scan_1", "scan_2"]
+
+
+def old_store(folder):
+    StoreWriter(folder).prepare()
+    manifest = json.loads((folder / "manifest.json").read_text())
+    (folder / "manifest.json").write_text(json.dumps(manifest | {"format_version": 0}))
+
+
+def write_file(path):
+    path.parent.mkdir(exist_ok=True)
+    path.write_text("something")
+
+
+@pytest.mark.parametrize(
+    ("source", "store", "make", "reason"),
+    [
+        ("missing", "store", lambda folder: None, "no such file or folder"),
+        ("empty", "store", lambda folder: (folder / "empty").mkdir(), "holds no CT scan"),
+        ("empty", "store", lambda folder: write_file(folder / "empty" / "notes.txt"), "holds no CT scan"),
+        ("scans", "store", lambda folder: write_file(folder / "store" / "thesis.tex"), "not empty and not a store"),
+        ("scans", "store", lambda folder: write_file(folder / "store"), "is a file"),
+        ("scans", "store", lambda folder: old_store(folder / "store"), "format version 0"),
+        ("scans", "scans", lambda folder: None, "not empty and not a store"),
+        ("scans", "file/store", lambda folder: write_file(folder / "file"), "cannot be"),
+        ("bad", "store", lambda folder: write_file(folder / "bad" / "a.nii.gz"), "a.nii.gz cannot be read"),
+        ("bad/a.nii.gz", "store", lambda folder: write_file(folder / "bad" / "a.nii.gz"), "a.nii.gz cannot be read"),
+    ],
+)
+def test_nothing_could_be_done(scans, tmp_path, source, store, make, reason):
+    make(tmp_path)
+    before = sorted(tmp_path.rglob("*")) if source != "bad" else None
+    code, output = run(tmp_path / source, tmp_path / store)
+    assert code == 2
+    assert reason in output
+    assert "Traceback" not in output
+    assert len([line for line in output.splitlines() if line.startswith("error: ")]) == 1
+    if not source.startswith("bad"):
+        assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may write anywhere")
+def test_store_without_write_permission(scans, tmp_path):
+    (tmp_path / "locked").mkdir(mode=0o500)
+    code, output = run(scans, tmp_path / "locked" / "store")
+    assert code == 2
+    assert "cannot be written" in output
+
+
+@pytest.mark.parametrize("processes", ["0", "-1", "two"])
+def test_impossible_number_of_processes(scans, tmp_path, processes):
+    code, output = run(scans, tmp_path / "store", "-np", processes)
+    assert code == 2
+    assert "-np" in output
+
+
+def living(group: int) -> list[int]:
+    """Processes of a process group that have not ended (zombies have)."""
+    alive = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = stat.read_text().rpartition(")")[2].split()
+        except OSError:
+            continue
+        if int(fields[2]) == group and fields[0] != "Z":
+            alive.append(int(stat.parent.name))
+    return alive
+
+
+def wait_for(condition, seconds=60):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.02)
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="processes are looked up in /proc")
+@pytest.mark.parametrize(
+    ("signum", "whole_group", "code"),
+    [
+        (signal.SIGINT, True, 130),  # Ctrl-C reaches every process of the group
+        (signal.SIGTERM, False, 143),
+        (signal.SIGKILL, False, -9),
+        (signal.SIGKILL, True, -9),
+    ],
+)
+def test_goes_on_after_a_stop(tmp_path, make_body, signum, whole_group, code):
+    source, store = tmp_path / "scans", tmp_path / "store"
+    source.mkdir()
+    for index in range(6):
+        sitk.WriteImage(make_body((60, 120, 120), (1.0, 1.2, 1.3), seed=index), str(source / f"{index}.nii"))
+    process = start(source, store, "-np", 2, start_new_session=True)
+    entries = store / "volumes"
+    wait_for(lambda: len(list(entries.glob("*.json"))) >= 1)
+    (os.killpg if whole_group else os.kill)(process.pid, signum)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == code, output
+    wait_for(lambda: not living(process.pid))
+    if signum != signal.SIGKILL:
+        assert "the same command goes on" in output and "Traceback" not in output
+        assert not list(store.rglob(".*.tmp"))
+    with pytest.raises(UserError, match="not finished"):
+        Store.open(store)
+    done = set(StoreWriter(store).finished())
+    assert 1 <= len(done) < 6
+    before = {path: path.stat().st_mtime_ns for path in store.glob("*/*") if path.name.split(".")[0] in done}
+    code, output = run(source, store, "-np", 2)
+    assert code == 0, output
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+    assert not list(store.rglob(".*.tmp"))
+    assert Store.open(store).ids == [str(index) for index in range(6)]
+
+
+def test_scan_that_kills_its_process_is_recorded(scans, tmp_path):
+    """A header announces a volume that passes the checks but not a memory limit set on the command."""
+    header = "NRRD0004\ntype: short\ndimension: 3\nspace: left-posterior-superior\nsizes: 1500 1500 1500\n"
+    header += (
+        "space directions: (0.6,0,0) (0,0.6,0) (0,0,0.6)\nspace origin: (0,0,0)\nencoding: raw\nendian: little\n\n"
+    )
+    with (scans / "huge.nrrd").open("wb") as file:
+        file.write(header.encode())
+        file.truncate(len(header) + 2 * 1500**3)  # a file of zeros that takes no room
+    limit = "import resource; resource.setrlimit(resource.RLIMIT_AS, (5 * 2**30,) * 2); "
+    command = [sys.executable, "-c", limit + COMMAND[2], str(scans), str(tmp_path / "store"), "-np", "1"]
+    done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, encoding="utf-8", timeout=300)
+    assert done.returncode == 1, done.stderr
+    assert list(failures(tmp_path / "store")) == ["huge.nrrd"]
+    assert Store.open(tmp_path / "store").ids == ["scan_0", "scan_1", "scan_2"]
