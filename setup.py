@@ -24,10 +24,10 @@ class BuildPyWithStartupFile(build_py):
 
 
 if __name__ == "__main__":  # nnU-Net may import every file it finds below a folder
-    version = re.search(r'__version__ = "(.+)"', (ROOT / "nnunetv2_cads" / "__init__.py").read_text(encoding="utf-8"))[1]
+    package = (ROOT / "nnunetv2_cads" / "__init__.py").read_text(encoding="utf-8")
     setup(
         name="nnunetv2-cads",
-        version=version,
+        version=re.search('__version__ = "(.+)"', package)[1],
         description="CADS cross-modal self-supervised pre-training and PVT-UNet for nnU-Net v2",
         long_description=(ROOT / "README.md").read_text(encoding="utf-8"),
         long_description_content_type="text/markdown",

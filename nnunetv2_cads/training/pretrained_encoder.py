@@ -69,9 +69,10 @@ def load_pretrained_encoder(encoder: PVTv2Encoder, path: Path) -> LoadedEncoder:
             "give a cads_encoder.pth or a checkpoint in the published CADS layout"
         )
     if report.missing or report.mismatched:
+        lacking = report.missing + report.mismatched
         raise EncoderCheckpointError(
-            f"{path}: the encoder in it does not fill the network's ({report}); "
-            "give an encoder of the same architecture that was pre-trained for the same dimension"
+            f"{path}: {len(lacking)} of the network's {len(encoder.state_dict())} encoder tensors are missing there or "
+            f"have another shape (first: {lacking[0]}); give an encoder of the same architecture and dimension"
         )
     return LoadedEncoder(path, checkpoint.sha256, checkpoint.record, load_encoder(encoder, state), inflated)
 

@@ -47,6 +47,8 @@ class nnUNetTrainerCADS(nnUNetTrainer):
         weight_decay: AdamW's, for matrices and kernels.
         warmup_fraction: share of the epochs, rounded up, over which the rates rise.
         use_pretrained_encoder: False starts from random weights instead.
+        mirroring: False neither trains nor predicts with mirrored patches, as short trainings need that have to tell
+            left from right.
     """
 
     settings: Mapping[str, Any] = {}
@@ -61,6 +63,7 @@ class nnUNetTrainerCADS(nnUNetTrainer):
         self.weight_decay = 1e-2
         self.warmup_fraction = 0.05
         self.use_pretrained_encoder = True
+        self.mirroring = True
         for name, value in self.settings.items():
             setattr(self, name, value)
 
@@ -88,6 +91,13 @@ class nnUNetTrainerCADS(nnUNetTrainer):
         warmup_epochs = math.ceil(self.warmup_fraction * self.num_epochs)
         factor = functools.partial(warmup_poly_factor, num_epochs=self.num_epochs, warmup_epochs=warmup_epochs)
         return optimizer, EpochSchedule(optimizer, factor)
+
+    def configure_rotation_dummyDA_mirroring_and_inital_patch_size(self) -> tuple:
+        """nnU-Net's, with no axes to mirror where ``mirroring`` is off; checkpoints keep that for prediction."""
+        *others, mirror_axes = super().configure_rotation_dummyDA_mirroring_and_inital_patch_size()
+        if not self.mirroring:
+            self.inference_allowed_mirroring_axes = mirror_axes = None
+        return *others, mirror_axes
 
     def on_train_start(self) -> None:
         """Put the encoder into an untouched network, before any worker starts and before any file is replaced.

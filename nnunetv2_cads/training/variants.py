@@ -15,8 +15,15 @@ LENGTHS = {
         "num_epochs": 8,
         "num_iterations_per_epoch": 25,
         "num_val_iterations_per_epoch": 2,
-        "initial_lr": 2e-3,
-        "encoder_lr": 5e-4,
+        "initial_lr": 5e-3,
+        "encoder_lr": 2e-3,
+        "mirroring": False,
+    },
+    "_demo_quick": {
+        "num_epochs": 1,
+        "num_iterations_per_epoch": 4,
+        "num_val_iterations_per_epoch": 1,
+        "mirroring": False,
     },
 }
 
