@@ -6,6 +6,8 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+import venv
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +18,7 @@ import torch
 
 from nnunetv2_cads.network_architecture import PVTv2Encoder
 
+REPOSITORY = Path(__file__).parents[2]
 TRAINERS_OF_A_USER = '''
 import os
 
@@ -31,12 +34,56 @@ class TinyTrainerCADS(nnUNetTrainerCADS):
         super().on_epoch_end()
         if self.current_epoch == int(os.environ.get("STOP_BEFORE_EPOCH", -1)):
             raise SystemExit("stopped by the test")
+
+    def perform_actual_validation(self, save_probabilities=False):
+        if "SKIP_VALIDATION" not in os.environ:
+            super().perform_actual_validation(save_probabilities)
 '''
+
+
+Finished = subprocess.CompletedProcess[str]
+
+
+def run(command: list[object], **options: object) -> Finished:
+    """Run a command to its end, with its output as text."""
+    return subprocess.run([str(word) for word in command], text=True, capture_output=True, timeout=300, **options)
+
+
+@dataclass(frozen=True)
+class VirtualEnvironment:
+    """A new virtual environment that sees what is installed here, but not this project's checkout."""
+
+    root: Path
+
+    @property
+    def python(self) -> Path:
+        return self.root / "bin" / "python"
+
+    def files(self) -> set[Path]:
+        return {path for path in self.root.rglob("*") if path.is_file()}
+
+    def pip(self, *arguments: object) -> None:
+        done = run([self.python, "-m", "pip", *arguments], env=_clean_environment(), cwd=self.root)
+        assert done.returncode == 0, done.stdout + done.stderr
+
+    def install(self, *what: object) -> None:
+        """Install a wheel, or ``-e`` and a source tree, without its dependencies and without a network."""
+        self.pip("install", "--no-index", "--no-deps", "--no-build-isolation", "--ignore-installed", *what)
+
+    def evaluate(self, code: str, **changes: str) -> str:
+        """Standard output of a new interpreter that runs ``code`` in a folder without the project."""
+        done = run([self.python, "-c", code], env=_clean_environment() | changes, cwd=self.root)
+        assert done.returncode == 0, done.stderr
+        return done.stdout.strip()
+
+
+def _clean_environment() -> dict[str, str]:
+    return {name: value for name, value in os.environ.items() if not name.startswith(("nnUNet_", "PYTHON"))}
 
 
 @dataclass(frozen=True)
 class NnunetProject:
-    """Folders and files of the project: dataset 1 with five CTs, planned for 3d_fullres and 2d."""
+    """Folders and files of the project: dataset 1 with five CTs, planned for all, preprocessed for 3d_fullres."""
 
     root: Path
     encoder_file: Path
@@ -51,19 +98,15 @@ class NnunetProject:
 
     def environment(self, **changes: str | None) -> dict[str, str]:
         """A fresh shell's: nnU-Net's three folders and its numbers of processes; None removes a variable."""
-        variables = {name: value for name, value in os.environ.items() if not name.startswith(("nnUNet_", "PYTHON"))}
         folders = {f"nnUNet_{name}": str(self.root / name) for name in ("raw", "preprocessed", "results")}
         small = {"nnUNet_n_proc_DA": "0", "nnUNet_def_n_proc": "1", "OMP_NUM_THREADS": "2", "PYTHONWARNINGS": "ignore"}
-        merged = {**variables, **folders, **small, **changes}
+        merged = {**_clean_environment(), **folders, **small, **changes}
         return {name: value for name, value in merged.items() if value is not None}
 
-    def run(self, command: str, *arguments: str, python: str | None = None, **changes: str | None):
-        """Run one of nnU-Net's console scripts in `environment`; returns the finished process, output as text."""
+    def run(self, python: Path | str, command: str, *arguments: object, **changes: str | None) -> Finished:
+        """Run one of nnU-Net's console scripts with ``python``, in `environment` with the ``changes``."""
         script = shutil.which(command, path=sysconfig.get_path("scripts") + os.pathsep + os.environ["PATH"])
-        return subprocess.run(
-            [python or sys.executable, script, *map(str, arguments)],
-            env=self.environment(**changes), cwd=self.root, text=True, capture_output=True, timeout=300,
-        )  # fmt: skip
+        return run([python, script, *arguments], env=self.environment(**changes), cwd=self.root)
 
 
 def _write_case(folder: Path, name: str, rng: np.random.Generator) -> None:
@@ -107,14 +150,58 @@ def _write_encoder(path: Path) -> None:
 
 @pytest.fixture(scope="session")
 def nnunet_project(tmp_path_factory: pytest.TempPathFactory) -> NnunetProject:
-    """The project, planned and preprocessed; trainings of one test must use a folder name of their own."""
+    """The project, planned and preprocessed. nnU-Net names result folders by trainer: one trainer per test."""
     root = tmp_path_factory.mktemp("nnunet_project")
     project = NnunetProject(root, root / "cads_encoder.pth")
     _write_dataset(root / "raw" / "Dataset001_Blobs")
     _write_encoder(project.encoder_file)
     project.trainer_folder.mkdir()
     (project.trainer_folder / "my_trainers.py").write_text(TRAINERS_OF_A_USER)
-    arguments = ("-d", 1, "-c", "3d_fullres", "2d", "-np", 1, 1, "-npfp", 1)
-    done = project.run("nnUNetv2_plan_and_preprocess", *arguments, nnUNet_n_proc_DA="1")  # the planner refuses 0
+    arguments = ("nnUNetv2_plan_and_preprocess", "-d", 1, "-c", "3d_fullres", "-np", 1, "-npfp", 1)
+    done = project.run(sys.executable, *arguments, nnUNet_n_proc_DA="1")  # the planner refuses 0
     assert done.returncode == 0, done.stdout + done.stderr
     return project
+
+
+@pytest.fixture(scope="session")
+def make_virtual_environment(tmp_path_factory: pytest.TempPathFactory) -> Callable[[], VirtualEnvironment]:
+    """Makes new virtual environments; the dependencies come in by path, since they are gigabytes."""
+    here = [path for path in sys.path if Path(path).name in ("site-packages", "dist-packages")]
+
+    def make() -> VirtualEnvironment:
+        environment = VirtualEnvironment(tmp_path_factory.mktemp("venv"))
+        venv.create(environment.root)
+        site_packages = environment.evaluate("import sysconfig; print(sysconfig.get_path('purelib'))")
+        (Path(site_packages) / "installed_here.pth").write_text("\n".join(here) + "\n")
+        return environment
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def source_tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of what packaging reads, so that no build leaves files in the checkout."""
+    folder = tmp_path_factory.mktemp("source")
+    for name in ("nnunetv2_cads", "pretraining"):
+        shutil.copytree(REPOSITORY / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for path in REPOSITORY.iterdir():
+        if path.is_file():
+            shutil.copy(path, folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def wheel(source_tree: Path, make_virtual_environment, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The wheel, as pip builds it."""
+    folder = tmp_path_factory.mktemp("wheel")
+    builder = make_virtual_environment()
+    builder.pip("wheel", "--no-index", "--no-build-isolation", "--no-deps", "--wheel-dir", folder, source_tree)
+    return next(folder.glob("*.whl"))
+
+
+@pytest.fixture(scope="session")
+def installed(wheel: Path, make_virtual_environment) -> VirtualEnvironment:
+    """A virtual environment with the wheel installed."""
+    environment = make_virtual_environment()
+    environment.install(wheel)
+    return environment

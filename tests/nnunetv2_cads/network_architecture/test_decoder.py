@@ -1,0 +1,56 @@
+import pytest
+import torch
+from torch import nn
+
+from nnunetv2_cads.network_architecture.decoder import PyramidDecoder, output_sizes
+
+CHANNELS, STRIDES = (4, 6, 8), ((2, 2, 2), (1, 2, 2), (2, 2, 2))
+
+
+def maps_of(size: tuple[int, int, int]) -> list[torch.Tensor]:
+    """Random encoder maps of a (D, H, W) input whose edges the strides divide."""
+    d, h, w = size
+    sizes = [(d // 2, h // 2, w // 2), (d // 2, h // 4, w // 4), (d // 4, h // 8, w // 8)]
+    return [torch.randn(2, channels, *s) for channels, s in zip(CHANNELS, sizes, strict=True)]
+
+
+def test_output_sizes_are_the_input_over_the_strides_so_far_rounded_up():
+    assert output_sizes((9, 20, 30), STRIDES) == [(9, 20, 30), (5, 10, 15), (5, 5, 8)]
+
+
+def test_every_output_has_its_size_and_all_classes():
+    decoder = PyramidDecoder(CHANNELS, STRIDES, 3, nn.Conv3d, deep_supervision=True)
+    outputs = decoder(maps_of((8, 16, 24)), (8, 16, 24))
+    assert [tuple(o.shape) for o in outputs] == [(2, 3, *size) for size in output_sizes((8, 16, 24), STRIDES)]
+
+
+def test_deep_supervision_changes_what_is_returned_and_not_the_full_resolution():
+    decoder = PyramidDecoder(CHANNELS, STRIDES, 3, nn.Conv3d, deep_supervision=True).eval()
+    maps = maps_of((8, 16, 16))
+    outputs = decoder(maps, (8, 16, 16))
+    decoder.deep_supervision = False
+    torch.testing.assert_close(decoder(maps, (8, 16, 16)), outputs[0])
+
+
+def test_every_encoder_map_reaches_the_output():
+    decoder = PyramidDecoder(CHANNELS, STRIDES, 3, nn.Conv3d, deep_supervision=False)
+    maps = [m.requires_grad_() for m in maps_of((8, 16, 16))]
+    decoder(maps, (8, 16, 16)).square().sum().backward()
+    assert all(m.grad.abs().sum() > 0 for m in maps)
+
+
+def test_upsampling_undoes_the_strides():
+    decoder = PyramidDecoder(CHANNELS, STRIDES, 3, nn.Conv3d, deep_supervision=True)
+    assert [step.stride for step in decoder.upsamplings] == [(2, 2, 2), (1, 2, 2), (2, 2, 2)]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((CHANNELS, STRIDES, 3, nn.Conv1d, True), "conv_op must be nn.Conv2d or nn.Conv3d, got .*Conv1d"),
+        ((CHANNELS, STRIDES[:2], 3, nn.Conv3d, True), "3 maps and 2 strides"),
+    ],
+)
+def test_arguments_that_cannot_work_are_refused(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        PyramidDecoder(*arguments)

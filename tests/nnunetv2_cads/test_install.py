@@ -1,0 +1,83 @@
+"""What an installation puts where, and what it leaves; training/test_commands.py drives nnU-Net's commands from one."""
+
+import os
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).parents[2]
+SHOW_FOLDERS = "import os; print(os.environ.get('nnUNet_extTrainer', ''))"
+DISCOVERY = ("nnunetv2_cads", "training", "discovery")
+
+
+def test_the_wheel_holds_the_packages_and_the_start_up_files_only(wheel, source_tree):
+    with zipfile.ZipFile(wheel) as archive:
+        names = {name for name in archive.namelist() if ".dist-info/" not in name}
+        metadata = archive.read(next(n for n in archive.namelist() if n.endswith("METADATA"))).decode()
+        record = archive.read(next(n for n in archive.namelist() if n.endswith("RECORD"))).decode()
+    modules = [path for package in ("nnunetv2_cads", "pretraining") for path in (source_tree / package).rglob("*.py")]
+    expected = {path.relative_to(source_tree).as_posix() for path in modules}
+    assert names == expected | {"nnunetv2_cads_startup.py", "nnunetv2_cads.pth"}
+    assert "License-Expression: Apache-2.0" in metadata
+    assert all(f"{name}," in record for name in names)
+
+
+def test_the_wheel_is_used_from_the_new_environment(installed):
+    module, folders = installed.evaluate(
+        "import os, nnunetv2_cads as n; print(n.__file__); print(os.environ['nnUNet_extTrainer'])"
+    ).splitlines()
+    assert Path(module).is_relative_to(installed.root)
+    assert Path(folders) == Path(module).parent.joinpath(*DISCOVERY[1:])
+
+
+@pytest.mark.parametrize("editable", [False, True], ids=["wheel", "editable"])
+def test_uninstalling_leaves_nothing(editable, wheel, source_tree, make_virtual_environment):
+    environment = make_virtual_environment()
+    before = environment.files()
+    environment.install(*(("-e", source_tree) if editable else (wheel,)))
+    folder = source_tree.joinpath(*DISCOVERY) if editable else None
+    shown = environment.evaluate(SHOW_FOLDERS)
+    assert Path(shown) == folder if editable else Path(shown).is_relative_to(environment.root)
+    environment.pip("uninstall", "--yes", "nnunetv2-cads")
+    assert environment.files() == before
+    assert environment.evaluate(SHOW_FOLDERS) == ""
+
+
+def test_folders_of_a_user_come_first_and_children_do_not_repeat_ours(installed):
+    nested = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {SHOW_FOLDERS!r}])"
+    mine = os.pathsep.join(["/my/trainers", "/more trainers"])
+    ours = installed.evaluate(SHOW_FOLDERS)
+    assert installed.evaluate(SHOW_FOLDERS, nnUNet_extTrainer=mine) == os.pathsep.join([mine, ours])
+    assert installed.evaluate(nested, nnUNet_extTrainer=mine) == os.pathsep.join([mine, ours])
+
+
+def test_start_up_imports_nothing_but_itself(installed):
+    show = "import sys; print(*sorted(sys.modules))"
+    modules = set(installed.evaluate(show).split())
+    startup = installed.evaluate("import nnunetv2_cads_startup as s; print(s.__file__)")
+    path_file = Path(startup).with_name("nnunetv2_cads.pth")
+    aside = path_file.rename(path_file.with_suffix(".aside"))
+    try:
+        assert modules - set(installed.evaluate(show).split()) == {"nnunetv2_cads_startup"}
+    finally:
+        aside.rename(path_file)
+
+
+@pytest.mark.parametrize("module", [None, "raise RuntimeError", "import no_such_module", "def broken(:"])
+def test_start_up_never_fails(module, tmp_path, monkeypatch):
+    if module is not None:
+        (tmp_path / "nnunetv2_cads_startup.py").write_text(module)
+    monkeypatch.setattr(sys, "path", [str(tmp_path)])
+    monkeypatch.setattr(sys, "meta_path", [f for f in sys.meta_path if "editable" not in repr(f)])
+    monkeypatch.delitem(sys.modules, "nnunetv2_cads_startup", raising=False)
+    exec((REPOSITORY / "nnunetv2_cads.pth").read_text())
+
+
+def test_a_removed_package_is_not_announced(tmp_path, monkeypatch):
+    copy = tmp_path / "nnunetv2_cads_startup.py"
+    copy.write_text((REPOSITORY / copy.name).read_text())
+    monkeypatch.setenv("nnUNet_extTrainer", "/my/trainers")
+    exec(compile(copy.read_text(), copy, "exec"), {"__file__": str(copy)})
+    assert os.environ["nnUNet_extTrainer"] == "/my/trainers"

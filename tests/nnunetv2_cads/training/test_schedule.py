@@ -1,0 +1,65 @@
+import pytest
+import torch
+from torch import nn
+
+from nnunetv2_cads.network_architecture import PVTUNet
+from nnunetv2_cads.training.parameter_groups import parameter_groups
+from nnunetv2_cads.training.schedule import EpochSchedule, warmup_poly_factor
+
+
+def test_the_factor_rises_linearly_and_falls_polynomially():
+    factors = [warmup_poly_factor(epoch, num_epochs=10, warmup_epochs=4) for epoch in range(10)]
+    assert factors[:5] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0])
+    assert factors[4:] == pytest.approx([(1 - i / 6) ** 0.9 for i in range(6)])
+
+
+@pytest.mark.parametrize("num_epochs", [1, 2, 5, 8, 1000])
+def test_no_epoch_is_wasted_on_a_rate_of_zero(num_epochs):
+    factors = [warmup_poly_factor(epoch, num_epochs, warmup_epochs=1) for epoch in range(num_epochs)]
+    assert all(0 < factor <= 1 for factor in factors)
+
+
+def optimizer_and_schedule() -> tuple[torch.optim.Optimizer, EpochSchedule]:
+    a, b = nn.Parameter(torch.ones(1)), nn.Parameter(torch.ones(1))
+    optimizer = torch.optim.AdamW([{"params": [a], "lr": 1.0}, {"params": [b], "lr": 0.1}])
+    return optimizer, EpochSchedule(optimizer, lambda epoch: warmup_poly_factor(epoch, 6, 2))
+
+
+def rates(optimizer: torch.optim.Optimizer) -> list[float]:
+    return [group["lr"] for group in optimizer.param_groups]
+
+
+def test_each_group_keeps_its_own_base_rate_whatever_was_called_before():
+    optimizer, schedule = optimizer_and_schedule()
+    for epoch in (3, 0, 5, 5):
+        schedule.step(epoch)
+        factor = warmup_poly_factor(epoch, 6, 2)
+        assert rates(optimizer) == pytest.approx([factor, 0.1 * factor])
+
+
+def test_a_resumed_run_has_the_rates_of_an_unbroken_one():
+    unbroken, schedule = optimizer_and_schedule()
+    seen = []
+    for epoch in range(6):
+        schedule.step(epoch)
+        seen.append(rates(unbroken))
+        if epoch == 2:
+            saved = unbroken.state_dict()
+    resumed, schedule = optimizer_and_schedule()
+    resumed.load_state_dict(saved)
+    for epoch in range(3, 6):
+        schedule.step(epoch)
+        assert rates(resumed) == seen[epoch]
+
+
+def test_groups_hold_every_parameter_once_and_spare_norms_and_biases_from_decay():
+    network = PVTUNet(1, 2)
+    groups = parameter_groups(network, decoder_lr=1.0, encoder_lr=0.1, weight_decay=0.5)
+    assert sorted(id(p) for g in groups for p in g["params"]) == sorted(id(p) for p in network.parameters())
+    settings = {id(p): (g["lr"], g["weight_decay"]) for g in groups for p in g["params"]}
+    assert groups[0]["lr"] == 1.0  # the group whose rate nnU-Net logs
+    assert settings[id(network.encoder.block1[0].attn.q.weight)] == (0.1, 0.5)
+    assert settings[id(network.encoder.block1[0].norm1.weight)] == (0.1, 0.0)
+    assert settings[id(network.encoder.block1[0].attn.q.bias)] == (0.1, 0.0)
+    assert settings[id(network.decoder.seg_layers[0].weight)] == (1.0, 0.5)
+    assert settings[id(network.decoder.seg_layers[0].bias)] == (1.0, 0.0)
