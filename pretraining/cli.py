@@ -16,8 +16,9 @@ logger = logging.getLogger("pretraining")
 
 def _run(command: Callable[[list[str]], int], argv: list[str] | None) -> int:
     """Run one command; turn a `UserError` into its sentence on stderr and exit code 2."""
-    logging.basicConfig(format="%(message)s", stream=sys.stderr)
-    logger.setLevel(logging.INFO)  # ours alone: other packages' notes are not for the user
+    handler = logging.StreamHandler(sys.stderr)
+    logger.addHandler(handler)  # ours alone: other packages' notes are not for the user
+    logger.setLevel(logging.INFO)
     try:
         return command(sys.argv[1:] if argv is None else argv)
     except UserError as error:
@@ -26,6 +27,8 @@ def _run(command: Callable[[list[str]], int], argv: list[str] | None) -> int:
     except KeyboardInterrupt:
         sys.stderr.write("stopped\n")
         return 130
+    finally:
+        logger.removeHandler(handler)
 
 
 def preprocess(argv: list[str] | None = None) -> int:

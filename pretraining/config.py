@@ -8,6 +8,7 @@ import json
 from dataclasses import dataclass, field, fields
 from typing import Any
 
+from nnunetv2_cads.network_architecture.pvt_v2 import MINIMUM_SIZE
 from pretraining.errors import UserError
 
 INTENSITY_LEVELS = ("published", "weak", "none")
@@ -207,6 +208,9 @@ def _check(config: PretrainConfig) -> None:
         rules.append(
             ("sampling_patch_size", fits, f"such that crop_size {view.crop_size} is an even grid of such patches")
         )
+    least = [size * (2 if view.uniform_sampling and axis else 1) for axis, size in enumerate(MINIMUM_SIZE[3])]
+    large_enough = all(size >= low for size, low in zip(view.crop_size, least, strict=True))
+    rules.insert(0, ("crop_size", large_enough, f"at least {tuple(least)}, which the encoder needs"))
     for name, good, allowed in rules:
         if not good:
             section, _ = SETTINGS[name]

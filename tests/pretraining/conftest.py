@@ -1,10 +1,13 @@
-"""A small body in HU that looks different from every side, for tests of reading and preprocessing."""
+"""A small body in HU that looks different from every side, and a store of such bodies."""
 
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
 import SimpleITK as sitk
+
+from pretraining.cli import preprocess
 
 
 @pytest.fixture(scope="session")
@@ -23,3 +26,15 @@ def make_body() -> Callable[..., sitk.Image]:
         return image
 
     return make
+
+
+@pytest.fixture(scope="session")
+def small_store(tmp_path_factory: pytest.TempPathFactory, make_body: Callable[..., sitk.Image]) -> Path:
+    """A store of three small bodies, made with the real command. One is smaller than a crop, one is wide."""
+    folder = tmp_path_factory.mktemp("archive")
+    shapes = {"small": (30, 60, 70), "middle": (61, 130, 150), "wide": (36, 170, 330)}
+    for seed, (name, shape) in enumerate(shapes.items()):
+        sitk.WriteImage(make_body(shape, seed=seed), str(folder / f"{name}.nii.gz"))
+    store = folder.parent / f"{folder.name}_store"
+    assert preprocess([str(folder), str(store), "-np", "1"]) == 0
+    return store

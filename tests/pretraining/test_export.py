@@ -1,0 +1,112 @@
+"""`cads_export` from runs, from the published layout, and on what holds no encoder."""
+
+import pytest
+import torch
+
+from nnunetv2_cads.network_architecture import PVTv2Encoder
+from nnunetv2_cads.network_architecture.encoder_checkpoint import load_encoder, read_encoder_checkpoint
+from pretraining.cli import export
+
+
+@pytest.fixture(scope="module")
+def encoder():
+    torch.manual_seed(0)
+    return PVTv2Encoder(drop_path_rate=0.0).eval()
+
+
+@pytest.fixture
+def published(encoder, tmp_path):
+    """A file in the published layout."""
+    state = encoder.state_dict()
+    content = {
+        "teacher": {**{f"backbone.{k}": v for k, v in state.items()}, "head.mlp.0.weight": torch.zeros(4, 512)},
+        "student": {f"module.backbone.{k}": v for k, v in state.items()},
+        "optimizer": {"state": {}, "param_groups": []},
+        "epoch": 150,
+        "cads_loss": {"center": torch.zeros(1, 8)},
+    }
+    path = tmp_path / "published.pth"
+    torch.save(content, path)
+    return path, content
+
+
+def test_published_layout_gives_the_same_encoder(encoder, published, tmp_path, capfd):
+    out = tmp_path / "cads_encoder.pth"
+    assert export([str(published[0]), str(out)]) == 0
+    assert "204 matched, 0 missing, 0 unexpected, 0 of another shape; 1 keys of the head" in capfd.readouterr().err
+    read = read_encoder_checkpoint(out)
+    assert read.record["source"] == "published layout"
+    loaded = PVTv2Encoder(drop_path_rate=0.0).eval()
+    assert len(load_encoder(loaded, read.state).matched) == 204
+    x = torch.randn(1, 1, 16, 48, 48)
+    with torch.no_grad():
+        assert all(torch.equal(a, b) for a, b in zip(loaded(x), encoder(x), strict=True))
+
+
+def test_transposing_in_plane_exchanges_the_axes_of_every_map(encoder, published, tmp_path):
+    out = tmp_path / "transposed.pth"
+    assert export([str(published[0]), str(out), "--transpose-in-plane"]) == 0
+    read = read_encoder_checkpoint(out)
+    assert read.record["transposed_in_plane"] is True
+    turned = PVTv2Encoder(drop_path_rate=0.0).eval()
+    load_encoder(turned, read.state)
+    for x in (torch.randn(1, 1, 16, 48, 64), torch.randn(1, 1, 64, 96)):
+        with torch.no_grad():
+            for before, after in zip(encoder(x), turned(x.transpose(-1, -2)), strict=True):
+                torch.testing.assert_close(after, before.transpose(-1, -2), rtol=1e-4, atol=1e-4)
+    again = tmp_path / "back.pth"
+    assert export([str(out), str(again), "--transpose-in-plane"]) == 0
+    back = read_encoder_checkpoint(again)
+    assert back.record["transposed_in_plane"] is False
+    assert all(torch.equal(back.state[k], v) for k, v in encoder.state_dict().items())
+
+
+def test_missing_and_unexpected_keys_are_reported(published, tmp_path, capfd):
+    path, content = published
+    del content["teacher"]["backbone.norm4.weight"]
+    content["teacher"]["backbone.extra"] = torch.zeros(3)
+    torch.save(content, path)
+    assert export([str(path), str(tmp_path / "out.pth")]) == 1
+    report = capfd.readouterr().err
+    assert "203 matched, 1 missing (norm4.weight), 1 unexpected (extra)" in report
+    assert "missing: norm4.weight" in report and "unexpected: extra" in report
+
+
+def test_an_existing_file_is_not_overwritten(published, tmp_path, capfd):
+    out = tmp_path / "cads_encoder.pth"
+    out.write_text("mine")
+    assert export([str(published[0]), str(out)]) == 2
+    assert export([str(published[0]), str(tmp_path)]) == 2
+    assert "is not overwritten" in capfd.readouterr().err
+    assert out.read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    ("content", "part"),
+    [
+        (b"", "not a checkpoint of plain tensors"),
+        (b"\x00" * 1000, "not a checkpoint of plain tensors"),
+        ({"model": {}}, "has no 'teacher' entry"),
+        ([1, 2], "has no 'teacher' entry"),
+        ({"teacher": {"head.mlp.0.weight": torch.zeros(2)}}, "there is no encoder in it"),
+        ({"teacher": {"backbone.norm1.weight": torch.zeros(3)}}, "do not fit the CADS encoder"),
+        ({"teacher": {"backbone.other": torch.zeros(3)}}, "do not fit the CADS encoder"),
+    ],
+)
+def test_what_holds_no_encoder_is_refused_with_its_name(tmp_path, capfd, content, part):
+    path = tmp_path / "some.pth"
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    else:
+        torch.save(content, path)
+    assert export([str(path), str(tmp_path / "out.pth")]) == 2
+    message = capfd.readouterr().err
+    assert str(path) in message and part in message
+    assert not (tmp_path / "out.pth").exists()
+
+
+def test_folders_without_a_run_and_missing_files_are_named(tmp_path, capfd):
+    assert export([str(tmp_path), str(tmp_path / "out.pth")]) == 2
+    assert "has neither cads_encoder.pth nor checkpoint_latest.pth" in capfd.readouterr().err
+    assert export([str(tmp_path / "absent.pth"), str(tmp_path / "out.pth")]) == 2
+    assert "there is no such file" in capfd.readouterr().err

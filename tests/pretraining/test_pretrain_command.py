@@ -1,0 +1,199 @@
+"""`cads_pretrain` as a user runs it: to the end, stopped and continued, and on what it cannot use."""
+
+import json
+import math
+import signal
+import subprocess
+import sysconfig
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from nnunetv2_cads.network_architecture import PVTv2Encoder
+from nnunetv2_cads.network_architecture.encoder_checkpoint import load_encoder, read_encoder_checkpoint
+from pretraining.cli import pretrain
+from pretraining.metrics import read_metrics
+
+COMMAND = str(Path(sysconfig.get_path("scripts")) / "cads_pretrain")
+TINY = [
+    "--preset=demo", "--batch-size=2", "--head-out-dim=32", "--head-hidden-dim=32", "--head-bottleneck-dim=16",
+    "--epochs=3", "--epoch-samples=4", "--warmup-epochs=1", "--log-every=1", "--device=cpu",
+    "--crop-size", "16", "64", "64",
+]  # fmt: skip
+
+
+def losses(output: Path) -> list[dict]:
+    """The metrics without the speed, which differs from run to run."""
+    return [
+        {k: v for k, v in line.items() if k != "samples_per_second"} for line in read_metrics(output / "metrics.jsonl")
+    ]
+
+
+@pytest.fixture(scope="module")
+def unbroken(small_store, tmp_path_factory):
+    """A finished run of six steps."""
+    output = tmp_path_factory.mktemp("runs") / "unbroken"
+    assert pretrain([str(small_store), str(output), *TINY]) == 0
+    return output
+
+
+def test_a_run_writes_its_files_and_an_encoder_of_its_teacher(unbroken):
+    names = {path.name for path in unbroken.iterdir()}
+    assert names == {"config.json", "metrics.jsonl", "progress.png", "checkpoint_latest.pth", "cads_encoder.pth"}
+    lines = losses(unbroken)
+    assert [line["step"] for line in lines] == list(range(6))
+    assert all(math.isfinite(line["loss"]) and line["mutual_information"] > -1e-5 for line in lines)
+    stages = [np.mean([line[f"loss_stage{i}"] for i in range(1, 5)]) for line in lines]
+    np.testing.assert_allclose(stages, [line["loss"] for line in lines], rtol=1e-6)
+    config = json.loads((unbroken / "config.json").read_text())
+    assert config["optim"]["batch_size"] == 2 and config["versions"]["torch"] == torch.__version__
+    encoder = read_encoder_checkpoint(unbroken / "cads_encoder.pth")
+    assert encoder.record["crop_size"] == [16, 64, 64] and encoder.record["clip_hu"] == [-1024, 1024]
+    assert encoder.record["steps"] == 6
+    report = load_encoder(PVTv2Encoder(), encoder.state)
+    assert len(report.matched) == 204 and not report.missing + report.unexpected + report.mismatched
+    teacher = torch.load(unbroken / "checkpoint_latest.pth", weights_only=True)["teacher"]
+    assert all(torch.equal(teacher["backbone." + key], value) for key, value in encoder.state.items())
+
+
+def test_training_moves_student_and_teacher(unbroken):
+    content = torch.load(unbroken / "checkpoint_latest.pth", weights_only=True)
+    torch.manual_seed(0)
+    initial = PVTv2Encoder(drop_path_rate=0.1).state_dict()
+    moved = {"student": 0, "teacher": 0}
+    for part in moved:
+        for key, value in initial.items():
+            if value.dim() > 1:
+                moved[part] += not torch.equal(content[part]["backbone." + key], value)
+    matrices = sum(value.dim() > 1 for value in initial.values())
+    assert moved["student"] == matrices and moved["teacher"] == matrices
+    assert content["center"].abs().sum() > 0
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_stopped_run_goes_on_exactly_where_it_stopped(small_store, unbroken, tmp_path, number):
+    output = tmp_path / "run"
+    process = subprocess.Popen(
+        [COMMAND, str(small_store), str(output), *TINY], stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    deadline = time.monotonic() + 120
+    while len(read_metrics(output / "metrics.jsonl")) < 3 and time.monotonic() < deadline:
+        time.sleep(0.02)  # three steps done: in the middle of the second epoch
+    process.send_signal(number)
+    _, messages = process.communicate(timeout=120)
+    assert process.returncode == 128 + number, messages
+    assert f"{number.name} at step" in messages and "--c" in messages and "Traceback" not in messages
+    done = torch.load(output / "checkpoint_latest.pth", weights_only=True)["step"]
+    assert 3 <= done < 6
+    assert len(losses(output)) == done
+    assert not (output / "cads_encoder.pth").exists()
+    finished = subprocess.run([COMMAND, str(small_store), str(output), "--c"], capture_output=True, text=True)
+    assert finished.returncode == 0, finished.stderr
+    assert f"going on at step {done}" in finished.stderr
+    assert losses(output) == losses(unbroken)
+    ours, theirs = (torch.load(folder / "checkpoint_latest.pth", weights_only=True) for folder in (output, unbroken))
+    for part in ("student", "teacher"):
+        assert all(torch.equal(ours[part][key], value) for key, value in theirs[part].items())
+    assert torch.equal(ours["center"], theirs["center"])
+
+
+def test_continuing_a_finished_run_changes_nothing(small_store, unbroken):
+    before = losses(unbroken)
+    assert pretrain([str(small_store), str(unbroken), "--c"]) == 0
+    assert losses(unbroken) == before
+
+
+def test_other_seeds_give_other_losses(small_store, unbroken, tmp_path):
+    output = tmp_path / "other"
+    assert pretrain([str(small_store), str(output), *TINY, "--seed", "1", "--epochs", "1"]) == 0
+    assert losses(output)[0]["loss"] != losses(unbroken)[0]["loss"]
+
+
+def test_bf16_autocast_trains(small_store, unbroken, tmp_path):
+    output = tmp_path / "bf16"
+    assert pretrain([str(small_store), str(output), *TINY, "--precision", "bf16", "--epochs", "1"]) == 0
+    assert losses(output)[0]["loss"] == pytest.approx(losses(unbroken)[0]["loss"], rel=0.02)
+
+
+@pytest.fixture
+def refused(capfd):
+    """Runs the command in this process; it must end with 2 and a sentence, which is returned."""
+
+    def run(*arguments) -> str:
+        try:
+            code = pretrain([str(a) for a in arguments])
+        except SystemExit as wrong_usage:  # argparse's way
+            code = wrong_usage.code
+        assert code == 2
+        return capfd.readouterr().err
+
+    return run
+
+
+def test_an_output_that_holds_a_run_is_not_overwritten(refused, small_store, unbroken):
+    before = {path.name: path.stat().st_mtime_ns for path in unbroken.iterdir()}
+    assert "exists already and is not empty; add --c" in refused(small_store, unbroken, *TINY)
+    assert before == {path.name: path.stat().st_mtime_ns for path in unbroken.iterdir()}
+
+
+def test_a_run_does_not_go_on_with_other_settings(refused, small_store, unbroken):
+    assert "has batch_size = 2, not 4" in refused(small_store, unbroken, "--c", "--batch-size", "4")
+
+
+def test_nothing_to_go_on_with(refused, small_store, tmp_path):
+    assert "no run to go on with" in refused(small_store, tmp_path / "new", "--c")
+
+
+def test_not_a_store(refused, tmp_path):
+    assert f"{tmp_path}: not a store" in refused(tmp_path, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_unknown_flags_are_refused(refused, small_store, tmp_path):
+    assert "unrecognized arguments: --learning-rate" in refused(small_store, tmp_path / "run", "--learning-rate", "1")
+
+
+def test_a_device_that_is_not_there(refused, small_store, tmp_path):
+    assert "device 'cuda:7' cannot be used" in refused(small_store, tmp_path / "run", "--device", "cuda:7")
+    assert not (tmp_path / "run").exists()
+
+
+def test_output_that_cannot_be_made(refused, small_store, tmp_path):
+    (tmp_path / "file").write_text("")
+    assert "cannot be written" in refused(small_store, tmp_path / "file" / "run")
+
+
+@pytest.mark.parametrize("content", [b"", b"not a checkpoint", b"PK\x03\x04 cut off"])
+def test_a_damaged_checkpoint_is_named(refused, small_store, unbroken, tmp_path, content):
+    output = tmp_path / "run"
+    output.mkdir()
+    (output / "config.json").write_bytes((unbroken / "config.json").read_bytes())
+    (output / "checkpoint_latest.pth").write_bytes(content)
+    message = refused(small_store, output, "--c")
+    assert str(output / "checkpoint_latest.pth") in message and "cannot go on from this file" in message
+    assert (output / "checkpoint_latest.pth").read_bytes() == content
+
+
+def test_a_checkpoint_that_would_run_code_does_not(refused, small_store, unbroken, tmp_path):
+    class Hostile:
+        def __reduce__(self):
+            return Path.touch, (tmp_path / "owned",)
+
+    output = tmp_path / "run"
+    output.mkdir()
+    (output / "config.json").write_bytes((unbroken / "config.json").read_bytes())
+    torch.save({"student": Hostile()}, output / "checkpoint_latest.pth")
+    assert "cannot go on from this file" in refused(small_store, output, "--c")
+    assert not (tmp_path / "owned").exists()
+
+
+def test_another_store_is_noticed(refused, small_store, unbroken, tmp_path):
+    manifest = json.loads((small_store / "manifest.json").read_text())
+    manifest["volumes"].pop("wide")
+    for name in ("volumes", "radiographs"):
+        (tmp_path / name).symlink_to(small_store / name)
+    (tmp_path / "manifest.json").write_text(json.dumps(manifest))
+    assert "another store" in refused(tmp_path, unbroken, "--c")
