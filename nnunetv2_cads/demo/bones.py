@@ -10,7 +10,7 @@ from nnunetv2_cads.demo.shapes import ellipsoid, grown, oval, profile
 
 
 def spine_parts(build: Build, tissue: Tissue, spine_line: Callable) -> list[Part]:
-    """Vertebral bodies, discs, arches and spinous processes around an open canal."""
+    """Vertebral bodies, discs, arches and spinous processes around a canal that belongs to the label."""
     period, start = build.vary(29, 0.05), build.rng.uniform(0, 29)
     width, depth = build.vary(22, 0.06), build.vary(18, 0.06)
 
@@ -32,8 +32,8 @@ def spine_parts(build: Build, tissue: Tissue, spine_line: Callable) -> list[Part
     def arch(x, y, z):
         u, v = centred(x, y, z)
         ring = np.hypot(u, v - depth - 8) - 15
-        process = np.maximum(np.abs(u) - 4.5, np.abs(v - depth - 23) - 12)
-        wings = np.maximum(np.abs(u) - 36, np.abs(v - depth - 5) - 6)
+        process = np.maximum(np.abs(u) - 6.5, np.abs(v - depth - 23) - 12)
+        wings = np.maximum(np.abs(u) - 36, np.abs(v - depth - 5) - 8)
         return np.minimum.reduce([ring, process, wings]) + 5 * (0.1 - level(z))
 
     def canal(x, y, z):
@@ -46,21 +46,21 @@ def spine_parts(build: Build, tissue: Tissue, spine_line: Callable) -> list[Part
         Part(column, tissue.cortical, LABELS["spine"], *box),
         Part(grown(column, -4), tissue.trabecular, LABELS["spine"], *box),
         Part(discs, 90, LABELS["spine"], *box),
-        Part(canal, 30, 0, *box),
+        Part(canal, 30, LABELS["spine"], *box),
     ]
 
 
 def rib_parts(build: Build, tissue: Tissue, spine_line: Callable) -> list[Part]:
-    """Twelve pairs of ribs in the chest wall, falling towards the front, with cartilage and breastbone."""
-    period, slope = build.vary(26, 0.04), build.vary(0.42, 0.12)
-    height, thickness = build.vary(8, 0.08), build.vary(6.5, 0.08)
-    start = build.rng.uniform(0, 26)
+    """Ten pairs of ribs in the chest wall, falling towards the front, with cartilage and breastbone."""
+    period, slope = build.vary(30, 0.04), build.vary(0.42, 0.12)
+    height, thickness = build.vary(9.5, 0.08), build.vary(7.5, 0.08)
+    start = build.rng.uniform(0, 30)
     front = -50 + float(build.shift(4, 1)[0])
 
     def bars(x, y, z):
         level = z + slope * (62 - y)
         off = period / np.pi * np.sin(np.pi * (level - start) / period)
-        bar = (np.hypot((cavity(x, y, z) - 8) / thickness, off / height) - 1) * thickness
+        bar = (np.hypot((cavity(x, y, z) - 9) / thickness, off / height) - 1) * thickness
         floating = profile(level, (-80, -20), (0, -90))  # the lowest ribs end at the side
         return np.maximum.reduce([bar, -72 - level, level - 178, floating - y, 22 - np.abs(x - spine_line(z)[0])])
 

@@ -59,11 +59,11 @@ def abdomen_parts(build: Build, tissue: Tissue, diaphragm: Callable) -> list[Par
     """Bowel, stomach, liver, spleen and kidneys, with a thin layer of fat between neighbours."""
 
     def room(x, y, z):
-        return np.maximum(cavity(x, y, z) + 3, z - diaphragm(x, y) + 3)
+        return np.maximum(cavity(x, y, z) + 4, z - diaphragm(x, y) + 3)
 
     parts = _bowel(build, tissue, room)
     stomach, centre, box = build.blob((42, -28, -38), (46, 36, 34), (0, 35, -25), wobble=0.12)
-    parts += _organ(stomach, room, tissue, 0, centre, box, 2)
+    parts += _organ(stomach, room, tissue, 0, centre, box, 5)
     gas = _upper_part(stomach, centre[1] - 12)
     parts.append(Part(intersection(grown(gas, -4), room), -900, 0, centre, box))
 
@@ -73,9 +73,9 @@ def abdomen_parts(build: Build, tissue: Tissue, diaphragm: Callable) -> list[Par
     def liver(x, y, z):
         return smooth_union(right_lobe(x, y, z), left_lobe(x, y, z), 14)
 
-    parts += _organ(liver, room, tissue, LABELS["liver"], (-35, -15, -35), (105, 75, 85), 2)
-    spleen, centre, box = build.blob((92, 26, -26), (28, 44, 50), (0, -15, 15))
-    parts += _organ(spleen, room, tissue, LABELS["spleen"], centre, box, 2)
+    parts += _organ(liver, room, tissue, LABELS["liver"], (-35, -15, -35), (105, 75, 85), 5)
+    spleen, centre, box = build.blob((86, 24, -32), (32, 45, 50), (0, -15, 15))
+    parts += _organ(spleen, room, tissue, LABELS["spleen"], centre, box, 5)
     for side, name, height in ((-1, "kidney_right", -102), (1, "kidney_left", -90)):
         outer, centre, box = build.blob((58 * side, 34, height), (29, 25, 54), (12, -8 * side, 0), wobble=0.06)
         hilum = ellipsoid((centre[0] - 30 * side, centre[1] - 6, centre[2]), (18, 14, 17))
@@ -83,7 +83,7 @@ def abdomen_parts(build: Build, tissue: Tissue, diaphragm: Callable) -> list[Par
         bed_centre = (centre[0] + 4 * side, centre[1] + 10, centre[2] - 14)
         bed = intersection(ellipsoid(bed_centre, (42, 38, 70)), room)  # the fat around the kidney indents the liver
         parts.append(Part(bed, tissue.surround, 0, bed_centre, (42, 38, 70)))
-        parts += _organ(kidney, room, tissue, LABELS[name], centre, box, build.vary(3, 0.3))
+        parts += _organ(kidney, room, tissue, LABELS[name], centre, box, build.vary(5, 0.3))
     return parts
 
 

@@ -20,8 +20,8 @@ from nnunetv2_cads.demo.soft_parts import abdomen_parts, chest_parts, vessel_par
 
 __all__ = ["LABELS", "Torso", "TorsoConfig", "make_torso"]
 
-_CENTRE_MM = (0.0, 2.0, 12.0)  # middle of the field of view in the anatomy's frame, (x, y, z)
-_FIELD_MM = (338.0, 240.0, 325.0)  # size of the field of view of an adult, (x, y, z)
+_CENTRE_MM = (0.0, 2.0, 8.0)  # middle of the field of view in the anatomy's frame, (x, y, z)
+_FIELD_MM = (332.0, 236.0, 312.0)  # size of the field of view of an adult, (x, y, z)
 _AIR_HU, _CLIP_HU = -1000, (-1024, 3071)
 
 
@@ -31,15 +31,15 @@ class TorsoConfig:
 
     body_scale: float = 0.5
     """Size of the body; 1 is an adult of 33 cm width, 0.5 an infant: fewer voxels, faster."""
-    slice_spacing_mm: tuple[float, float] = (3.8, 5.0)
+    slice_spacing_mm: tuple[float, float] = (3.8, 4.4)
     """Distance of slices in mm."""
-    pixel_spacing_mm: tuple[float, float] = (3.4, 4.1)
+    pixel_spacing_mm: tuple[float, float] = (3.4, 4.0)
     """Size of pixels in mm, equal in both directions."""
-    organ_contrast_hu: tuple[float, float] = (110.0, 170.0)
+    organ_contrast_hu: tuple[float, float] = (170.0, 230.0)
     """HU of the parenchymal organs above that of the tissue around them; the lower, the harder."""
-    blood_contrast_hu: tuple[float, float] = (60.0, 220.0)
+    blood_contrast_hu: tuple[float, float] = (60.0, 200.0)
     """HU of the blood in heart and aorta above that of the organs; 0 is a scan without contrast agent."""
-    noise_hu: tuple[float, float] = (10.0, 25.0)
+    noise_hu: tuple[float, float] = (8.0, 20.0)
     """Standard deviation of the scanner's noise in HU."""
     variation: float = 1.0
     """Factor on everything random about shape, size, place and pose; 0 makes all torsos alike, 2 is much."""
@@ -77,7 +77,7 @@ def make_torso(config: TorsoConfig | None = None, seed: int | Sequence[int] = 0)
 
 
 def _draw_tissue(config: TorsoConfig, rng: np.random.Generator) -> Tissue:
-    organ = rng.uniform(45, 75)
+    organ = rng.uniform(95, 125)
     return Tissue(
         organ=organ,
         surround=organ - rng.uniform(*config.organ_contrast_hu),
