@@ -12,9 +12,9 @@ LENGTHS = {
     "_50epochs": {"num_epochs": 50},
     "_250epochs": {"num_epochs": 250},
     "_demo": {
-        "num_epochs": 8,
-        "num_iterations_per_epoch": 25,
-        "num_val_iterations_per_epoch": 2,
+        "num_epochs": 10,
+        "num_iterations_per_epoch": 14,
+        "num_val_iterations_per_epoch": 1,
         "initial_lr": 5e-3,
         "encoder_lr": 2e-3,
         "mirroring": False,

@@ -1,0 +1,121 @@
+"""The demo's steps: its data, then the same commands that a user gives for data of their own."""
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from nnunetv2_cads.demo.datasets import write_archive, write_nnunet_dataset
+from nnunetv2_cads.demo.folder import DATASET_ID, DATASET_NAME, DemoFolder
+from nnunetv2_cads.demo.torso import TorsoConfig
+
+COMMANDS = (
+    "cads_preprocess",
+    "cads_pretrain",
+    "nnUNetv2_plan_and_preprocess",
+    "nnUNetv2_train",
+    "nnUNetv2_predict",
+)
+
+FEW_CORES = {
+    "nnUNet_def_n_proc": "1",  # nnU-Net would start eight processes for one small image
+    "OMP_WAIT_POLICY": "PASSIVE",  # threads that wait leave their core to others
+}
+"""Variables of every command that change how fast it works on two cores, and nothing else."""
+
+
+@dataclass(frozen=True)
+class DemoSize:
+    """How much of everything."""
+
+    unlabelled: int
+    labelled: int
+    held_out: int
+    torso: TorsoConfig
+    trainer: str
+    pretrain_flags: tuple[str, ...] = ()
+
+
+FULL = DemoSize(20, 16, 4, TorsoConfig(), "nnUNetTrainerCADS_demo")
+QUICK = DemoSize(
+    unlabelled=2,
+    labelled=3,
+    held_out=2,
+    torso=TorsoConfig(body_scale=0.4, slice_spacing_mm=(5.5, 6.0), pixel_spacing_mm=(5.5, 6.0)),
+    trainer="nnUNetTrainerCADS_demo_quick",
+    pretrain_flags=("--epochs", "2", "--epoch-samples", "8", "--batch-size", "4"),
+)
+"""Everything runs, nothing is learnt."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """One command: a name for its log and record, what it is for, its words, variables it needs and those for speed."""
+
+    name: str
+    title: str
+    command: tuple[str, ...]
+    environment: dict[str, str] = field(default_factory=dict)
+    speed: Mapping[str, str] = field(default_factory=lambda: FEW_CORES)
+
+
+def write_data(folder: DemoFolder, size: DemoSize, seed: int) -> None:
+    """Write the unlabelled archive and the labelled data set; one labelled case is left for nnU-Net's validation."""
+    write_archive(folder.archive, size.unlabelled, size.torso, seed)
+    write_nnunet_dataset(folder.nnunet("raw"), DATASET_ID, DATASET_NAME, size.labelled, size.held_out, size.torso, seed)
+    cases = sorted(path.name.removesuffix(".nii.gz") for path in (folder.dataset / "labelsTr").glob("*.nii.gz"))
+    splits = [{"train": cases[:-1], "val": cases[-1:]}]
+    (folder.dataset / "splits_final.json").write_text(json.dumps(splits), encoding="utf-8")
+
+
+def command_steps(folder: DemoFolder, size: DemoSize, device: str) -> Iterator[Step]:
+    """The commands in their order. Each is made when it is asked for, since it may have to go on with its own work."""
+    yield Step(
+        "preprocess",
+        "Bring the unlabelled CT to 1 mm and make a radiograph of each",
+        ("cads_preprocess", str(folder.archive), str(folder.store)),
+    )
+    yield Step(
+        "pretrain",
+        "Pre-train the encoder on them, without labels",
+        (
+            *("cads_pretrain", str(folder.store), str(folder.run)),
+            *(("--c",) if (folder.run / "config.json").exists() else ("--preset", "demo", *size.pretrain_flags)),
+            *("--device", device),
+        ),
+    )
+    yield Step(
+        "plan",
+        "Let nnU-Net plan and preprocess the labelled torsos",
+        ("nnUNetv2_plan_and_preprocess", "-d", str(DATASET_ID), "-c", "3d_fullres", "-npfp", "1", "-np", "1"),
+        _nnunet_folders(folder),
+    )
+    yield Step(
+        "train",
+        "Fine-tune PVT-UNet from the encoder",
+        (
+            *("nnUNetv2_train", str(DATASET_ID), "3d_fullres", "0", "-tr", size.trainer, "-device", device),
+            *(("--c",) if _has_checkpoint(folder, size.trainer) else ()),
+        ),
+        {**_nnunet_folders(folder), "nnUNet_cads_encoder": str(folder.encoder.absolute())},
+        {**FEW_CORES, "nnUNet_n_proc_DA": "0"},  # augmentation takes a fiftieth of a step: no worker is worth its start
+    )
+    yield Step(
+        "predict",
+        "Segment torsos that no training has seen",
+        (
+            *("nnUNetv2_predict", "-i", str(folder.dataset / "imagesTs"), "-o", str(folder.predictions)),
+            *("-d", str(DATASET_ID), "-c", "3d_fullres", "-f", "0", "-tr", size.trainer, "-device", device),
+            *("-npp", "1", "-nps", "1"),
+        ),
+        _nnunet_folders(folder),
+    )
+
+
+def _nnunet_folders(folder: DemoFolder) -> dict[str, str]:
+    return {f"nnUNet_{kind}": str(folder.nnunet(kind).absolute()) for kind in ("raw", "preprocessed", "results")}
+
+
+def _has_checkpoint(folder: DemoFolder, trainer: str) -> bool:
+    results: Path = folder.nnunet("results") / folder.dataset.name / f"{trainer}__nnUNetPlans__3d_fullres" / "fold_0"
+    return any(results.glob("checkpoint_*.pth"))

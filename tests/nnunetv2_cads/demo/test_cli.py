@@ -1,0 +1,126 @@
+"""`cads_demo` as a user meets it: the whole job, going on after a stop, and folders it must not touch."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+
+from nnunetv2_cads.demo.runner import find_command
+
+STEPS = ("data", "preprocess", "pretrain", "plan", "train", "predict")
+
+
+def environment() -> dict[str, str]:
+    return {name: value for name, value in os.environ.items() if not name.startswith("nnUNet_")}
+
+
+def demo(*arguments: object) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [find_command("cads_demo"), *map(str, arguments)], env=environment(), text=True, capture_output=True
+    )
+
+
+@pytest.fixture(scope="module")
+def stopped_and_finished(tmp_path_factory) -> tuple[Path, int, subprocess.CompletedProcess]:
+    """A quick demo that SIGTERM stops while it pre-trains, and that is then started again: folder and both ends."""
+    folder = tmp_path_factory.mktemp("demo") / "here"
+    log = folder / "logs" / "pretrain.log"
+    process = subprocess.Popen(
+        [find_command("cads_demo"), "--folder", folder, "--quick", "--seed", "1"],
+        env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    while process.poll() is None and not log.exists():
+        time.sleep(0.2)
+    process.send_signal(signal.SIGTERM)
+    first = process.wait()
+    return folder, first, demo("--folder", folder, "--quick", "--seed", 1)
+
+
+def test_a_stopped_demo_goes_on_and_ends_with_its_mean_dice(stopped_and_finished):
+    folder, first, second = stopped_and_finished
+    assert first == 128 + signal.SIGTERM
+    assert second.returncode == 0, second.stdout + second.stderr
+    assert second.stdout.count("done before") == 2
+    assert re.fullmatch(r"mean Dice: [01]\.\d\d", second.stdout.rstrip("\n").splitlines()[-1])
+    record = json.loads((folder / "cads_demo.json").read_text())
+    assert tuple(record["seconds"]) == STEPS
+
+
+def test_the_demo_shows_the_commands_for_own_data(stopped_and_finished):
+    output = stopped_and_finished[2].stdout
+    for command in ("cads_preprocess ", "cads_pretrain ", "nnUNetv2_plan_and_preprocess -d 1 -c 3d_fullres"):
+        assert command in output
+    for command in ("nnUNetv2_train 1 3d_fullres 0 -tr nnUNetTrainerCADS_demo", "nnUNetv2_predict -i "):
+        assert command in output
+    assert output.count("export nnUNet_cads_encoder=") == 1
+
+
+def test_the_demo_leaves_segmentations_scores_and_pictures(stopped_and_finished):
+    folder = stopped_and_finished[0]
+    for picture in (folder / "overlay.png", folder / "run" / "progress.png", *(folder / "store").glob("*.png")):
+        assert picture.read_bytes().startswith(b"\x89PNG")
+    assert (folder / "run" / "cads_encoder.pth").is_file()
+    truths = sorted((folder / "nnUNet_raw" / "Dataset001_Torso" / "labelsTs").iterdir())
+    scores = json.loads((folder / "dice.json").read_text())
+    assert sorted(scores["cases"]) == [path.name.removesuffix(".nii.gz") for path in truths]
+    assert scores["mean_dice"] == pytest.approx(np.mean(list(scores["mean"].values())))
+    for path in truths:
+        prediction = sitk.ReadImage(str(folder / "predictions" / path.name))
+        assert prediction.GetSize() == sitk.ReadImage(str(path)).GetSize()
+
+
+def test_training_starts_from_the_pretrained_encoder(stopped_and_finished):
+    folder = stopped_and_finished[0]
+    log = (folder / "logs" / "train.log").read_text()
+    assert str((folder / "run" / "cads_encoder.pth").resolve()) in log
+
+
+def test_a_finished_demo_prints_its_result_again(stopped_and_finished):
+    folder, _, second = stopped_and_finished
+    again = demo("--folder", folder, "--quick", "--seed", 1)
+    assert again.returncode == 0
+    assert again.stdout.count("done before") == len(STEPS)
+    assert again.stdout.splitlines()[-1] == second.stdout.splitlines()[-1]
+
+
+def test_another_seed_is_refused_in_the_folder_of_a_demo(stopped_and_finished):
+    folder = stopped_and_finished[0]
+    done = demo("--folder", folder, "--quick", "--seed", 2)
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"error: {folder}: holds a demo with seed 1")
+    assert (folder / "overlay.png").is_file()
+
+
+@pytest.mark.parametrize("flags", [(), ("--overwrite",)])
+def test_a_folder_of_somebody_else_is_left_alone(tmp_path, flags):
+    (tmp_path / "thesis.txt").write_text("years of work")
+    done = demo("--folder", tmp_path, "--quick", *flags)
+    assert done.returncode == 2
+    assert done.stderr == f"error: {tmp_path}: exists and was not made by cads_demo; choose another with --folder\n"
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
+
+
+def test_a_file_is_no_folder(tmp_path):
+    file = tmp_path / "file"
+    file.touch()
+    done = demo("--folder", file)
+    assert done.returncode == 2
+    assert done.stderr == f"error: {file}: is a file; choose another folder with --folder\n"
+
+
+def test_a_failing_command_ends_the_demo_with_its_own_words(tmp_path):
+    folder = tmp_path / "broken"
+    folder.mkdir()
+    settings = {"seed": 1, "quick": True}
+    (folder / "cads_demo.json").write_text(json.dumps({"settings": settings, "seconds": {"data": 1.0}}))
+    done = demo("--folder", folder, "--quick", "--seed", 1)
+    assert done.returncode == 1
+    assert "cads_preprocess ended with code 2; its whole output is in " in done.stderr
+    assert str(folder / "archive") in done.stderr
