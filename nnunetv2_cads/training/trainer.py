@@ -15,7 +15,7 @@ import torch
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 from torch import nn
-from torch._dynamo import OptimizedModule
+from torch.nn.parallel import DistributedDataParallel
 
 from nnunetv2_cads.network_architecture.decoder import output_sizes
 from nnunetv2_cads.network_architecture.encoder_checkpoint import EncoderCheckpointError
@@ -124,9 +124,8 @@ class nnUNetTrainerCADS(nnUNetTrainer):
         return [[n / patch for n, patch in zip(size, patch_size, strict=True)] for size in sizes]
 
     def _plain_network(self) -> PVTUNet:
-        """The network without the wrappers of DDP and torch.compile."""
-        network = self.network.module if self.is_ddp and hasattr(self.network, "module") else self.network
-        return network._orig_mod if isinstance(network, OptimizedModule) else network
+        """The network without DDP's wrapper; torch.compile's passes attributes through."""
+        return self.network.module if isinstance(self.network, DistributedDataParallel) else self.network
 
     def _sample_weights(self) -> list[float]:
         """A few weights that every checkpoint replaces and an encoder file does not."""
