@@ -40,6 +40,7 @@ if __name__ == "__main__":  # nnU-Net may import every file it finds below a fol
             "torch>=2.6",
             "nnunetv2>=2.8.1",
             "SimpleITK>=2.2.1",
+            "nibabel>=5.3",
             "numpy>=1.26",
             "scipy>=1.11",
             "blosc2>=3.0",

@@ -1,35 +1,20 @@
 """Voxels and spacing of NIfTI-1 files, exactly as stored.
 
-ITK's reader fills what a truncated file lacks with zeros, turns NaN to 0 and a spacing of 0 to 1, all without a word;
-nibabel mends the spacing too. So these are read here; the geometry is left to ITK, for it is what nnU-Net will see.
-Format: https://nifti.nimh.nih.gov/pub/dist/src/niftilib/nifti1.h
+ITK's reader fills what a truncated file lacks with zeros, turns NaN to 0 and a spacing of 0 to 1, all without a word.
+So nibabel reads the header, unmended, and numpy the voxels; the geometry is left to ITK, as nnU-Net will see that.
 """
 
 import gzip
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
+from nibabel import Nifti1Header
 
 from pretraining.data.scan import UnusableScanError
 
 SUFFIXES = (".nii", ".nii.gz")
 SPACING_TOLERANCE = 0.01
-
-HEADER_BYTES = 348
-FIELDS = {  # name: (format, offset in bytes)
-    "dim": ("(8,)i2", 40),
-    "datatype": ("i2", 70),
-    "pixdim": ("(8,)f4", 76),
-    "vox_offset": ("f4", 108),
-    "scl_slope": ("f4", 112),
-    "scl_inter": ("f4", 116),
-    "sform_code": ("i2", 254),
-    "srow": ("(3,4)f4", 280),
-}
-NUMBER_TYPES = {
-    2: "u1", 4: "i2", 8: "i4", 16: "f4", 64: "f8", 256: "i1", 512: "u2", 768: "u4", 1024: "i8", 1280: "u8"
-}  # fmt: skip
+HEADER_BYTES = Nifti1Header.template_dtype.itemsize
 
 
 def is_nifti(path: Path) -> bool:
@@ -44,11 +29,10 @@ def read_spacing(path: Path) -> tuple[float, float, float]:
         UnusableScanError: the header contradicts itself.
         OSError, EOFError, ValueError, zlib.error: the file cannot be read.
     """
-    with _open(path) as stream:
-        header = _parse(stream.read(HEADER_BYTES))
+    header, _ = _read(path, HEADER_BYTES)
     spacing = tuple(float(edge) for edge in header["pixdim"][1:4])
     if header["sform_code"] > 0 and min(spacing) > 0:
-        columns = np.linalg.norm(header["srow"][:, :3], axis=0)
+        columns = np.linalg.norm(header.get_sform()[:3, :3], axis=0)
         if not np.allclose(columns, spacing, rtol=SPACING_TOLERANCE):
             told = [" x ".join(f"{edge:g}" for edge in edges) for edges in (spacing, columns)]
             raise UnusableScanError(
@@ -63,39 +47,19 @@ def read_values(path: Path, size_xyz: tuple[int, int, int]) -> np.ndarray:
     Raises:
         OSError, EOFError, ValueError, KeyError, zlib.error: the file cannot be read, or is too short.
     """
-    with _open(path) as stream:
-        content = stream.read()  # to the end: only there does gzip compare its checksum
-    header = _parse(content[:HEADER_BYTES])
-    number_type = np.dtype(NUMBER_TYPES[int(header["datatype"])]).newbyteorder(_byte_order(header))
+    header, content = _read(path)
     count = size_xyz[0] * size_xyz[1] * size_xyz[2]
-    values = np.frombuffer(content, number_type, count, int(header["vox_offset"])).reshape(size_xyz[::-1])
+    values = np.frombuffer(content, header.get_data_dtype(), count, header.get_data_offset()).reshape(size_xyz[::-1])
     slope, intercept = np.float32(header["scl_slope"]), np.float32(header["scl_inter"])
     if slope == 0 or not np.isfinite([slope, intercept]).all() or (slope, intercept) == (1, 0):
         return values  # the standard's ways of saying: not scaled
-    return values.astype(np.float32) * slope + intercept
+    return values.astype(np.float32) * slope + intercept  # nibabel would make float64 of 32-bit integers
 
 
-def _open(path: Path) -> BinaryIO:
-    """Open a file for reading, unpacked."""
-    return gzip.open(path) if path.suffix.lower() == ".gz" else path.open("rb")
-
-
-def _parse(start: bytes) -> np.void:
-    """The header from its bytes, in the byte order that makes sense of it."""
-    layout = np.dtype(
-        {
-            "names": list(FIELDS),
-            "formats": [kind for kind, _ in FIELDS.values()],
-            "offsets": [offset for _, offset in FIELDS.values()],
-            "itemsize": HEADER_BYTES,
-        }
-    )
-    header = np.frombuffer(start, layout, 1)[0]
-    if 1 <= header["dim"][0] <= 7:  # the standard's way to tell
-        return header
-    return np.frombuffer(start, layout.newbyteorder(), 1)[0]
-
-
-def _byte_order(header: np.void) -> str:
-    """The byte order in which the header was parsed, as numpy writes it."""
-    return header.dtype["datatype"].byteorder
+def _read(path: Path, count: int = -1) -> tuple[Nifti1Header, bytes]:
+    """The header and the first bytes of a file; by default all, for only at the end does gzip compare its checksum."""
+    with gzip.open(path) if path.suffix.lower() == ".gz" else path.open("rb") as stream:
+        content = stream.read(count)
+    if len(content) < HEADER_BYTES:
+        raise EOFError("the header is truncated")
+    return Nifti1Header(content[:HEADER_BYTES], check=False), content  # checking would make a spacing of 0 one of 1
