@@ -20,11 +20,15 @@ from nnunetv2_cads.demo.torso import LABELS
 _N_STEPS = len(COMMANDS) + 2
 
 
+class _Terminated(BaseException):
+    """SIGTERM arrived; like KeyboardInterrupt, no `Exception` that something on the way could take for a failure."""
+
+
 def main(argv: list[str] | None = None) -> int:
     """Run the demo; returns the exit code: 0 done, 1 a step failed, 2 nothing was done, 130 / 143 stopped."""
     arguments = _parser().parse_args(argv)
     folder, size = DemoFolder(arguments.folder), QUICK if arguments.quick else FULL
-    previous = signal.signal(signal.SIGTERM, _exit_on_sigterm)
+    previous = signal.signal(signal.SIGTERM, _raise_terminated)
     try:
         _check_commands()
         if folder.claim({"seed": arguments.seed, "quick": arguments.quick}, arguments.overwrite):
@@ -37,9 +41,9 @@ def main(argv: list[str] | None = None) -> int:
     except CommandFailed as error:
         print(f"error: {error}; after mending it, the same cads_demo goes on here", file=sys.stderr)
         return 1
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, _Terminated) as stop:
         print("\nstopped; the same command goes on here", file=sys.stderr)
-        return 130
+        return 128 + (signal.SIGTERM if isinstance(stop, _Terminated) else signal.SIGINT)
     finally:
         signal.signal(signal.SIGTERM, previous)
 
@@ -68,8 +72,8 @@ def _seed(text: str) -> int:
     return number
 
 
-def _exit_on_sigterm(number: int, frame: object) -> None:
-    raise SystemExit(128 + number)
+def _raise_terminated(number: int, frame: object) -> None:
+    raise _Terminated
 
 
 def _check_commands() -> None:

@@ -125,7 +125,7 @@ def _upper_part(shape: Implicit, level_mm: float) -> Implicit:
 
 def vessel_parts(build: Build, tissue: Tissue, spine_line: Callable) -> list[Part]:
     """Inferior vena cava (at the HU of the organs) and aorta with its arch, both in front of the spine."""
-    aorta_radius, cava_radius = build.vary(12.5, 0.08), build.vary(12, 0.1)
+    aorta_radius, cava_radius = build.vary(14, 0.08), build.vary(12, 0.1)
     offset = build.shift(2.0)
     down = [(13 + offset[0] + spine_line(z)[0], spine_line(z)[1] - 29 + offset[1], z) for z in range(-180, 101, 35)]
     top = np.array(down[-1])

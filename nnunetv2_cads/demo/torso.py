@@ -31,9 +31,9 @@ class TorsoConfig:
 
     body_scale: float = 0.5
     """Size of the body; 1 is an adult of 33 cm width, 0.5 an infant: fewer voxels, faster."""
-    slice_spacing_mm: tuple[float, float] = (3.8, 4.4)
+    slice_spacing_mm: tuple[float, float] = (2.9, 3.4)
     """Distance of slices in mm."""
-    pixel_spacing_mm: tuple[float, float] = (3.4, 4.0)
+    pixel_spacing_mm: tuple[float, float] = (2.7, 3.1)
     """Size of pixels in mm, equal in both directions."""
     organ_contrast_hu: tuple[float, float] = (170.0, 230.0)
     """HU of the parenchymal organs above that of the tissue around them; the lower, the harder."""

@@ -13,7 +13,7 @@ LENGTHS = {
     "_250epochs": {"num_epochs": 250},
     "_demo": {
         "num_epochs": 10,
-        "num_iterations_per_epoch": 14,
+        "num_iterations_per_epoch": 15,
         "num_val_iterations_per_epoch": 1,
         "initial_lr": 5e-3,
         "encoder_lr": 2e-3,
