@@ -158,7 +158,13 @@ def _log_start(pretrainer: Pretrainer, stream: ViewStream, output: Path) -> None
         len(stream), len(stream.store.ids), pretrainer.total_steps, pretrainer.config.optim.batch_size,
         pretrainer.config.optim.epochs, parameters / 1e6, pretrainer.device, pretrainer.config.run.precision,
     )  # fmt: skip
+    if pretrainer.device.type == "cpu" and pretrainer.config.run.precision == "bf16" and not _cpu_has_bf16():
+        logger.warning("this CPU has no bf16 arithmetic: --precision float32 is many times faster here")
     logger.info("metrics: %s, curves: %s", output / METRICS, output / PROGRESS)
+
+
+def _cpu_has_bf16() -> bool:
+    return torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
 @contextmanager
