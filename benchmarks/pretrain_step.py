@@ -1,9 +1,8 @@
-"""Time of a training step with and without the CPU-specific choices, alternating in one run.
+"""Time of a training step with our and with PyTorch's depthwise convolution, alternating in one run.
 
     python benchmarks/pretrain_step.py [--quick]
 
-`stock` is the same step with PyTorch's own depthwise convolution (forward and backward) and kernels in PyTorch's
-default layout. The last line is a JSON object of ratios, stock / ours.
+The last line is a JSON object of ratios, stock / ours.
 """
 
 import argparse
@@ -16,23 +15,13 @@ import torch.nn.functional as F
 
 from nnunetv2_cads.network_architecture import pvt_v2
 from nnunetv2_cads.network_architecture.depthwise import depthwise_conv3d
-from pretraining import pretrainer
 from pretraining.config import PretrainConfig
+from pretraining.pretrainer import Pretrainer
 
 
 def stock_depthwise(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
     """PyTorch's own operator."""
     return F.conv3d(x, weight, bias, padding=1, groups=x.shape[1])
-
-
-def make_side(config: PretrainConfig, ours: bool) -> tuple[pretrainer.Pretrainer, object]:
-    """A run's state and the depthwise convolution that goes with it."""
-    keep = pretrainer.store_kernels_channels_last
-    if not ours:
-        pretrainer.store_kernels_channels_last = lambda backbone: None
-    side = pretrainer.Pretrainer(config, 10, torch.device("cpu"))
-    pretrainer.store_kernels_channels_last = keep
-    return side, depthwise_conv3d if ours else stock_depthwise
 
 
 def main() -> None:
@@ -42,13 +31,14 @@ def main() -> None:
     quick = parser.parse_args().quick
     batch, rounds = (4, 3) if quick else (16, 5)
     config = PretrainConfig().replace(batch_size=batch, head_out_dim=4096 if quick else 60_000, warmup_epochs=0)
-    sides = {"stock": make_side(config, ours=False), "ours": make_side(config, ours=True)}
+    depthwise = {"stock": stock_depthwise, "ours": depthwise_conv3d}
+    sides = {name: Pretrainer(config, 10, torch.device("cpu")) for name in depthwise}
     views = [torch.randn(batch, 1, 16, 48, 48), torch.randn(batch, 1, 16, 48, 48), torch.randn(batch, 1, 96, 96)]
     seconds: dict[str, list[float]] = {name: [] for name in sides}
     losses: dict[str, list[float]] = {name: [] for name in sides}
     for i in range(rounds + 1):  # the first round warms up
-        for name, (side, depthwise) in sides.items():
-            pvt_v2.depthwise_conv3d = depthwise
+        for name, side in sides.items():
+            pvt_v2.depthwise_conv3d = depthwise[name]
             torch.manual_seed(i)
             start = time.perf_counter()
             losses[name].append(side.train_step(*views).loss.item())

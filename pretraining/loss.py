@@ -58,4 +58,4 @@ def deep_distillation_loss(
 
 def update_center(center: Tensor, teacher_logits: Tensor, momentum: float) -> Tensor:
     """New center: ``momentum`` x center + (1 - ``momentum``) x mean of the teacher's logits (N, K) over the batch."""
-    return center.lerp(teacher_logits.detach().float().mean(0), 1.0 - momentum)
+    return center * momentum + teacher_logits.detach().float().mean(0) * (1.0 - momentum)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pretraining.config import PretrainConfig
 from pretraining.loss import deep_distillation_loss, update_center
-from pretraining.models.networks import Student, Teacher, store_kernels_channels_last
+from pretraining.models.networks import Student, Teacher
 from pretraining.optimisation import clip_each_gradient, parameter_groups
 from pretraining.schedules import cosine, linspace, warmup_cosine
 
@@ -66,8 +66,6 @@ class Pretrainer:
         self.step = 0
         torch.manual_seed(config.run.seed)
         self.student = Student(config.model).to(device)
-        if device.type == "cpu":  # measured there: benchmarks/pretrain_step.py
-            store_kernels_channels_last(self.student.backbone)
         self.teacher = Teacher(self.student).to(device)
         # train mode for both: the published teacher keeps its stochastic depth
         self.student.train()

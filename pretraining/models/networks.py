@@ -58,17 +58,6 @@ class Teacher(nn.Module):
         torch._foreach_lerp_(list(own.values()), [source[name].detach() for name in own], 1.0 - momentum)
 
 
-def store_kernels_channels_last(backbone: PVTv2Encoder) -> None:
-    """Lay the encoder's kernels out as its channels-last maps need them, so that no step has to convert them.
-
-    The stem's own maps are channels-first (its instance norms would convert them back), so its kernels stay.
-    """
-    formats = {4: torch.channels_last, 5: torch.channels_last_3d}
-    for name, parameter in backbone.named_parameters():
-        if parameter.dim() in formats and not name.startswith(("patch_embed1.proj.", "patch_embed1.proj_2D.")):
-            parameter.data = parameter.data.contiguous(memory_format=formats[parameter.dim()])
-
-
 def pool(feature_map: Tensor) -> Tensor:
     """Mean over space: (B, C, [D,] H, W) -> (B, C)."""
     return feature_map.flatten(2).mean(2)
