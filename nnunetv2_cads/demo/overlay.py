@@ -7,6 +7,7 @@ import numpy as np
 import SimpleITK as sitk
 
 _WINDOW_HU = (-200, 400)
+_COLOURS = ("tab:blue", "tab:orange", "tab:green", "tab:red", "tab:purple", "gold", "hotpink", "cyan")  # no greys: CT
 
 
 def write_overlay(
@@ -48,10 +49,9 @@ def write_overlay(
 
 def _colours(n: int) -> np.ndarray:
     """One RGBA row per label; the background is transparent."""
-    from matplotlib import colormaps
+    from matplotlib.colors import to_rgba
 
-    colours = np.array([(*colormaps["tab10"](i % 10)[:3], 0.6) for i in range(n)])
-    return np.vstack([np.zeros((1, 4)), colours])[:n]
+    return np.array([(0, 0, 0, 0), *(to_rgba(_COLOURS[i % len(_COLOURS)], 0.6) for i in range(n - 1))])
 
 
 def _read(path: Path) -> tuple[np.ndarray, tuple[float, float, float]]:
