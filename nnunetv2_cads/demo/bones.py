@@ -51,10 +51,10 @@ def spine_parts(build: Build, tissue: Tissue, spine_line: Callable) -> list[Part
 
 
 def rib_parts(build: Build, tissue: Tissue, spine_line: Callable) -> list[Part]:
-    """Ten pairs of ribs in the chest wall, falling towards the front, with cartilage and breastbone."""
-    period, slope = build.vary(30, 0.04), build.vary(0.42, 0.12)
-    height, thickness = build.vary(8.5, 0.08), build.vary(8, 0.08)
-    start = build.rng.uniform(0, 30)
+    """Eight or nine pairs of ribs in the chest wall, falling towards the front, with cartilage and breastbone."""
+    period, slope = build.vary(34, 0.04), build.vary(0.42, 0.12)
+    height, thickness = build.vary(10.5, 0.06), build.vary(8, 0.06)
+    start = build.rng.uniform(0, 34)
     front = -50 + float(build.shift(4, 1)[0])
 
     def bars(x, y, z):

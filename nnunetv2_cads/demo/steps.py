@@ -36,7 +36,7 @@ class DemoSize:
     pretrain_flags: tuple[str, ...] = ()
 
 
-FULL = DemoSize(20, 16, 4, TorsoConfig(), "nnUNetTrainerCADS_demo")
+FULL = DemoSize(16, 16, 4, TorsoConfig(), "nnUNetTrainerCADS_demo")
 QUICK = DemoSize(
     unlabelled=2,
     labelled=3,
