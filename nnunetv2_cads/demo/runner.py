@@ -10,6 +10,7 @@ import sysconfig
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 _POLL_SECONDS = 0.5
 _PATIENCE_SECONDS = 60  # for a command that was told to stop: it may have to save its state
@@ -34,19 +35,43 @@ def run_command(command: Sequence[str], environment: Mapping[str, str], log: Pat
         CommandFailed: it ended with another code than 0.
     """
     log.parent.mkdir(parents=True, exist_ok=True)
-    with log.open("wb") as output:
+    with log.open("wb") as output, _StopsHeldBack() as held_back:
         process = subprocess.Popen(
             [find_command(command[0]) or command[0], *command[1:]],
             env={**os.environ, **environment, "PYTHONUNBUFFERED": "1"},
             stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, start_new_session=True,
         )  # fmt: skip
         try:
+            held_back.release()
             _watch(process, log)
         finally:
             _stop(process)
     if process.returncode != 0:
         tail = "\n".join(f"    {line}" for line in last_lines(log, _TAIL_LINES))
         raise CommandFailed(f"{tail}\n{command[0]} ended with code {process.returncode}; its whole output is in {log}")
+
+
+class _StopsHeldBack:
+    """Keeps a stop waiting while a process is being started: answered then, it would leave that process alone."""
+
+    def __init__(self) -> None:
+        self._came: list[int] = []
+        self._handlers: dict[int, Any] = {}
+
+    def __enter__(self) -> "_StopsHeldBack":
+        for number in (signal.SIGINT, signal.SIGTERM):
+            self._handlers[number] = signal.signal(number, lambda number, _: self._came.append(number))
+        return self
+
+    def release(self) -> None:
+        """Let stops through again, the one that came meanwhile first."""
+        while self._handlers:
+            signal.signal(*self._handlers.popitem())
+        while self._came:
+            signal.raise_signal(self._came.pop())
+
+    def __exit__(self, *_: object) -> None:
+        self.release()
 
 
 def last_lines(log: Path, n: int) -> list[str]:

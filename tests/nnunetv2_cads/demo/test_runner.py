@@ -1,0 +1,47 @@
+"""Running commands: a stop at any moment stops the command, too."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+PROGRAM = """
+import signal, sys
+from pathlib import Path
+from nnunetv2_cads.demo.runner import run_command
+
+def stop(number, frame):
+    raise SystemExit(7)
+
+signal.signal(signal.SIGTERM, stop)
+print("running", flush=True)
+sleeper = "import os, time; print(os.getpid(), flush=True); time.sleep(60)"
+run_command([sys.executable, "-c", sleeper], {}, Path(sys.argv[1]))
+"""
+
+
+def test_a_stop_at_any_moment_leaves_no_command_running(tmp_path):
+    logs = []
+    for i in range(25):
+        logs.append(tmp_path / f"{i}.log")
+        program = [sys.executable, "-c", PROGRAM, str(logs[-1])]
+        with subprocess.Popen(program, stdout=subprocess.PIPE, text=True) as process:
+            process.stdout.readline()
+            time.sleep(i * 0.0012)  # around the moment at which the command starts
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(30) == 7
+    time.sleep(0.5)  # time for a command that was left alone to write its number
+    numbers = [int(log.read_text()) for log in logs if log.exists() and log.read_text().strip()]
+    left = [number for number in numbers if _runs(number)]
+    for number in left:
+        os.kill(number, signal.SIGKILL)
+    assert not left
+
+
+def _runs(number: int) -> bool:
+    try:
+        os.kill(number, 0)
+    except ProcessLookupError:
+        return False
+    return True
