@@ -37,7 +37,8 @@ def preprocess(argv: list[str] | None = None) -> int:
 
 
 def _preprocess(argv: list[str]) -> int:
-    from pretraining.data.preprocess import default_processes, preprocess
+    from pretraining.data.cores import default_processes
+    from pretraining.data.preprocess import preprocess
 
     parser = argparse.ArgumentParser(
         prog="cads_preprocess",
@@ -55,10 +56,9 @@ def _preprocess(argv: list[str]) -> int:
 
 def positive_int(text: str) -> int:
     """An argument that is a whole number of at least 1."""
-    number = int(text)
-    if number < 1:
+    if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text} is not a whole number of at least 1")
-    return number
+    return int(text)
 
 
 def pretrain(argv: list[str] | None = None) -> int:
@@ -72,6 +72,7 @@ def _pretrain(argv: list[str]) -> int:
 
     parser = argparse.ArgumentParser(
         prog="cads_pretrain",
+        usage="cads_pretrain STORE OUTPUT [--preset NAME] [--c] [flags]",
         description="Pre-train the CADS encoder on a store that cads_preprocess wrote. The defaults are the published "
         "run; a preset changes some of them (docs/pretraining.md), and flags change single ones.",
         allow_abbrev=False,

@@ -62,7 +62,7 @@ class OptimConfig:
     """Optimisation (section 5)."""
 
     epochs: int = _setting(150, "length of the run")
-    batch_size: int = _setting(192, "sub-volumes per step, over all processes")
+    batch_size: int = _setting(192, "sub-volumes per step")
     lr: float = _setting(7.5e-4, "peak learning rate per 256 sub-volumes; scaled with batch_size / 256")
     min_lr: float = _setting(2e-6, "learning rate at the end")
     warmup_epochs: int = _setting(10, "epochs of linear warm-up of the learning rate")
@@ -182,13 +182,22 @@ PRESETS: dict[str, dict[str, Any]] = {
 def _check(config: PretrainConfig) -> None:
     """Refuse values that cannot work, naming the setting, its value and what is allowed."""
     view, optim = config.view, config.optim
+    between = f"between 0 and epochs ({optim.epochs}; give --warmup-epochs with a shorter run)"
     rules = [
         ("batch_size", optim.batch_size >= 1, "at least 1"),
         ("epochs", optim.epochs >= 1, "at least 1"),
         ("epoch_samples", config.run.epoch_samples >= 0, "0 or more"),
+        ("seed", config.run.seed >= 0, "0 or more"),
+        ("num_workers", config.run.num_workers >= -1, "-1 or more"),
+        ("head_hidden_dim", config.model.head_hidden_dim >= 1, "at least 1"),
+        ("head_bottleneck_dim", config.model.head_bottleneck_dim >= 1, "at least 1"),
+        ("center_momentum", 0 <= config.loss.center_momentum <= 1, "in [0, 1]"),
+        ("teacher_momentum", all(0 <= m <= 1 for m in optim.teacher_momentum), "in [0, 1]"),
+        ("weight_decay", min(optim.weight_decay) >= 0, "0 or more"),
+        ("min_lr", optim.min_lr >= 0, "0 or more"),
         ("log_every", config.run.log_every >= 1, "at least 1"),
-        ("lr", optim.lr > 0, "positive"),
-        ("warmup_epochs", 0 <= optim.warmup_epochs <= optim.epochs, f"between 0 and epochs ({optim.epochs})"),
+        ("lr", 0 < optim.lr < float("inf"), "positive"),
+        ("warmup_epochs", 0 <= optim.warmup_epochs <= optim.epochs, between),
         ("clip_grad", optim.clip_grad >= 0, "0 or more"),
         ("head_out_dim", config.model.head_out_dim >= 2, "at least 2"),
         ("drop_path_rate", 0 <= config.model.drop_path_rate < 1, "in [0, 1)"),
@@ -203,6 +212,8 @@ def _check(config: PretrainConfig) -> None:
         ("common_crop_scale", 0 < view.common_crop_scale[0] <= view.common_crop_scale[1], "positive and rising"),
         ("view_scale", 0 < view.view_scale[0] <= view.view_scale[1], "positive and rising"),
     ]
+    if min(view.sampling_patch_size) < 1:
+        raise UserError(f"sampling_patch_size must be at least 1 along each axis, got {view.sampling_patch_size}")
     if view.uniform_sampling:
         d, h, w = (c % p for c, p in zip(view.crop_size, view.sampling_patch_size, strict=True))
         grid = [c // p for c, p in zip(view.crop_size, view.sampling_patch_size, strict=True)]

@@ -41,6 +41,8 @@ def export_encoder(source: Path, out: Path, transpose_in_plane: bool = False) ->
         source = next((path for path in candidates if path.exists()), source)
         if source.is_dir():
             raise UserError(f"{source}: has neither {ENCODER} nor {CHECKPOINT}; give the folder of a cads_pretrain run")
+    if not source.exists():
+        raise UserError(f"{source}: no such file or folder; give a cads_pretrain run or a checkpoint")
     try:
         checkpoint = read_encoder_checkpoint(source)
     except EncoderCheckpointError as error:

@@ -1,0 +1,1 @@
+"""Experiment planners; none of our own yet, stock plans serve."""

@@ -72,12 +72,15 @@ def read_encoder_checkpoint(path: str | os.PathLike) -> EncoderCheckpoint:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, zipfile.BadZipFile, OSError) as error:
         raise EncoderCheckpointError(
-            f"{path}: this is not a checkpoint of plain tensors ({_first_line(error)}); give a cads_encoder.pth "
-            "or a checkpoint in the published CADS layout"
+            f"{path}: is not a checkpoint of plain tensors, or is damaged; give a cads_encoder.pth or a checkpoint "
+            "in the published CADS layout"
         ) from error
     teacher = content.get(TEACHER) if isinstance(content, dict) else None
     if not isinstance(teacher, dict):
-        raise EncoderCheckpointError(f"{path}: the checkpoint has no '{TEACHER}' entry; write one with cads_export")
+        raise EncoderCheckpointError(
+            f"{path}: is no CADS checkpoint, it has no '{TEACHER}' entry; give a cads_encoder.pth, the "
+            "checkpoint_latest.pth of a cads_pretrain run, or a checkpoint in the published CADS layout"
+        )
     state, ignored = {}, []
     for key, value in teacher.items():
         name = str(key).removeprefix("module.")
@@ -88,7 +91,7 @@ def read_encoder_checkpoint(path: str | os.PathLike) -> EncoderCheckpoint:
     if not state:
         raise EncoderCheckpointError(
             f"{path}: '{TEACHER}' holds no '{BACKBONE_PREFIX}' tensors, so there is no encoder in it; "
-            "write an encoder file with cads_export"
+            "give a cads_encoder.pth or the checkpoint_latest.pth of a cads_pretrain run"
         )
     record = content.get(RECORD)
     return EncoderCheckpoint(state, record if isinstance(record, dict) else {}, file_sha256(path), tuple(ignored))
@@ -125,7 +128,3 @@ def file_sha256(path: str | os.PathLike) -> str:
         while chunk := file.read(1 << 20):
             digest.update(chunk)
     return digest.hexdigest()
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:160]

@@ -5,7 +5,6 @@ Sample n always is the same views of the same sub-volume, so a run that goes on 
 sees, whatever the number of workers.
 """
 
-import os
 import signal
 from collections.abc import Iterator
 
@@ -15,6 +14,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from pretraining.config import PretrainConfig
+from pretraining.data.cores import default_processes
 from pretraining.data.store import Store
 from pretraining.data.subvolumes import list_subvolumes
 from pretraining.data.views import make_views, xray_view
@@ -77,7 +77,7 @@ def make_loader(
     stream: ViewStream, config: PretrainConfig, first_step: int, total_steps: int, pin_memory: bool
 ) -> DataLoader:
     """Loader of the remaining steps of a run; yields (CT view 1, CT view 2, X-ray) with a batch axis each."""
-    workers = config.run.num_workers if config.run.num_workers >= 0 else min(8, os.cpu_count() or 1)
+    workers = config.run.num_workers if config.run.num_workers >= 0 else default_processes()
     return DataLoader(
         stream,
         batch_sampler=StepSampler(config.optim.batch_size, first_step, total_steps),

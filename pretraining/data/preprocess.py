@@ -1,7 +1,6 @@
 """From a folder of CT scans to a store: what `cads_preprocess` does. Steps and formats: docs/preprocessing.md."""
 
 import logging
-import os
 import signal
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
@@ -23,7 +22,6 @@ from pretraining.files import write_json
 logger = logging.getLogger(__name__)
 
 FAILED = "failed.json"
-MAX_DEFAULT_PROCESSES = 8
 
 
 class StopSignal(BaseException):
@@ -32,12 +30,6 @@ class StopSignal(BaseException):
     def __init__(self, signum: int):
         super().__init__(signum)
         self.signum = signum
-
-
-def default_processes() -> int:
-    """As many processes as the machine gives us cores, at most 8: each holds one scan in memory."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(cores, MAX_DEFAULT_PROCESSES)
 
 
 def preprocess(source: Path, store: Path, processes: int) -> int:
@@ -91,7 +83,7 @@ def _run(tasks: list[Task], processes: int, already_done: int) -> dict[str, str]
     failed: dict[str, str] = {}
     total = already_done + len(tasks)
     with (
-        logging_redirect_tqdm(),
+        logging_redirect_tqdm([logging.getLogger("pretraining")]),
         tqdm(total=total, initial=already_done, desc="preprocessing", unit="scan", dynamic_ncols=True) as bar,
         closing(run_in_processes(preprocess_scan, tasks, processes)) as results,
     ):
@@ -132,12 +124,12 @@ def _summarise(source: Path, writer: StoreWriter, failed: dict[str, str]) -> int
     if not writer.finished():
         name, reason = next(iter(failed.items()))
         others = f" (and {len(failed) - 1} more)" if len(failed) > 1 else ""
-        raise UserError(f"{source}: no scan could be used: {name}{others} {reason}; see {writer.path / FAILED}")
+        raise UserError(f"{source}: no scan could be used: {name}{others}: {reason}; see {writer.path / FAILED}")
     store = Store.open(writer.path)
     sheets = write_contact_sheets(store)
-    logger.info("%d volumes in %s; look at %s: every body frontal, head up?", len(store), writer.path, sheets[0])
+    logger.info("volumes in %s: %d; look at %s: every body frontal, head up?", writer.path, len(store), sheets[0])
     if failed:
-        logger.warning("%d scans could not be used (exit code 1): see %s", len(failed), writer.path / FAILED)
+        logger.warning("scans that could not be used: %d (exit code 1), see %s", len(failed), writer.path / FAILED)
     return 1 if failed else 0
 
 

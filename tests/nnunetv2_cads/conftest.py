@@ -19,7 +19,7 @@ import torch
 from nnunetv2_cads.network_architecture import PVTv2Encoder
 
 REPOSITORY = Path(__file__).parents[2]
-TRAINERS_OF_A_USER = '''
+TRAINERS_OF_A_USER = """
 import os
 
 from nnunetv2_cads.training.trainer import nnUNetTrainerCADS
@@ -38,7 +38,7 @@ class TinyTrainerCADS(nnUNetTrainerCADS):
     def perform_actual_validation(self, save_probabilities=False):
         if "SKIP_VALIDATION" not in os.environ:
             super().perform_actual_validation(save_probabilities)
-'''
+"""
 
 
 Finished = subprocess.CompletedProcess[str]

@@ -84,10 +84,10 @@ def test_an_existing_file_is_not_overwritten(published, tmp_path, capfd):
 @pytest.mark.parametrize(
     ("content", "part"),
     [
-        (b"", "not a checkpoint of plain tensors"),
-        (b"\x00" * 1000, "not a checkpoint of plain tensors"),
-        ({"model": {}}, "has no 'teacher' entry"),
-        ([1, 2], "has no 'teacher' entry"),
+        (b"", "is not a checkpoint of plain tensors, or is damaged"),
+        (b"\x00" * 1000, "is not a checkpoint of plain tensors, or is damaged"),
+        ({"model": {}}, "it has no 'teacher' entry"),
+        ([1, 2], "it has no 'teacher' entry"),
         ({"teacher": {"head.mlp.0.weight": torch.zeros(2)}}, "there is no encoder in it"),
         ({"teacher": {"backbone.norm1.weight": torch.zeros(3)}}, "do not fit the CADS encoder"),
         ({"teacher": {"backbone.other": torch.zeros(3)}}, "do not fit the CADS encoder"),
@@ -109,4 +109,4 @@ def test_folders_without_a_run_and_missing_files_are_named(tmp_path, capfd):
     assert export([str(tmp_path), str(tmp_path / "out.pth")]) == 2
     assert "has neither cads_encoder.pth nor checkpoint_latest.pth" in capfd.readouterr().err
     assert export([str(tmp_path / "absent.pth"), str(tmp_path / "out.pth")]) == 2
-    assert "there is no such file" in capfd.readouterr().err
+    assert "no such file or folder" in capfd.readouterr().err
