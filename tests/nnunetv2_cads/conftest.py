@@ -46,7 +46,9 @@ Finished = subprocess.CompletedProcess[str]
 
 def run(command: list[object], **options: object) -> Finished:
     """Run a command to its end, with its output as text."""
-    return subprocess.run([str(word) for word in command], text=True, capture_output=True, timeout=300, **options)
+    return subprocess.run(
+        [str(word) for word in command], encoding="utf-8", capture_output=True, timeout=300, **options
+    )
 
 
 @dataclass(frozen=True)

@@ -77,7 +77,10 @@ def test_training_moves_student_and_teacher(unbroken):
 def test_a_stopped_run_goes_on_exactly_where_it_stopped(small_store, unbroken, tmp_path, number):
     output = tmp_path / "run"
     process = subprocess.Popen(
-        [COMMAND, str(small_store), str(output), *TINY], stderr=subprocess.PIPE, text=True, start_new_session=True
+        [COMMAND, str(small_store), str(output), *TINY],
+        stderr=subprocess.PIPE,
+        encoding="utf-8",
+        start_new_session=True,
     )
     deadline = time.monotonic() + 120
     while len(read_metrics(output / "metrics.jsonl")) < 3 and time.monotonic() < deadline:
@@ -90,7 +93,7 @@ def test_a_stopped_run_goes_on_exactly_where_it_stopped(small_store, unbroken, t
     assert 3 <= done < 6
     assert len(losses(output)) == done
     assert not (output / "cads_encoder.pth").exists()
-    finished = subprocess.run([COMMAND, str(small_store), str(output), "--c"], capture_output=True, text=True)
+    finished = subprocess.run([COMMAND, str(small_store), str(output), "--c"], capture_output=True, encoding="utf-8")
     assert finished.returncode == 0, finished.stderr
     assert f"going on at step {done}" in finished.stderr
     assert losses(output) == losses(unbroken)

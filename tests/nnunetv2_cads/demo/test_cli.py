@@ -23,7 +23,7 @@ def environment() -> dict[str, str]:
 
 def demo(*arguments: object) -> subprocess.CompletedProcess:
     return subprocess.run(
-        [find_command("cads_demo"), *map(str, arguments)], env=environment(), text=True, capture_output=True
+        [find_command("cads_demo"), *map(str, arguments)], env=environment(), encoding="utf-8", capture_output=True
     )
 
 
