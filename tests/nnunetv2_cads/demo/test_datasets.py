@@ -96,7 +96,8 @@ def test_nnunet_finds_no_fault_with_the_dataset(raw, tmp_path):
     folders = {"nnUNet_raw": raw, "nnUNet_preprocessed": tmp_path / "preprocessed", "nnUNet_results": tmp_path}
     done = subprocess.run(
         [sys.executable, script, "-d", "7", "-np", "1", "--verify_dataset_integrity"],
-        env={**os.environ, **{name: str(path) for name, path in folders.items()}}, encoding="utf-8", capture_output=True,
+        env={**os.environ, **{name: str(path) for name, path in folders.items()}},
+        encoding="utf-8", capture_output=True,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     assert "verify_dataset_integrity Done" in done.stdout
