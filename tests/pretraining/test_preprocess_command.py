@@ -96,7 +96,7 @@ def test_adds_what_is_new_and_leaves_the_rest_alone(scans, tmp_path, make_body):
     os.utime(scans / "scan_0.nii.gz")  # a copy has new times and the same content
     code, output = run(scans, store)
     assert code == 0, output
-    assert "4 volumes" in output
+    assert f"volumes in {store}: 4;" in output
     assert {path: path.stat().st_mtime_ns for path in before} == before
     assert len(Store.open(store)) == 4
 
@@ -161,8 +161,8 @@ def write_file(path):
         ("scans", "store", lambda folder: old_store(folder / "store"), "format version 0"),
         ("scans", "scans", lambda folder: None, "not empty and not a store"),
         ("scans", "file/store", lambda folder: write_file(folder / "file"), "cannot be"),
-        ("bad", "store", lambda folder: write_file(folder / "bad" / "a.nii.gz"), "a.nii.gz cannot be read"),
-        ("bad/a.nii.gz", "store", lambda folder: write_file(folder / "bad" / "a.nii.gz"), "a.nii.gz cannot be read"),
+        ("bad", "store", lambda folder: write_file(folder / "bad" / "a.nii.gz"), "a.nii.gz: cannot be read"),
+        ("bad/a.nii.gz", "store", lambda folder: write_file(folder / "bad" / "a.nii.gz"), "a.nii.gz: cannot be read"),
     ],
 )
 def test_nothing_could_be_done(scans, tmp_path, source, store, make, reason):
