@@ -47,12 +47,17 @@ if __name__ == "__main__":  # nnU-Net may import every file it finds below a fol
             "matplotlib>=3.7",
             "tqdm>=4.65",
         ],
-        extras_require={"dev": ["pytest>=8", "hypothesis>=6.100", "ruff>=0.6", "setuptools>=77"]},
+        extras_require={
+            "dev": ["pytest>=8", "hypothesis>=6.100", "ruff>=0.6", "setuptools>=77"],
+            "benchmarks": ["itk>=5.4", "scikit-image>=0.24"],
+        },
         entry_points={
             "console_scripts": [
                 "cads_preprocess=pretraining.cli:preprocess",
                 "cads_pretrain=pretraining.cli:pretrain",
                 "cads_export=pretraining.cli:export",
+                "cads_plan_and_preprocess=nnunetv2_cads.experiment_planning.cli:main",
+                "cads_doctor=nnunetv2_cads.doctor:main",
                 "cads_demo=nnunetv2_cads.demo.cli:main",
             ]
         },

@@ -1,57 +1,147 @@
-"""Time of a training step with our and with PyTorch's depthwise convolution, alternating in one run.
+"""The training step: ours against the plain one, alternating in one run, each side in a process of its own.
 
     python benchmarks/pretrain_step.py [--quick]
 
-The last line is a JSON object of ratios, stock / ours.
+The published sizes: views 16 x 48 x 48 and 96 x 96, batch 16, K = 60,000, float32 without stochastic depth; ours also
+in bf16. Both sides start from the same weights. Memory is the peak of a process above what it needs to import PyTorch;
+"above what must stay" also takes off weights, gradients, optimizer state and teacher.
+
+The last line is a JSON object: plain / ours for `step_fp32` and `step_bf16`, ours / plain for `memory`, and
+`conv_ceiling_share`, the share of the fastest 3D convolution measured here that our float32 step reaches.
 """
 
 import argparse
 import json
 import statistics
+import subprocess
+import sys
 import time
 
 import torch
 import torch.nn.functional as F
+from plain_step import PlainTrainer
 
-from nnunetv2_cads.network_architecture import pvt_v2
-from nnunetv2_cads.network_architecture.depthwise import depthwise_conv3d
 from pretraining.config import PretrainConfig
+from pretraining.estimate import flops_per_step, random_views
+from pretraining.memory import keep_freed_memory, peak_memory, reset_peak_memory, resident_memory
 from pretraining.pretrainer import Pretrainer
 
+SIDES = ("plain", "ours", "ours_bf16")
+CPU = torch.device("cpu")
 
-def stock_depthwise(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
-    """PyTorch's own operator."""
-    return F.conv3d(x, weight, bias, padding=1, groups=x.shape[1])
+
+def bytes_that_stay(trainer: Pretrainer | PlainTrainer) -> int:
+    """Of weights, gradients, optimizer state, teacher and center."""
+    student = list(trainer.student.parameters())
+    tensors = [*student, *(p.grad for p in student if p.grad is not None), *trainer.teacher.parameters()]
+    tensors += [value for state in trainer.optimizer.state.values() for value in state.values()]
+    return sum(t.numel() * t.element_size() for t in [*tensors, trainer.center])
+
+
+def serve(side: str, config: PretrainConfig) -> None:
+    """Be one side: answer each line of stdin with a line of JSON."""
+    imported = resident_memory()
+    if side != "plain":
+        keep_freed_memory()
+    clock = Pretrainer(config, 10, CPU)  # its rates are both sides'
+    if side == "plain":
+        trainer = PlainTrainer(config)
+        trainer.student.load_state_dict(clock.student.state_dict())
+        trainer.teacher.load_state_dict(clock.teacher.state_dict())
+        clock.student = clock.teacher = clock.optimizer = clock._student = clock._teacher = None
+    else:
+        trainer = clock
+    for line in sys.stdin:
+        if line.startswith("ceiling"):
+            answer = {"flops": flops_per_step(trainer), "ceiling": convolution_ceiling()}
+        else:
+            i = int(line)
+            if i == 1:
+                reset_peak_memory(CPU)
+            torch.manual_seed(i)
+            views = random_views(config, config.optim.batch_size)
+            start = time.perf_counter()
+            if side == "plain":
+                loss = trainer.train_step(*views, clock.rates())
+                clock.step += 1
+            else:
+                loss = trainer.train_step(*views).loss.item()
+            answer = {"seconds": time.perf_counter() - start, "loss": loss}
+            peak = peak_memory(CPU) - imported
+            answer |= {"peak": peak, "above": peak - bytes_that_stay(trainer)}
+        sys.stdout.write(json.dumps(answer) + "\n")
+        sys.stdout.flush()
+
+
+def convolution_ceiling() -> float:
+    """FLOP/s of a large float32 3D convolution, channels last: the best of some."""
+    x = torch.randn(4, 128, 24, 48, 48).contiguous(memory_format=torch.channels_last_3d)
+    weight = torch.randn(128, 128, 3, 3, 3).contiguous(memory_format=torch.channels_last_3d)
+    seconds = []
+    for _ in range(5):
+        start = time.perf_counter()
+        y = F.conv3d(x, weight, padding=1)
+        seconds.append(time.perf_counter() - start)
+    return 2 * 27 * 128 * y.numel() / min(seconds)
 
 
 def main() -> None:
-    """Run both sides and print the table."""
+    """Start the sides, let them take turns, print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="batch 4 and 3 rounds instead of batch 16 and 5")
-    quick = parser.parse_args().quick
-    batch, rounds = (4, 3) if quick else (16, 5)
-    config = PretrainConfig().replace(batch_size=batch, head_out_dim=4096 if quick else 60_000, warmup_epochs=0)
-    depthwise = {"stock": stock_depthwise, "ours": depthwise_conv3d}
-    sides = {name: Pretrainer(config, 10, torch.device("cpu")) for name in depthwise}
-    views = [torch.randn(batch, 1, 16, 48, 48), torch.randn(batch, 1, 16, 48, 48), torch.randn(batch, 1, 96, 96)]
-    seconds: dict[str, list[float]] = {name: [] for name in sides}
-    losses: dict[str, list[float]] = {name: [] for name in sides}
-    for i in range(rounds + 1):  # the first round warms up
-        for name, side in sides.items():
-            pvt_v2.depthwise_conv3d = depthwise[name]
-            torch.manual_seed(i)
-            start = time.perf_counter()
-            losses[name].append(side.train_step(*views).loss.item())
-            if i:
-                seconds[name].append(time.perf_counter() - start)
-    medians = {name: statistics.median(values) for name, values in seconds.items()}
-    print(f"batch {batch}, K {config.model.head_out_dim}, {torch.get_num_threads()} threads, {rounds} rounds")
-    print("| side | median step, s | samples/s |\n|---|---|---|")
-    for name, median in medians.items():
-        print(f"| {name} | {median:.2f} | {batch / median:.1f} |")
-    difference = max(abs(a / b - 1) for a, b in zip(losses["ours"], losses["stock"], strict=True))
-    print(f"largest relative difference of the losses: {difference:.1e}")
-    print(json.dumps({"step_fp32": round(medians["stock"] / medians["ours"], 2)}))
+    parser.add_argument("--quick", action="store_true", help="3 rounds instead of 7")
+    parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--out-dim", type=int, default=60_000)
+    parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    config = PretrainConfig().replace(
+        batch_size=arguments.batch, head_out_dim=arguments.out_dim, warmup_epochs=0, freeze_last_layer_epochs=0,
+        drop_path_rate=0.0, amp="bf16" if arguments.side == "ours_bf16" else "none",
+    )  # fmt: skip
+    if arguments.side:
+        serve(arguments.side, config)
+        return
+    command = [sys.executable, __file__, *sys.argv[1:], "--side"]
+    children = {
+        side: subprocess.Popen([*command, side], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        for side in SIDES
+    }
+
+    def ask(side: str, question: object) -> dict:
+        children[side].stdin.write(f"{question}\n")
+        children[side].stdin.flush()
+        return json.loads(children[side].stdout.readline())
+
+    warm_up, rounds = 2, 3 if arguments.quick else 7
+    answers: dict[str, list[dict]] = {side: [] for side in SIDES}
+    for i in range(warm_up + rounds):
+        for side in SIDES:
+            answers[side].append(ask(side, i))
+    limit = ask("ours", "ceiling")
+    for child in children.values():
+        child.stdin.close()
+        child.wait()
+    seconds = {side: statistics.median(a["seconds"] for a in values[warm_up:]) for side, values in answers.items()}
+    print(f"batch {arguments.batch}, K = {arguments.out_dim}, {torch.get_num_threads()} threads, {rounds} rounds")
+    print("| side | step, s | samples/s | peak, GiB | above what must stay, GiB | loss against plain, relative |")
+    print("|---|---|---|---|---|---|")
+    for side, values in answers.items():
+        peak, above = (max(a[key] for a in values) / 2**30 for key in ("peak", "above"))
+        difference = max(abs(a["loss"] / b["loss"] - 1) for a, b in zip(values, answers["plain"], strict=True))
+        print(
+            f"| {side} | {seconds[side]:.2f} | {arguments.batch / seconds[side]:.1f} | {peak:.2f} | {above:.2f} "
+            f"| {difference:.1e} |"
+        )
+    rate = limit["flops"] / seconds["ours"]
+    print(f"{limit['flops'] / 1e9:.0f} GFLOP per step; ours {rate / 1e9:.0f} GFLOP/s, ", end="")
+    print(f"convolution at its best {limit['ceiling'] / 1e9:.0f} GFLOP/s")
+    above = {side: max(a["above"] for a in values) for side, values in answers.items()}
+    ratios = {
+        "step_fp32": seconds["plain"] / seconds["ours"],
+        "step_bf16": seconds["plain"] / seconds["ours_bf16"],
+        "memory": above["ours"] / above["plain"],
+        "conv_ceiling_share": rate / limit["ceiling"],
+    }
+    print(json.dumps({key: round(value, 3) for key, value in ratios.items()}))
 
 
 if __name__ == "__main__":

@@ -9,13 +9,21 @@ path of the device (`depthwise.py`); inputs that the first reduction cannot cove
 Only what touches space exists twice (suffix ``_2D``); all else is shared, which is what aligns the modalities.
 """
 
+import itertools
 import math
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nnunetv2_cads.network_architecture.depthwise import depthwise_conv3d
+from nnunetv2_cads.network_architecture.pvt_blocks import (
+    CONV,
+    EPS,
+    SUFFIX,
+    Block,
+    keep_input_only,
+    to_map,
+    to_tokens,
+)
 
 EMBED_DIMS = (64, 128, 320, 512)
 NUM_HEADS = (1, 2, 5, 8)
@@ -23,103 +31,12 @@ MLP_RATIOS = (8, 8, 4, 4)
 DEPTHS = (2, 2, 2, 2)
 SR_RATIOS = (8, 4, 2, 1)
 STEM_STRIDE = 2
+BRANCHES = 2 * sum(DEPTHS)
+"""Residual branches that stochastic depth can drop."""
 MINIMUM_SIZE = {3: (15, 29, 29), 2: (29, 29)}
 """Smallest input whose stage-1 map still holds one 8-wide reduction window, by number of spatial dimensions."""
 
-_CONV = {2: nn.Conv2d, 3: nn.Conv3d}
 _INSTANCE_NORM = {2: nn.InstanceNorm2d, 3: nn.InstanceNorm3d}
-_SUFFIX = {2: "_2D", 3: ""}
-_EPS = 1e-6
-
-
-class DropPath(nn.Module):
-    """Stochastic depth: drops a residual branch per sample and rescales the kept ones by 1 / (1 - p)."""
-
-    def __init__(self, probability: float) -> None:
-        super().__init__()
-        self.probability = probability
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, ...) -> (B, ...)."""
-        if not self.training or self.probability == 0.0:
-            return x
-        keep = 1.0 - self.probability
-        mask = x.new_empty((x.shape[0],) + (1,) * (x.dim() - 1)).bernoulli_(keep)
-        return x * mask.div_(keep)
-
-
-class Attention(nn.Module):
-    """Multi-head attention whose keys and values come from a spatially reduced map (PVTv2, section 3.2)."""
-
-    def __init__(self, dim: int, num_heads: int, sr_ratio: int, spatial_dims: tuple[int, ...]) -> None:
-        super().__init__()
-        self.num_heads, self.sr_ratio = num_heads, sr_ratio
-        self.q = nn.Linear(dim, dim)
-        self.kv = nn.Linear(dim, 2 * dim)
-        self.proj = nn.Linear(dim, dim)
-        if sr_ratio > 1:
-            for d in spatial_dims:
-                self.add_module("sr" + _SUFFIX[d], _CONV[d](dim, dim, sr_ratio, stride=sr_ratio))
-            self.norm = nn.LayerNorm(dim)
-
-    def forward(self, x: Tensor, size: tuple[int, ...]) -> Tensor:
-        """Tokens (B, N, C) of a map with the spatial ``size`` -> (B, N, C)."""
-        batch, tokens, channels = x.shape
-        q = self.q(x).unflatten(2, (self.num_heads, -1)).transpose(1, 2)
-        source = x
-        if self.sr_ratio > 1:
-            reduce = getattr(self, "sr" + _SUFFIX[len(size)])
-            source = self.norm(_to_tokens(reduce(_to_map(x, size))))
-        k, v = self.kv(source).unflatten(2, (2, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
-        out = F.scaled_dot_product_attention(q, k, v)
-        return self.proj(out.transpose(1, 2).reshape(batch, tokens, channels))
-
-
-class DepthwiseConv(nn.Module):
-    """3x3x3 depthwise convolution on tokens; an X-ray is a volume of one slice, so both modalities share it."""
-
-    def __init__(self, dim: int) -> None:
-        super().__init__()
-        self.dwconv = nn.Conv3d(dim, dim, 3, padding=1, groups=dim)
-
-    def forward(self, x: Tensor, size: tuple[int, ...]) -> Tensor:
-        """Tokens (B, N, C) -> (B, N, C)."""
-        volume = _to_map(x, (1, *size) if len(size) == 2 else size)
-        return _to_tokens(depthwise_conv3d(volume, self.dwconv.weight, self.dwconv.bias))
-
-
-class MLP(nn.Module):
-    """Linear, depthwise convolution, GELU, linear."""
-
-    def __init__(self, dim: int, hidden_dim: int) -> None:
-        super().__init__()
-        self.fc1 = nn.Linear(dim, hidden_dim)
-        self.dwconv = DepthwiseConv(hidden_dim)
-        self.act = nn.GELU()
-        self.fc2 = nn.Linear(hidden_dim, dim)
-
-    def forward(self, x: Tensor, size: tuple[int, ...]) -> Tensor:
-        """Tokens (B, N, C) -> (B, N, C)."""
-        return self.fc2(self.act(self.dwconv(self.fc1(x), size)))
-
-
-class Block(nn.Module):
-    """Pre-norm residual block: attention, then MLP."""
-
-    def __init__(
-        self, dim: int, num_heads: int, mlp_ratio: int, sr_ratio: int, drop_path: float, spatial_dims: tuple[int, ...]
-    ) -> None:
-        super().__init__()
-        self.norm1 = nn.LayerNorm(dim, eps=_EPS)
-        self.attn = Attention(dim, num_heads, sr_ratio, spatial_dims)
-        self.drop_path = DropPath(drop_path)
-        self.norm2 = nn.LayerNorm(dim, eps=_EPS)
-        self.mlp = MLP(dim, dim * mlp_ratio)
-
-    def forward(self, x: Tensor, size: tuple[int, ...]) -> Tensor:
-        """Tokens (B, N, C) -> (B, N, C)."""
-        x = x + self.drop_path(self.attn(self.norm1(x), size))
-        return x + self.drop_path(self.mlp(self.norm2(x), size))
 
 
 class StemEmbedding(nn.Module):
@@ -128,20 +45,24 @@ class StemEmbedding(nn.Module):
     def __init__(self, input_channels: int, dim: int, spatial_dims: tuple[int, ...]) -> None:
         super().__init__()
         for d in spatial_dims:
-            conv, norm = _CONV[d], _INSTANCE_NORM[d]
+            conv, norm = CONV[d], _INSTANCE_NORM[d]
             layers = [conv(input_channels, dim, 7, stride=STEM_STRIDE, padding=3)]
             for _ in range(2):
                 layers += [norm(dim), nn.LeakyReLU(0.01, inplace=True), conv(dim, dim, 3, padding=1, bias=False)]
             layers += [norm(dim), nn.LeakyReLU(0.01, inplace=True)]
-            self.add_module("proj" + _SUFFIX[d], nn.Sequential(*layers))
+            self.add_module("proj" + SUFFIX[d], nn.Sequential(*layers))
             stride = (1, 2, 2) if d == 3 else 2
-            self.add_module("proj_next" + _SUFFIX[d], conv(dim, dim, 3, stride=stride, padding=1))
+            self.add_module("proj_next" + SUFFIX[d], conv(dim, dim, 3, stride=stride, padding=1))
         self.norm = nn.LayerNorm(dim)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor, tuple[int, ...]]:
         """(B, C, [D,] H, W) -> stem map (B, 64, ...), tokens (B, N, 64), their spatial size."""
-        suffix = _SUFFIX[x.dim() - 2]
-        stem = getattr(self, "proj" + suffix)(x)
+        suffix = SUFFIX[x.dim() - 2]
+        proj = getattr(self, "proj" + suffix)
+        stem = proj[0](x)
+        for layers in (proj[1:4], proj[4:7]):  # norm, activation, convolution: only the norm's input is kept
+            stem = keep_input_only(layers, stem)
+        stem = proj[7:](stem)
         tokens, size = _embed(getattr(self, "proj_next" + suffix), self.norm, stem)
         return stem, tokens, size
 
@@ -152,12 +73,12 @@ class PatchEmbedding(nn.Module):
     def __init__(self, in_dim: int, dim: int, spatial_dims: tuple[int, ...]) -> None:
         super().__init__()
         for d in spatial_dims:
-            self.add_module("proj" + _SUFFIX[d], _CONV[d](in_dim, dim, 3, stride=2, padding=1))
+            self.add_module("proj" + SUFFIX[d], CONV[d](in_dim, dim, 3, stride=2, padding=1))
         self.norm = nn.LayerNorm(dim)
 
     def forward(self, x: Tensor) -> tuple[Tensor, tuple[int, ...]]:
         """(B, C, [D,] H, W) -> tokens (B, N, dim), their spatial size."""
-        return _embed(getattr(self, "proj" + _SUFFIX[x.dim() - 2]), self.norm, x)
+        return _embed(getattr(self, "proj" + SUFFIX[x.dim() - 2]), self.norm, x)
 
 
 class PVTv2Encoder(nn.Module):
@@ -196,11 +117,16 @@ class PVTv2Encoder(nn.Module):
             ]
             self.add_module(f"patch_embed{i + 1}", embedding)
             self.add_module(f"block{i + 1}", nn.ModuleList(blocks))
-            self.add_module(f"norm{i + 1}", nn.LayerNorm(dim, eps=_EPS))
+            self.add_module(f"norm{i + 1}", nn.LayerNorm(dim, eps=EPS))
         self.apply(_initialise)
 
-    def forward(self, x: Tensor) -> list[Tensor]:
+    def forward(self, x: Tensor, noise: Tensor | None = None) -> list[Tensor]:
         """Run CT (B, C, D, H, W) or X-rays (B, C, H, W).
+
+        Args:
+            x: the images.
+            noise: (`BRANCHES`, B) uniform numbers in [0, 1) that decide stochastic depth, for trainings in which it
+                must not depend on how a batch is split; by default the global generator's.
 
         Returns:
             The five maps [stem, stage 1, ..., stage 4] with 64, 64, 128, 320, 512 channels and strides relative to
@@ -211,14 +137,15 @@ class PVTv2Encoder(nn.Module):
             ValueError: wrong number of dimensions or channels, or an input below `MINIMUM_SIZE`.
         """
         self._check_input(x)
+        branches = itertools.repeat((None, None)) if noise is None else iter(noise.unflatten(0, (-1, 2)))
         stem, tokens, size = self.patch_embed1(x)
         maps = [stem]
         for i in range(1, len(EMBED_DIMS) + 1):
             if i > 1:
                 tokens, size = getattr(self, f"patch_embed{i}")(maps[-1])
             for block in getattr(self, f"block{i}"):
-                tokens = block(tokens, size)
-            maps.append(_to_map(getattr(self, f"norm{i}")(tokens), size))
+                tokens = block(tokens, size, next(branches))
+            maps.append(to_map(getattr(self, f"norm{i}")(tokens), size))
         return maps
 
     def _check_input(self, x: Tensor) -> None:
@@ -234,17 +161,7 @@ class PVTv2Encoder(nn.Module):
 
 def _embed(conv: nn.Module, norm: nn.Module, x: Tensor) -> tuple[Tensor, tuple[int, ...]]:
     x = conv(x)
-    return norm(_to_tokens(x)), tuple(x.shape[2:])
-
-
-def _to_tokens(x: Tensor) -> Tensor:
-    """(B, C, [D,] H, W) -> (B, N, C); a view when the map is channels-last."""
-    return x.flatten(2).transpose(1, 2)
-
-
-def _to_map(tokens: Tensor, size: tuple[int, ...]) -> Tensor:
-    """(B, N, C) -> (B, C, *size), a channels-last view."""
-    return tokens.transpose(1, 2).unflatten(2, size)
+    return norm(to_tokens(x)), tuple(x.shape[2:])
 
 
 def _initialise(module: nn.Module) -> None:

@@ -32,12 +32,11 @@ def find_scans(source: Path, store: Path) -> tuple[list[Scan], dict[str, str]]:
         The scans, sorted by name, and the reason for each file that looked like a scan and is none.
 
     Raises:
-        UserError: ``source`` does not exist, cannot be read, or is the store.
+        UserError: ``source`` does not exist, cannot be read, is a file of another kind, or is the store.
     """
     try:
         if source.is_file():
-            stem = _without_suffix(source.name) or source.stem
-            return [Scan(volume_id(stem), source.name, (source,), is_dicom=_is_slice(source))], {}
+            return [_single_scan(source)], {}
         if not source.is_dir():
             raise UserError(f"{source}: no such file or folder; give the folder of your CT scans as INPUT")
         if source.resolve() == store.resolve():
@@ -94,6 +93,15 @@ def split_name_clashes(scans: list[Scan], finished: dict[str, str]) -> tuple[lis
                     "rename or remove one of them"
                 )
     return alone, reasons
+
+
+def _single_scan(source: Path) -> Scan:
+    """The scan that INPUT itself is."""
+    stem, is_dicom = _without_suffix(source.name), _is_slice(source)
+    if stem is None and not is_dicom:
+        with source.open("rb"):  # where it may not be read, that is the news
+            raise UserError(f"{source}: is no CT file; give NIfTI, NRRD, MHA or DICOM, or a folder of them, as INPUT")
+    return Scan(volume_id(stem or source.stem), source.name, (source,), is_dicom=is_dicom)
 
 
 def _without_suffix(name: str) -> str | None:

@@ -1,10 +1,12 @@
 """Batches of views for a whole run, in an order that depends on the seed and the step alone.
 
 Ours. A run is one long stream of samples: pass after pass over all sub-volumes, each pass in its own random order.
+Where an epoch is one pass, what does not fill a batch at the end of a pass is left out.
 Sample n always is the same views of the same sub-volume, so a run that goes on at step s sees what an unbroken run
 sees, whatever the number of workers.
 """
 
+import math
 import signal
 from collections.abc import Iterator
 
@@ -13,11 +15,17 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from pretraining.config import PretrainConfig
-from pretraining.data.cores import default_processes
+from pretraining.config import PretrainConfig, ViewConfig
+from pretraining.data.cores import available_memory, default_processes
 from pretraining.data.store import Store
 from pretraining.data.subvolumes import list_subvolumes
 from pretraining.data.views import make_views, xray_view
+from pretraining.distributed import ALONE, Processes
+
+PREFETCH = 4
+"""Batches that each worker prepares ahead."""
+WORKER_BYTES = 300 * 2**20
+"""Memory of a worker before it holds any view."""
 
 
 class ViewStream(Dataset):
@@ -31,8 +39,9 @@ class ViewStream(Dataset):
     def __init__(self, store: Store, config: PretrainConfig) -> None:
         self.store, self.view_config, self.seed = store, config.view, config.run.seed
         self.subvolumes = list_subvolumes(store, config.view)
+        whole_batches = len(self.subvolumes) // config.optim.batch_size * config.optim.batch_size
+        self.pass_length = len(self.subvolumes) if config.run.epoch_samples else whole_batches or len(self.subvolumes)
         self._order: tuple[int, np.ndarray] = (-1, np.empty(0))
-        self._xrays: dict[str, Tensor] = {}
 
     def __len__(self) -> int:
         """Sub-volumes in one pass."""
@@ -40,57 +49,82 @@ class ViewStream(Dataset):
 
     def __getitem__(self, n: int) -> tuple[Tensor, Tensor, Tensor]:
         """Views (1, D, H, W), (1, D, H, W) and (1, H, W) of sample n."""
-        passes, position = divmod(n, len(self.subvolumes))
+        subvolume = self.subvolumes[self.position(n)]
+        rng = np.random.default_rng((self.seed, 1, n))
+        # Read anew each time: it costs 0.1 ms, and keeping all of a large store would cost gigabytes.
+        xray = xray_view(self.store.radiograph(subvolume.volume_id), self.view_config.crop_size[1:])
+        return *make_views(self.store, subvolume, self.view_config, rng), xray
+
+    def position(self, n: int) -> int:
+        """Which of the sub-volumes sample n shows."""
+        passes, place = divmod(n, self.pass_length)
         if self._order[0] != passes:
             self._order = passes, np.random.default_rng((self.seed, 0, passes)).permutation(len(self.subvolumes))
-        subvolume = self.subvolumes[self._order[1][position]]
-        rng = np.random.default_rng((self.seed, 1, n))
-        return *make_views(self.store, subvolume, self.view_config, rng), self._xray(subvolume.volume_id)
-
-    def _xray(self, volume_id: str) -> Tensor:
-        if volume_id not in self._xrays:  # 36 kB each, read once per worker
-            self._xrays[volume_id] = xray_view(self.store.radiograph(volume_id), self.view_config.crop_size[1:])
-        return self._xrays[volume_id]
+        return int(self._order[1][place])
 
 
 class StepSampler(Sampler[list[int]]):
-    """The sample numbers of each step from ``first_step`` up to ``total_steps``."""
+    """The sample numbers of this process's share of each step, from ``first_step`` up to ``total_steps``."""
 
-    def __init__(self, batch_size: int, first_step: int, total_steps: int) -> None:
+    def __init__(self, batch_size: int, first_step: int, total_steps: int, processes: Processes = ALONE) -> None:
         self.batch_size, self.first_step, self.total_steps = batch_size, first_step, total_steps
+        self.share = batch_size // processes.size
+        self.offset = processes.rank * self.share
 
     def __iter__(self) -> Iterator[list[int]]:
         for step in range(self.first_step, self.total_steps):
-            yield list(range(step * self.batch_size, (step + 1) * self.batch_size))
+            first = step * self.batch_size + self.offset
+            yield list(range(first, first + self.share))
 
     def __len__(self) -> int:
         return self.total_steps - self.first_step
 
 
 def steps_per_epoch(stream: ViewStream, config: PretrainConfig) -> int:
-    """Steps of an epoch: as many batches as hold ``epoch_samples``, or every sub-volume once."""
-    samples = config.run.epoch_samples or len(stream)
-    return -(-samples // config.optim.batch_size)
+    """Steps of an epoch: as many batches as hold ``epoch_samples``, or as one pass over the sub-volumes fills."""
+    if config.run.epoch_samples:
+        return -(-config.run.epoch_samples // config.optim.batch_size)
+    return max(1, len(stream) // config.optim.batch_size)
 
 
 def make_loader(
-    stream: ViewStream, config: PretrainConfig, first_step: int, total_steps: int, pin_memory: bool
+    stream: ViewStream,
+    config: PretrainConfig,
+    first_step: int,
+    total_steps: int,
+    device: torch.device,
+    processes: Processes = ALONE,
 ) -> DataLoader:
     """Loader of the remaining steps of a run; yields (CT view 1, CT view 2, X-ray) with a batch axis each."""
-    workers = config.run.num_workers if config.run.num_workers >= 0 else default_processes()
+    share = config.optim.batch_size // processes.size
+    workers = config.run.num_workers
+    if workers < 0:  # on a CPU, training itself takes all cores, and one worker keeps up with it
+        workers = 1 if device.type == "cpu" else default_workers(share, config.view, processes.local_size)
     return DataLoader(
         stream,
-        batch_sampler=StepSampler(config.optim.batch_size, first_step, total_steps),
+        batch_sampler=StepSampler(config.optim.batch_size, first_step, total_steps, processes),
         num_workers=workers,
         worker_init_fn=_start_worker,
-        pin_memory=pin_memory,
-        prefetch_factor=4 if workers else None,
+        pin_memory=device.type == "cuda",
+        prefetch_factor=PREFETCH if workers else None,
         generator=torch.Generator(),  # so that making an iterator leaves the global generator alone
     )
 
 
+def default_workers(batch_size: int, config: ViewConfig, local_processes: int) -> int:
+    """Workers of one training process: its share of the cores, at most 8, and of half the free memory."""
+    views = 2 * math.prod(config.crop_size) + math.prod(config.crop_size[1:])
+    worker_bytes = WORKER_BYTES + PREFETCH * batch_size * views * 4
+    by_memory = available_memory() // 2 // worker_bytes
+    return max(1, min(default_processes(), by_memory) // local_processes)
+
+
 def _start_worker(_: int) -> None:
-    """One thread per worker, and Ctrl-C is for the main process to answer."""
+    """One thread; what is signalled to the whole process group is the training process's to answer.
+
+    torchrun and `timeout` signal the group. A worker that died of it would cost the checkpoint; one whose training
+    process is gone ends by itself.
+    """
     torch.set_num_threads(1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)

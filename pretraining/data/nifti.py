@@ -49,7 +49,10 @@ def read_values(path: Path, size_xyz: tuple[int, int, int]) -> np.ndarray:
     """
     header, content = _read(path)
     count = size_xyz[0] * size_xyz[1] * size_xyz[2]
-    values = np.frombuffer(content, header.get_data_dtype(), count, header.get_data_offset()).reshape(size_xyz[::-1])
+    offset = float(header["vox_offset"])
+    if not HEADER_BYTES <= offset < len(content):
+        raise ValueError(f"voxels at byte {offset:g} would be in the header or beyond the file")
+    values = np.frombuffer(content, header.get_data_dtype(), count, int(offset)).reshape(size_xyz[::-1])
     slope, intercept = np.float32(header["scl_slope"]), np.float32(header["scl_inter"])
     if slope == 0 or not np.isfinite([slope, intercept]).all() or (slope, intercept) == (1, 0):
         return values  # the standard's ways of saying: not scaled

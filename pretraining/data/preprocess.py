@@ -4,12 +4,15 @@ import logging
 import signal
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
+from pretraining.data.anonymise import Pseudonyms
+from pretraining.data.failures import Failures
 from pretraining.data.find_scans import find_scans, split_name_clashes
 from pretraining.data.preprocess_scan import Task, preprocess_scan
 from pretraining.data.scan import Scan, UnusableScanError
@@ -17,11 +20,20 @@ from pretraining.data.store import Store
 from pretraining.data.store_writer import StoreWriter
 from pretraining.data.worker_pool import WorkerDiedError, run_in_processes
 from pretraining.errors import UserError
-from pretraining.files import write_json
+from pretraining.lock import store_lock
 
 logger = logging.getLogger(__name__)
 
-FAILED = "failed.json"
+
+@dataclass(frozen=True)
+class Part:
+    """A share of the scans: of their sorted names every ``count``-th, the first being ``number`` (from 0 on)."""
+
+    number: int = 0
+    count: int = 1
+
+    def __str__(self) -> str:
+        return f" -num_parts {self.count} -part_id {self.number}" if self.count > 1 else ""
 
 
 class StopSignal(BaseException):
@@ -32,55 +44,99 @@ class StopSignal(BaseException):
         self.signum = signum
 
 
-def preprocess(source: Path, store: Path, processes: int) -> int:
+def preprocess(source: Path, store: Path, processes: int, part: Part, anonymise: bool = False) -> int:
     """Add every scan in ``source`` to the store in folder ``store``, leaving alone what it holds already.
 
+    With several parts, each adds its share, at the same time or one after the other, on any machines that see the
+    folders; the part that finds every scan done or failed completes the store.
+
+    Args:
+        source: folder of scans, or one file.
+        store: folder of the store.
+        processes: how many work at once.
+        part: the share of the scans to do.
+        anonymise: keep names of files out of the store and the log, see `pretraining.data.anonymise`.
+
     Returns:
-        The exit code: 0 all scans are in the store, 1 some could not be used, 130 / 143 stopped by a signal.
+        The exit code: 0 all scans of the part are in the store, 1 some could not be used, 130 / 143 stopped by a
+        signal.
 
     Raises:
         UserError: nothing could be done.
     """
     try:
         with _signals_as_exceptions():
-            return _preprocess(source, StoreWriter(store), processes)
+            return _preprocess(source, StoreWriter(store, anonymise), processes, part)
     except StopSignal as stop:
-        logger.info("stopped; nothing finished is lost, the same command goes on: cads_preprocess %s %s", source, store)
+        logger.info(
+            "stopped; nothing finished is lost, the same command goes on: cads_preprocess %s %s%s%s",
+            source, store, part, " --anonymise" if anonymise else "",
+        )  # fmt: skip
         return 128 + stop.signum
 
 
-def _preprocess(source: Path, writer: StoreWriter, processes: int) -> int:
+def _preprocess(source: Path, writer: StoreWriter, processes: int, part: Part) -> int:
     """`preprocess` without the signals."""
     writer.check_folder()
     logger.info("searching %s", source)
-    scans, failed = find_scans(source, writer.path)
-    if not scans and not failed:
+    scans, unusable = find_scans(source, writer.path)
+    if not scans and not unusable:
         raise UserError(f"{source}: holds no CT scan; put NIfTI, NRRD or MHA files or DICOM series there")
-    writer.prepare()
+    with store_lock(writer.path, part.number, part.count):
+        return _add(source, writer, processes, part, scans, unusable)
+
+
+def _add(
+    source: Path, writer: StoreWriter, processes: int, part: Part, scans: list[Scan], unusable: dict[str, str]
+) -> int:
+    """Add what was found, while no other process does."""
+    names = {scan.name for scan in scans} | unusable.keys()
+    share = set(sorted(names)[part.number :: part.count])
+    alone = part.count == 1
+    writer.prepare(())
+    if writer.anonymised:
+        pseudonyms = Pseudonyms(writer.path)
+        scans = [pseudonyms.of(scan) for scan in scans]
+    # Where other parts may be at work, their temporary files and records stay.
+    ids = None if alone else {scan.volume_id for scan in scans if scan.name in share}
+    writer.remove_leftovers(ids)
+    failures = Failures(writer.path, writer.anonymised)
+    failures.forget(None if alone else share)
     finished = writer.finished()
-    scans, clashes = split_name_clashes(scans, {name: entry["source"]["path"] for name, entry in finished.items()})
-    failed |= clashes
-    tasks = [Task(scan, writer) for scan in scans if scan.volume_id not in finished]
-    for scan in scans:
+    # Judged over all scans, not over the share: two parts must not make one volume of two scans.
+    clear = {scan.source: scan.name for scan in scans}
+    sources = {volume_id: entry["source"]["path"] for volume_id, entry in finished.items()}
+    scans, clashes = split_name_clashes(scans, {known: clear.get(path, path) for known, path in sources.items()})
+    hopeless = unusable | clashes
+    mine = [scan for scan in scans if scan.name in share]
+    tasks = [Task(scan, writer) for scan in mine if scan.volume_id not in finished]
+    failed = {name: reason for name, reason in hopeless.items() if name in share}
+    for scan in mine:
         if scan.volume_id in finished and not _is_same_source(scan, finished[scan.volume_id]["source"]):
             failed[scan.name] = (
                 f"is not the file that volume '{scan.volume_id}' of the store was made from; delete "
                 f"{scan.volume_id}.json in the store's folder 'volumes' to make it anew, or choose another STORE"
             )
     for name, reason in failed.items():
-        logger.warning("%s: %s", name, reason)
+        _record(failures, name, reason)
     try:
-        failed |= _run(tasks, processes, already_done=len(scans) - len(tasks))
+        _run(tasks, processes, len(mine) - len(tasks), failures)
     finally:
-        writer.remove_leftovers()
-    write_json(writer.path / FAILED, [{"file": name, "reason": reason} for name, reason in sorted(failed.items())])
-    writer.write_manifest(complete=True)
-    return _summarise(source, writer, failed)
+        writer.remove_leftovers(ids)
+    failed = {name: reason for name, reason in failures.read().items() if name in names}
+    done = writer.finished_ids()
+    open_names = {scan.name for scan in scans if scan.volume_id not in done} | hopeless.keys()
+    code = 1 if share & failed.keys() else 0
+    if to_do := len(open_names - failed.keys()):
+        logger.info("part %d of %d is done (exit code %d)", part.number, part.count, code)
+        logger.info("scans left to other parts: %d; the part that ends last completes the store", to_do)
+    else:
+        _complete(source, writer, failures, failed, code)
+    return code
 
 
-def _run(tasks: list[Task], processes: int, already_done: int) -> dict[str, str]:
-    """Preprocess scans in parallel; returns the reason for each that could not be used, by its name."""
-    failed: dict[str, str] = {}
+def _run(tasks: list[Task], processes: int, already_done: int, failures: Failures) -> None:
+    """Preprocess scans in parallel and record those that could not be used."""
     total = already_done + len(tasks)
     with (
         logging_redirect_tqdm([logging.getLogger("pretraining")]),
@@ -91,10 +147,20 @@ def _run(tasks: list[Task], processes: int, already_done: int) -> dict[str, str]
             if isinstance(error, UserError):
                 raise error
             if error is not None:
-                failed[task.scan.name] = _reason(error)
-                logger.warning("%s: %s", task.scan.name, failed[task.scan.name])
+                _record(failures, task.scan.name, _reason(error))
             bar.update()
-    return failed
+
+
+def _record(failures: Failures, name: str, reason: str) -> None:
+    """Say and keep why a scan could not be used."""
+    if failures.are_private:
+        logger.warning("a scan could not be used: see %s", failures.folder)
+    else:
+        logger.warning("%s: %s", name, reason)
+    try:
+        failures.record(name, reason)
+    except OSError as error:
+        raise UserError(f"{failures.summary.parent}: cannot be written ({error.strerror}); make room") from None
 
 
 def _reason(error: Exception) -> str:
@@ -112,25 +178,27 @@ def _is_same_source(scan: Scan, known: dict[str, Any]) -> bool:
         size_bytes, mtime_ns = scan.stat()
     except UnusableScanError:
         return False
-    if scan.name != known["path"] or size_bytes != known["size_bytes"]:
+    if scan.source != known["path"] or size_bytes != known["size_bytes"]:
         return False
     return mtime_ns == known["mtime_ns"] or scan.sha256() == known["sha256"]
 
 
-def _summarise(source: Path, writer: StoreWriter, failed: dict[str, str]) -> int:
-    """Contact sheet, last line, exit code."""
+def _complete(source: Path, writer: StoreWriter, failures: Failures, failed: dict[str, str], code: int) -> None:
+    """Write failed.json, the manifest and the contact sheets; parts that end at the same moment write the same."""
     from pretraining.data.contact_sheet import write_contact_sheets  # matplotlib takes a second to load: last of all
 
-    if not writer.finished():
+    failures.write_summary(failed)
+    manifest = writer.write_manifest(complete=True)
+    if not manifest["volumes"]:
         name, reason = next(iter(failed.items()))
         others = f" (and {len(failed) - 1} more)" if len(failed) > 1 else ""
-        raise UserError(f"{source}: no scan could be used: {name}{others}: {reason}; see {writer.path / FAILED}")
-    store = Store.open(writer.path)
+        first = "" if failures.are_private else f": {name}{others}: {reason}"
+        raise UserError(f"{source}: no scan could be used{first}; see {failures.summary}")
+    store = Store(writer.path, manifest)
     sheets = write_contact_sheets(store)
     logger.info("volumes in %s: %d; look at %s: every body frontal, head up?", writer.path, len(store), sheets[0])
     if failed:
-        logger.warning("scans that could not be used: %d (exit code 1), see %s", len(failed), writer.path / FAILED)
-    return 1 if failed else 0
+        logger.warning("scans that could not be used: %d (exit code %d), see %s", len(failed), code, failures.summary)
 
 
 @contextmanager

@@ -38,7 +38,7 @@ def preprocess_scan(task: Task) -> None:
     volume, spacing_mm = to_canonical(image.values, image.spacing_xyz_mm, image.direction)
     check_extent(resampled_shape(volume.shape, spacing_mm, SPACING_MM))
     source = Source(
-        path=scan.name,
+        path=scan.source,
         size_bytes=size_bytes,
         mtime_ns=mtime_ns,
         sha256=scan.sha256(),

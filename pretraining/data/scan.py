@@ -23,12 +23,19 @@ class Scan:
         name: the file, or the DICOM folder and series, relative to INPUT: what messages call it.
         files: the file, or the slices of a DICOM series in order.
         is_dicom: whether the files are a DICOM series.
+        stored_name: what the store says of where it comes from; empty for ``name``.
     """
 
     volume_id: str
     name: str
     files: tuple[Path, ...]
     is_dicom: bool = False
+    stored_name: str = ""
+
+    @property
+    def source(self) -> str:
+        """Where it comes from, as the store has it."""
+        return self.stored_name or self.name
 
     def stat(self) -> tuple[int, int]:
         """Size in bytes (sum) and time of the last change in ns (latest) of the files.

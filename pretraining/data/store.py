@@ -11,6 +11,8 @@ A `Store` only reads. `pretraining.data.store_writer` writes.
 
 import hashlib
 import json
+import os
+from bisect import bisect_left
 from pathlib import Path
 from typing import Any
 
@@ -87,7 +89,7 @@ def _is_well_formed(manifest: dict[str, Any]) -> bool:
         and isinstance(entry.get("sha256"), str)
         and isinstance(entry.get("shape"), list)
         and len(entry["shape"]) == 3
-        and all(isinstance(edge, int) and edge > 0 for edge in entry["shape"])
+        and all(isinstance(edge, int) and 0 < edge < 2**31 for edge in entry["shape"])
         for entry in volumes.values()
     )
 
@@ -96,18 +98,20 @@ class Store:
     """A finished store, for reading.
 
     Opening reads the manifest and lists two folders, no volume. Nothing stays open between calls, so a `Store` can be
-    pickled into the worker processes of a `DataLoader` and a store of any size needs no file handles.
+    pickled into the worker processes of a `DataLoader` and a store of any size needs no file handles. Every worker
+    has its copy, so of the manifest only names, shapes and fingerprint stay: 10 MB for 100,000 volumes.
 
     Attributes:
         path: the folder.
-        manifest: content of ``manifest.json``.
         ids: names of the volumes, sorted.
     """
 
     def __init__(self, path: Path, manifest: dict[str, Any]):
+        volumes = manifest["volumes"]
         self.path = path
-        self.manifest = manifest
-        self.ids: list[str] = sorted(manifest["volumes"])
+        self.ids: list[str] = sorted(volumes)
+        self._shapes = np.array([volumes[volume_id]["shape"] for volume_id in self.ids], dtype=np.int32)
+        self._fingerprint = _fingerprint(manifest)
 
     @classmethod
     def open(cls, path: str | Path) -> "Store":
@@ -130,10 +134,11 @@ class Store:
         """Raise `UserError` for the first file that the manifest promises and the folder lacks."""
         for path_of in (volume_path, radiograph_path):
             folder = path_of(self.path, "any").parent
-            present = {file.name for file in folder.iterdir()} if folder.is_dir() else set()
+            suffix = path_of(self.path, "any").suffix
+            present = {file.name for file in os.scandir(folder)} if folder.is_dir() else set()
             for volume_id in self.ids:
-                path = path_of(self.path, volume_id)
-                if path.name not in present:
+                if volume_id + suffix not in present:
+                    path = path_of(self.path, volume_id)
                     raise UserError(f"{path}: missing; run the same cads_preprocess command again to make it anew")
 
     def __len__(self) -> int:
@@ -142,7 +147,10 @@ class Store:
 
     def shape(self, volume_id: str) -> tuple[int, int, int]:
         """(slices, height, width) of one volume, from the manifest: voxels of 1 mm."""
-        slices, height, width = self.manifest["volumes"][volume_id]["shape"]
+        index = bisect_left(self.ids, volume_id)
+        if index == len(self.ids) or self.ids[index] != volume_id:
+            raise KeyError(volume_id)
+        slices, height, width = self._shapes[index].tolist()
         return slices, height, width
 
     def volume(self, volume_id: str) -> blosc2.NDArray:
@@ -183,11 +191,13 @@ class Store:
 
         It does not change when the store is copied or moved, nor with the time or place of its sources.
         """
-        described = {
-            key: self.manifest.get(key) for key in ("format", "format_version", "spacing_mm", "clip_hu", "axes")
-        }
-        described["volumes"] = {
-            volume_id: [self.manifest["volumes"][volume_id][key] for key in ("shape", "sha256")]
-            for volume_id in self.ids
-        }
-        return hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()
+        return self._fingerprint
+
+
+def _fingerprint(manifest: dict[str, Any]) -> str:
+    """What `Store.fingerprint` returns."""
+    described = {key: manifest.get(key) for key in ("format", "format_version", "spacing_mm", "clip_hu", "axes")}
+    described["volumes"] = {
+        volume_id: [entry[key] for key in ("shape", "sha256")] for volume_id, entry in manifest["volumes"].items()
+    }
+    return hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()

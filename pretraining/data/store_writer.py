@@ -7,6 +7,7 @@ and the manifest loses nothing: the next run reads the entries again.
 
 import hashlib
 import json
+from collections.abc import Collection
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ import numpy as np
 
 from pretraining import __version__
 from pretraining.data import store as layout
+from pretraining.data.anonymise import PRIVATE
 from pretraining.errors import UserError
 from pretraining.files import atomic_path, write_json
 
@@ -39,7 +41,7 @@ class Source:
     """Where a volume comes from; tells a later run whether the file is still the one that was preprocessed.
 
     Attributes:
-        path: file or DICOM folder relative to INPUT, with forward slashes.
+        path: file or DICOM folder relative to INPUT, with forward slashes; a hash of it where the store is anonymised.
         size_bytes: size of the file, or sum over the files of a DICOM series.
         mtime_ns: last change, the latest over the files of a DICOM series.
         sha256: of the content (of the files of a DICOM series in slice order).
@@ -55,12 +57,13 @@ class Source:
     spacing_xyz_mm: tuple[float, float, float]
 
 
-def new_manifest(volumes: dict[str, Any], complete: bool) -> dict[str, Any]:
+def new_manifest(volumes: dict[str, Any], complete: bool, anonymised: bool = False) -> dict[str, Any]:
     """Content of ``manifest.json`` for the given entries."""
     return {
         "format": layout.FORMAT,
         "format_version": layout.FORMAT_VERSION,
         "complete": complete,
+        "anonymised": anonymised,
         "spacing_mm": layout.SPACING_MM,
         "clip_hu": list(layout.CLIP_HU),
         "axes": list(layout.AXES),
@@ -72,11 +75,14 @@ def new_manifest(volumes: dict[str, Any], complete: bool) -> dict[str, Any]:
 class StoreWriter:
     """Adds volumes to the store in one folder. Pickles, so that worker processes add theirs themselves."""
 
-    def __init__(self, path: str | Path):
-        self.path = Path(path).absolute()
+    def __init__(self, path: str | Path, anonymised: bool = False):
+        self.path, self.anonymised = Path(path).absolute(), anonymised
 
-    def prepare(self) -> None:
+    def prepare(self, volume_ids: Collection[str] | None = None) -> None:
         """Make the folder a store that is being written: new, or an existing store to add to.
+
+        Args:
+            volume_ids: whose temporary files to remove, see `remove_leftovers`.
 
         Raises:
             UserError: as `check_folder`, or the folder cannot be written.
@@ -84,10 +90,12 @@ class StoreWriter:
         self.check_folder()
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            self.write_manifest(complete=False)  # before anything else: it is what makes the folder a store
+            path = layout.manifest_path(self.path)
+            manifest = layout.read_manifest(self.path) if path.exists() else self._manifest({}, complete=False)
+            write_json(path, manifest | {"complete": False})  # before anything else: it makes the folder a store
             for folder in (self.path / "volumes", self.path / "radiographs"):
                 folder.mkdir(exist_ok=True)
-            self.remove_leftovers()
+            self.remove_leftovers(volume_ids)
         except OSError as error:
             raise UserError(f"{self.path}: cannot be written ({error.strerror}); choose another STORE") from None
 
@@ -106,17 +114,27 @@ class StoreWriter:
             raise UserError(f"{self.path}: is a file; STORE must be a new folder or an existing store")
         if not layout.manifest_path(self.path).exists():
             raise UserError(f"{self.path}: is not empty and not a store; STORE must be a new folder or a store")
-        layout.read_manifest(self.path)
+        if layout.read_manifest(self.path).get("anonymised", False) != self.anonymised:
+            done, do = ("without", "leave it out") if self.anonymised else ("with", "give it again")
+            raise UserError(f"{self.path}: this store was begun {done} --anonymise; {do}, or choose another STORE")
+
+    def _manifest(self, volumes: dict[str, Any], complete: bool) -> dict[str, Any]:
+        return new_manifest(volumes, complete, self.anonymised)
 
     def _is_empty(self) -> bool:
         """Whether the folder holds nothing but hidden files (of the file manager, or of a run killed at once)."""
         return self.path.is_dir() and all(file.name.startswith(".") for file in self.path.iterdir())
 
-    def remove_leftovers(self) -> None:
-        """Remove the temporary files that a killed run left behind."""
-        for folder in (self.path, self.path / "volumes", self.path / "radiographs"):
-            for file in folder.glob(".*.tmp"):
-                file.unlink(missing_ok=True)
+    def remove_leftovers(self, volume_ids: Collection[str] | None = None) -> None:
+        """Remove the temporary files that a killed run left behind.
+
+        Args:
+            volume_ids: only those of these volumes, where other processes may be writing others; by default all.
+        """
+        for name in ("", "volumes", "radiographs", "failed", PRIVATE, f"{PRIVATE}/failed"):
+            for file in (self.path / name).glob(".*.tmp"):
+                if volume_ids is None or file.name[1:].rsplit(".", 3)[0] in volume_ids:  # .ID.SUFFIX.TOKEN.tmp
+                    file.unlink(missing_ok=True)
 
     def add(self, volume_id: str, volume_hu: np.ndarray, radiograph: np.ndarray, source: Source) -> None:
         """Write one volume, its radiograph and its entry, in this order.
@@ -133,7 +151,6 @@ class StoreWriter:
         chunks = (min(CHUNK_SLICES, volume_hu.shape[0]), *volume_hu.shape[1:])
         blocks = tuple(min(block, chunk) for block, chunk in zip(BLOCK_SHAPE, chunks, strict=True))
         with atomic_path(layout.volume_path(self.path, volume_id)) as file:
-            file.unlink(missing_ok=True)  # of an earlier process with the same id: blosc2 does not overwrite
             blosc2.asarray(volume_hu, urlpath=str(file), mode="w", chunks=chunks, blocks=blocks, cparams=COMPRESSION)
         with atomic_path(layout.radiograph_path(self.path, volume_id)) as file, file.open("wb") as stream:
             np.save(stream, radiograph.astype(np.float32))
@@ -146,19 +163,26 @@ class StoreWriter:
             },
         )
 
+    def finished_ids(self) -> set[str]:
+        """Ids of the volumes that are whole."""
+        radiographs, volumes, entries = (
+            {file.stem for file in (self.path / folder).glob(f"*{suffix}")}
+            for folder, suffix in (("radiographs", ".npy"), ("volumes", ".b2nd"), ("volumes", ".json"))
+        )
+        return radiographs & volumes & entries
+
     def finished(self) -> dict[str, dict[str, Any]]:
         """Entries of the volumes that are whole, by id."""
         entries = {}
-        radiographs = {file.stem for file in (self.path / "radiographs").glob("*.npy")}
-        volumes = {file.stem for file in (self.path / "volumes").glob("*.b2nd")}
-        for file in sorted((self.path / "volumes").glob("*.json")):
-            if file.stem in radiographs and file.stem in volumes:
-                try:
-                    entries[file.stem] = json.loads(file.read_text(encoding="utf-8"))
-                except ValueError:
-                    continue  # damaged from outside: the volume is made anew
+        for volume_id in sorted(self.finished_ids()):
+            try:
+                entries[volume_id] = json.loads(layout.entry_path(self.path, volume_id).read_text(encoding="utf-8"))
+            except (ValueError, FileNotFoundError):
+                continue  # damaged or removed from outside: the volume is made anew
         return entries
 
-    def write_manifest(self, complete: bool) -> None:
-        """Write ``manifest.json`` from the entries; ``complete`` says that the run reached its end."""
-        write_json(layout.manifest_path(self.path), new_manifest(self.finished(), complete))
+    def write_manifest(self, complete: bool) -> dict[str, Any]:
+        """Write ``manifest.json`` from the entries and return it; ``complete`` says that every scan was tried."""
+        manifest = self._manifest(self.finished(), complete)
+        write_json(layout.manifest_path(self.path), manifest)
+        return manifest

@@ -27,17 +27,18 @@ def kept_patches(positions: np.ndarray) -> np.ndarray:
     return np.sort(((z * 2 * height + rows) * 2 * width + columns).ravel())
 
 
-def sample_uniformly(view: np.ndarray, patch_size: tuple[int, int, int], rng: np.random.Generator) -> np.ndarray:
-    """Put a quarter of the patches of a view (D, H, W) together into a view of (D, H / 2, W / 2)."""
-    grid = tuple(size // patch for size, patch in zip(view.shape, patch_size, strict=True))
-    groups = (grid[0], grid[1] // 2, grid[2] // 2)
-    return gather_patches(view, patch_size, kept_patches(draw_positions(groups, rng)))
+def draw_patches(size: tuple[int, int, int], patch_size: tuple[int, int, int], rng: np.random.Generator) -> np.ndarray:
+    """Draw which quarter of the patches of a view of ``size`` voxels to keep, for `gather_patches`."""
+    depth, height, width = (edge // patch for edge, patch in zip(size, patch_size, strict=True))
+    return kept_patches(draw_positions((depth, height // 2, width // 2), rng))
 
 
 def gather_patches(view: np.ndarray, patch_size: tuple[int, int, int], kept: np.ndarray) -> np.ndarray:
-    """Lay the patches with the row-major indices ``kept`` out in row-major order on half the in-plane grid."""
+    """Lay the patches with the row-major indices ``kept`` out in that order: (D, H, W) -> (D, H / 2, W / 2)."""
     (d, h, w), (pd, ph, pw) = view.shape, patch_size
     grid = (d // pd, h // ph, w // pw)
-    patches = view.reshape(grid[0], pd, grid[1], ph, grid[2], pw).transpose(0, 2, 4, 1, 3, 5)
-    patches = patches.reshape(-1, pd, ph, pw)[kept].reshape(grid[0], grid[1] // 2, grid[2] // 2, pd, ph, pw)
+    z, y, x = np.unravel_index(kept, grid)
+    # whatever the strides of the view, splitting its axes copies nothing, and only the kept patches are touched
+    patches = view.reshape(grid[0], pd, grid[1], ph, grid[2], pw)[z, :, y, :, x, :]
+    patches = patches.reshape(grid[0], grid[1] // 2, grid[2] // 2, pd, ph, pw)
     return patches.transpose(0, 3, 1, 4, 2, 5).reshape(d, h // 2, w // 2)

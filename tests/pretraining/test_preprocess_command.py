@@ -14,7 +14,7 @@ import pytest
 import SimpleITK as sitk
 
 import pretraining
-from pretraining.data.store import Store
+from pretraining.data.store import Store, read_manifest
 from pretraining.data.store_writer import StoreWriter
 from pretraining.errors import UserError
 
@@ -58,7 +58,7 @@ def test_one_result_for_all_48_orientations(tmp_path, make_body):
     assert code == 0, output
     store = Store.open(tmp_path / "store")
     assert len(store) == 48
-    assert len({entry["sha256"] for entry in store.manifest["volumes"].values()}) == 1
+    assert len({entry["sha256"] for entry in read_manifest(store.path)["volumes"].values()}) == 1
     assert len({store.radiograph(name).tobytes() for name in store.ids}) == 1
     volume = store.volume("RPI")[:]
     expected = tuple(round(edge * spacing) for edge, spacing in zip((30, 36, 44), (1.7, 1.1, 0.8), strict=True))
@@ -162,6 +162,7 @@ def write_file(path):
         ("scans", "scans", lambda folder: None, "not empty and not a store"),
         ("scans", "file/store", lambda folder: write_file(folder / "file"), "cannot be"),
         ("bad", "store", lambda folder: write_file(folder / "bad" / "a.nii.gz"), "a.nii.gz: cannot be read"),
+        ("notes.txt", "store", lambda folder: write_file(folder / "notes.txt"), "is no CT file; give NIfTI"),
         ("bad/a.nii.gz", "store", lambda folder: write_file(folder / "bad" / "a.nii.gz"), "a.nii.gz: cannot be read"),
     ],
 )

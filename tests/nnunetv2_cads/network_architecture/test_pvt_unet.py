@@ -21,7 +21,7 @@ def networks() -> dict[int, PVTUNet]:
     return {2: PVTUNet(2, 3, nn.Conv2d), 3: PVTUNet(2, 3, nn.Conv3d)}
 
 
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=8)
 @given(size=st.one_of(st.tuples(EDGE, EDGE), st.tuples(EDGE, EDGE, EDGE)))
 def test_every_patch_size_works_and_matches_the_labels_of_nnunet(networks, size):
     sizes = output_sizes(size, STRIDES[len(size)])

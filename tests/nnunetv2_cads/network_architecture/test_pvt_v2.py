@@ -57,7 +57,7 @@ def test_one_dimension_holds_only_its_modules(dims):
     assert all(p.grad is not None for p in encoder.parameters())
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=12)
 @given(depth=st.integers(15, 40), height=st.integers(29, 75), width=st.integers(29, 75), channels=st.integers(1, 3))
 def test_map_sizes_round_up(depth, height, width, channels):
     encoder = PVTv2Encoder(input_channels=channels, spatial_dims=(3,)).eval()
@@ -95,7 +95,7 @@ def test_stochastic_depth_drops_whole_samples_and_keeps_the_mean():
     assert torch.equal(drop.eval()(x), x)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     batch=st.integers(1, 3),
     channels=st.integers(1, 6),

@@ -34,7 +34,7 @@ def test_all_48_orientations_come_to_the_same_axes():
     assert len(set(ORIENTATIONS)) == 48
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(
     st.tuples(*[st.floats(-25, 25)] * 3),
     st.sampled_from(ORIENTATIONS),
@@ -53,7 +53,7 @@ spacings = st.tuples(*[st.floats(0.3, 6).map(lambda edge: round(edge, 3))] * 3)
 shapes = st.tuples(*[st.integers(5, 14)] * 3)  # ITK mirrors an index only once, which is too little below 5
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(shapes, spacings, st.integers(0, 5))
 def test_resampling_equals_simpleitk_b_spline(shape, spacing_zyx, seed):
     image = image_of(shape, spacing_zyx[::-1], seed)
@@ -76,7 +76,7 @@ def test_resampling_equals_simpleitk_b_spline(shape, spacing_zyx, seed):
     np.testing.assert_allclose(result[inside], expected[inside], atol=0.01)
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(shapes, spacings, st.integers(0, 2))
 def test_mirrored_scan_gives_mirrored_volume(shape, spacing_zyx, axis):
     volume = sitk.GetArrayFromImage(image_of(shape))

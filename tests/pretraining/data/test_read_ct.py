@@ -77,6 +77,14 @@ def test_truncated_file(tmp_path, make_body, name, kept):
     assert "truncated" in refusal(tmp_path)
 
 
+@pytest.mark.parametrize("offset", [0.0, 100.0, -352.0, 1e12, np.inf, np.nan])
+def test_nifti_whose_voxels_begin_nowhere(tmp_path, make_body, offset):
+    path = tmp_path / "a.nii"
+    sitk.WriteImage(make_body(), str(path))
+    patch(path, 108, struct.pack("<f", offset))
+    assert "damaged" in refusal(tmp_path)
+
+
 @pytest.mark.parametrize("name", ["a.nii.gz", "a.nrrd", "a.mha"])
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_voxels_that_are_no_number(tmp_path, make_body, name, value):
