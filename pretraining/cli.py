@@ -7,6 +7,7 @@ import argparse
 import logging
 import sys
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 
 from pretraining.errors import UserError
@@ -22,7 +23,8 @@ def _run(command: Callable[[list[str]], int], argv: list[str] | None) -> int:
     try:
         return command(sys.argv[1:] if argv is None else argv)
     except UserError as error:
-        sys.stderr.write(f"error: {error}\n")
+        if str(error):  # without text: another process of the run speaks
+            sys.stderr.write(f"error: {error}\n")
         return 2
     except KeyboardInterrupt:
         sys.stderr.write("stopped\n")
@@ -38,7 +40,7 @@ def preprocess(argv: list[str] | None = None) -> int:
 
 def _preprocess(argv: list[str]) -> int:
     from pretraining.data.cores import default_processes
-    from pretraining.data.preprocess import preprocess
+    from pretraining.data.preprocess import Part, preprocess
 
     parser = argparse.ArgumentParser(
         prog="cads_preprocess",
@@ -50,8 +52,20 @@ def _preprocess(argv: list[str]) -> int:
     parser.add_argument(
         "-np", metavar="N", type=positive_int, default=default_processes(), help="processes (default: %(default)s)"
     )
+    parser.add_argument(
+        "-num_parts", metavar="N", type=positive_int, default=1, help="split the scans into N parts, for job arrays"
+    )
+    parser.add_argument("-part_id", metavar="I", type=int, help="which part to do, from 0 to N - 1")
+    parser.add_argument(
+        "--anonymise", action="store_true", help="call volumes by hashes; names of files only in STORE/private"
+    )
     arguments = parser.parse_args(argv)
-    return preprocess(arguments.input, arguments.store, arguments.np)
+    parts, number = arguments.num_parts, arguments.part_id
+    if number is None and parts > 1:
+        raise UserError(f"-num_parts {parts}: needs -part_id as well, which part to do, from 0 to {parts - 1}")
+    if number is not None and not 0 <= number < parts:
+        raise UserError(f"-part_id {number}: must be from 0 to {parts - 1}, for -num_parts is {parts}")
+    return preprocess(arguments.input, arguments.store, arguments.np, Part(number or 0, parts), arguments.anonymise)
 
 
 def positive_int(text: str) -> int:
@@ -67,8 +81,9 @@ def pretrain(argv: list[str] | None = None) -> int:
 
 
 def _pretrain(argv: list[str]) -> int:
-    from pretraining.config import PRESETS
-    from pretraining.train import prepare_output, train
+    from pretraining.config import PRESETS, PretrainConfig
+    from pretraining.distributed import start_processes
+    from pretraining.train import estimate_run, prepare_output, train
 
     parser = argparse.ArgumentParser(
         prog="cads_pretrain",
@@ -80,13 +95,20 @@ def _pretrain(argv: list[str]) -> int:
     parser.add_argument("store", metavar="STORE", type=Path, help="folder that cads_preprocess wrote")
     parser.add_argument("output", metavar="OUTPUT", type=Path, help="folder of the run; new, except with --c")
     parser.add_argument("--c", action="store_true", help="continue the run in OUTPUT exactly where it stopped")
+    parser.add_argument("--estimate", action="store_true", help="say what the run would cost, and write nothing")
     parser.add_argument("--preset", choices=sorted(PRESETS), help="published (default), small (one GPU), demo (CPU)")
     _add_setting_flags(parser)
     arguments = vars(parser.parse_args(argv))
     store, output, go_on = arguments.pop("store"), arguments.pop("output"), arguments.pop("c")
+    only_estimate = arguments.pop("estimate")
     preset = PRESETS[arguments.pop("preset", None) or "published"]
-    config = prepare_output(output, {**preset, **arguments}, store, go_on)
-    return train(store, output, config)
+    settings = {**preset, **arguments}
+    with start_processes(settings.get("device", "auto")) as processes:
+        if only_estimate:
+            return estimate_run(store, PretrainConfig().replace(**settings), processes)
+        with ExitStack() as held:
+            config = processes.from_first(lambda: prepare_output(output, settings, store, go_on, held))
+            return train(store, output, config, processes)
 
 
 def _add_setting_flags(parser: argparse.ArgumentParser) -> None:

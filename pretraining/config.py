@@ -12,7 +12,8 @@ from nnunetv2_cads.network_architecture.pvt_v2 import MINIMUM_SIZE
 from pretraining.errors import UserError
 
 INTENSITY_LEVELS = ("published", "weak", "none")
-PRECISIONS = ("float32", "bf16", "fp16")
+AMP = ("none", "bf16", "fp16")
+ON_NAN = ("stop", "skip")
 
 
 def _setting(default: Any, doc: str, choices: tuple[str, ...] | None = None) -> Any:
@@ -79,10 +80,15 @@ class RunConfig:
     epoch_samples: int = _setting(0, "sub-volumes that make an epoch; 0: every one of the store once")
     seed: int = _setting(0, "seed of weights, order and views")
     device: str = _setting("auto", "cpu, cuda, cuda:1, ...; auto takes a GPU where there is one")
-    precision: str = _setting("float32", "arithmetic of the forward pass", PRECISIONS)
+    amp: str = _setting("none", "autocast of the forward pass; none is float32", AMP)
+    accumulate: int = _setting(1, "parts in which a process takes its batch, to save memory")
     compile: bool = _setting(False, "compile student and teacher with torch.compile")
     log_every: int = _setting(10, "steps that one line of metrics.jsonl averages")
-    num_workers: int = _setting(-1, "processes that prepare views; 0: none, -1: as many as there are cores, at most 8")
+    num_workers: int = _setting(
+        -1, "processes that prepare views, per training process; 0: none, -1: one on CPU, on GPU by cores and memory"
+    )
+    on_nan: str = _setting("stop", "at a step whose loss or gradients are not finite: end, or pass over it", ON_NAN)
+    max_hours: float = _setting(0.0, "save and stop after so many hours, before a queue's limit; 0: no limit")
 
 
 @dataclass(frozen=True)
@@ -155,7 +161,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "lr": 2e-3,
         "teacher_momentum": (0.99, 1.0),
         "intensity": "weak",
-        "precision": "bf16",
+        "amp": "bf16",
     },
     "demo": {
         "crop_size": (16, 64, 64),
@@ -204,7 +210,10 @@ def _check(config: PretrainConfig) -> None:
         ("student_temp", config.loss.student_temp > 0, "positive"),
         ("teacher_temp", min(config.loss.teacher_temp) > 0, "positive"),
         ("intensity", view.intensity in INTENSITY_LEVELS, f"one of {', '.join(INTENSITY_LEVELS)}"),
-        ("precision", config.run.precision in PRECISIONS, f"one of {', '.join(PRECISIONS)}"),
+        ("amp", config.run.amp in AMP, f"one of {', '.join(AMP)}"),
+        ("on_nan", config.run.on_nan in ON_NAN, f"one of {', '.join(ON_NAN)}"),
+        ("accumulate", config.run.accumulate >= 1, "at least 1"),
+        ("max_hours", config.run.max_hours >= 0, "0 or more"),
         ("window_slices", view.window_slices >= view.crop_size[0], f"at least crop_size's {view.crop_size[0]} slices"),
         ("window_stride", view.window_stride >= 1, "at least 1"),
         ("central_fraction", 0 < view.central_fraction <= 1, "in (0, 1]"),

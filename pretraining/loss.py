@@ -1,8 +1,8 @@
 """Deep self-distillation loss with a running center.
 
 Paper: CADS (IEEE TMI 2025), after DINO (Caron et al., ICCV 2021); CADS method, section 4.
-Deviations: none in value. Because teacher probabilities sum to 1, the cross-entropy of a pair is
-logsumexp(student) - <teacher, student>; so each student output is normalised once per stage, not once per pair.
+Deviations: none in value. The cross-entropy is linear in the teacher's probabilities, so those that a student view is
+paired with are added up first; each student output is then normalised once per stage, not once per pair.
 """
 
 from dataclasses import dataclass
@@ -43,19 +43,17 @@ def deep_distillation_loss(
     """
     targets = F.softmax((teacher_logits.detach().float() - center) / teacher_temp, dim=-1)
     first, second = targets.chunk(2)
-    # each student view against the sum of the teacher views it is paired with, and how many those are
+    # each student view against the sum of the teacher views it is paired with: one, one and two
     paired = torch.cat([second, first, first + second])
-    count = torch.ones(3, device=targets.device).index_fill_(0, torch.tensor(2, device=targets.device), 2.0)
-    count = count.repeat_interleave(len(first))
+    pairs = 4 * len(first)
     levels = []
     for logits in student_logits:
-        scaled = logits.float() / student_temp
-        per_view = count * torch.logsumexp(scaled, dim=-1) - (paired * scaled).sum(-1)
-        levels.append(per_view.sum() / count.sum())
+        log_probabilities = F.log_softmax(logits.to(paired.dtype) / student_temp, dim=-1)
+        levels.append(-torch.linalg.vecdot(paired, log_probabilities).sum() / pairs)
     stacked = torch.stack(levels)
     return LossTerms(stacked.mean(), stacked.detach(), targets)
 
 
-def update_center(center: Tensor, teacher_logits: Tensor, momentum: float) -> Tensor:
-    """New center: ``momentum`` x center + (1 - ``momentum``) x mean of the teacher's logits (N, K) over the batch."""
-    return center * momentum + teacher_logits.detach().float().mean(0) * (1.0 - momentum)
+def update_center(center: Tensor, mean_logits: Tensor, momentum: float) -> Tensor:
+    """New center: ``momentum`` x center + (1 - ``momentum``) x the teacher's logits, averaged over the batch, (K,)."""
+    return center * momentum + mean_logits * (1.0 - momentum)

@@ -11,7 +11,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from pretraining.files import atomic_path
-from pretraining.pretrainer import StepResult
+from pretraining.step_result import StepResult
 
 
 class MetricsLog:
@@ -20,13 +20,15 @@ class MetricsLog:
     Args:
         path: the file; lines from ``first_step`` on are dropped first, since a run that goes on writes them anew.
         first_step: the step that comes next.
+        writes: whether this process writes the file; where a run has several, one of them.
     """
 
-    def __init__(self, path: Path, first_step: int) -> None:
-        self.path = path
+    def __init__(self, path: Path, first_step: int, writes: bool = True) -> None:
+        self.path, self.writes = path, writes
         self.lines = [line for line in read_metrics(path) if line["step"] < first_step]
-        with atomic_path(path) as temporary:
-            temporary.write_text("".join(json.dumps(line) + "\n" for line in self.lines), encoding="utf-8")
+        if writes:
+            with atomic_path(path) as temporary:
+                temporary.write_text("".join(json.dumps(line) + "\n" for line in self.lines), encoding="utf-8")
         self._pending: list[StepResult] = []
 
     def add(self, result: StepResult) -> None:
@@ -34,16 +36,20 @@ class MetricsLog:
         self._pending.append(result)
 
     def write(self, step: int, epoch: int, **extra: Any) -> dict[str, Any] | None:
-        """Write the mean of the steps since the last line. Returns the line, or None when there were no steps.
+        """Write the mean of the steps since the last line; those that were not finite are counted, not averaged.
+
+        Returns the line, or None when there was no finite step: then the next line counts the others.
 
         Args:
             step: last step that it covers.
             epoch: its epoch.
             extra: further values of the line.
         """
-        if not self._pending:
+        finite = torch.stack([result.finite for result in self._pending]) if self._pending else torch.empty(0)
+        if not finite.any():
             return None
-        tables = torch.stack([_row(result) for result in self._pending]).double().mean(0).tolist()
+        rows = torch.stack([_row(result) for result in self._pending]).double()
+        tables = rows[finite].mean(0).tolist()
         rates = self._pending[-1].rates
         line = {
             "step": step,
@@ -53,10 +59,12 @@ class MetricsLog:
             "weight_decay": rates.weight_decay,
             "teacher_momentum": rates.teacher_momentum,
             "teacher_temp": rates.teacher_temp,
+            "skipped_steps": len(rows) - int(finite.sum()),
             **extra,
         }
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
+        if self.writes:
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(line) + "\n")
         self.lines.append(line)
         self._pending.clear()
         return line
@@ -64,13 +72,15 @@ class MetricsLog:
 
 _COLUMNS = (
     "loss", "loss_stage1", "loss_stage2", "loss_stage3", "loss_stage4",
-    "teacher_entropy", "mutual_information", "view_agreement", "gradient_norm",
+    "teacher_entropy", "mutual_information", "view_agreement", "feature_spread", "feature_rank", "gradient_norm",
 )  # fmt: skip
 
 
 def _row(result: StepResult) -> torch.Tensor:
-    scalars = [result.teacher_entropy, result.mutual_information, result.view_agreement]
-    return torch.stack([result.loss, *result.levels, *scalars, torch.linalg.vector_norm(result.gradient_norms)])
+    health = [result.teacher_entropy, result.mutual_information, result.view_agreement]
+    features = [result.feature_spread, result.feature_rank]
+    norm = torch.linalg.vector_norm(result.gradient_norms)
+    return torch.stack([result.loss, *result.levels, *health, *features, norm])
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
@@ -89,9 +99,9 @@ def plot_progress(lines: Iterable[dict[str, Any]], out_dim: int, path: Path) -> 
     lines = list(lines)
     steps = [line["step"] for line in lines]
     chance = math.log(out_dim)
-    figure = Figure(figsize=(10, 9), layout="constrained")
+    figure = Figure(figsize=(10, 11), layout="constrained")
     FigureCanvasAgg(figure)
-    loss, health, rate = figure.subplots(3, 1, sharex=True)
+    loss, health, rank, rate = figure.subplots(4, 1, sharex=True)
     for stage in range(1, 5):
         loss.plot(steps, [line[f"loss_stage{stage}"] for line in lines], lw=0.8, label=f"stage {stage}")
     loss.plot(steps, [line["loss"] for line in lines], "k", label="total")
@@ -100,10 +110,14 @@ def plot_progress(lines: Iterable[dict[str, Any]], out_dim: int, path: Path) -> 
     health.plot(steps, [line["teacher_entropy"] / chance for line in lines], label="teacher entropy / ln K")
     health.plot(steps, [line["mutual_information"] for line in lines], label="mutual information (nats)")
     health.plot(steps, [line["view_agreement"] for line in lines], label="agreement of the views")
+    # runs begun by earlier versions have lines without the features
+    health.plot(steps, [line.get("feature_spread", math.nan) for line in lines], label="spread of the features")
     health.set_ylabel("health")
+    rank.plot(steps, [line.get("feature_rank", math.nan) for line in lines], label="effective rank of the features")
+    rank.set_ylabel("rank")
     rate.plot(steps, [line["lr"] for line in lines], label="learning rate")
     rate.set_xlabel("step")
-    for axes in (loss, health, rate):
+    for axes in (loss, health, rank, rate):
         axes.legend(fontsize="small")
         axes.grid(alpha=0.3)
     with atomic_path(path) as temporary:

@@ -3,66 +3,40 @@
 Paper: CADS (IEEE TMI 2025); CADS method, sections 4 and 5. Checked step by step against the published code.
 """
 
-from dataclasses import dataclass
+from contextlib import nullcontext
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
 
+from nnunetv2_cads.network_architecture.pvt_v2 import BRANCHES
 from pretraining.config import PretrainConfig
+from pretraining.distributed import ALONE, Processes
 from pretraining.loss import deep_distillation_loss, update_center
 from pretraining.models.networks import Student, Teacher
 from pretraining.optimisation import clip_each_gradient, parameter_groups
 from pretraining.schedules import cosine, linspace, warmup_cosine
+from pretraining.step_result import Rates, StepResult, entropy_and_agreement, spread_and_rank, step_is_finite
 
-_AUTOCAST_DTYPE = {"float32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-
-
-@dataclass(frozen=True)
-class Rates:
-    """The scheduled quantities of one step."""
-
-    lr: float
-    weight_decay: float
-    teacher_momentum: float
-    teacher_temp: float
-    last_layers_frozen: bool
-
-
-@dataclass(frozen=True)
-class StepResult:
-    """What a step reports; tensors stay on the device, so that nothing waits for them.
-
-    Attributes:
-        loss: total before the step's update.
-        levels: (4,) losses of the stages, shallow to deep.
-        gradient_norms: (number of gradients,) before clipping.
-        teacher_entropy: mean entropy of the teacher's probabilities, in nats; ln K when they are uniform.
-        mutual_information: entropy of their mean minus their mean entropy; near 0 when all samples look alike.
-        view_agreement: fraction of samples whose two CT views have the same most probable teacher output.
-        rates: the scheduled quantities used.
-    """
-
-    loss: Tensor
-    levels: Tensor
-    gradient_norms: Tensor
-    teacher_entropy: Tensor
-    mutual_information: Tensor
-    view_agreement: Tensor
-    rates: Rates
+_AUTOCAST_DTYPE = {"none": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class Pretrainer:
-    """Student, teacher, center, optimizer and random state of a run.
+    """Student, teacher, center and optimizer of a run. All processes of a run hold the same.
 
     Args:
         config: the run's configuration.
         steps_per_epoch: steps that make an epoch.
         device: where to compute.
+        processes: this process and the others of the run.
     """
 
-    def __init__(self, config: PretrainConfig, steps_per_epoch: int, device: torch.device) -> None:
-        self.config, self.steps_per_epoch, self.device = config, steps_per_epoch, device
+    def __init__(
+        self, config: PretrainConfig, steps_per_epoch: int, device: torch.device, processes: Processes = ALONE
+    ) -> None:
+        self.config, self.steps_per_epoch, self.device, self.processes = config, steps_per_epoch, device, processes
         self.step = 0
         torch.manual_seed(config.run.seed)
         self.student = Student(config.model).to(device)
@@ -71,11 +45,15 @@ class Pretrainer:
         self.student.train()
         self.teacher.train()
         self.center = torch.zeros(config.model.head_out_dim, device=device)
-        self.optimizer = torch.optim.AdamW(parameter_groups(self.student), lr=0.0, betas=(0.9, 0.999), eps=1e-8)
-        self.scaler = torch.amp.GradScaler(device.type, enabled=config.run.precision == "fp16")
+        groups = parameter_groups(self.student)
+        self.optimizer = torch.optim.AdamW(groups, lr=0.0, betas=(0.9, 0.999), eps=1e-8, fused=True)
+        self.scaler = torch.amp.GradScaler(device.type, enabled=config.run.amp == "fp16")
         self._student, self._teacher = self.student, self.teacher
+        if processes.size > 1:
+            self._student = DistributedDataParallel(self.student, broadcast_buffers=False, gradient_as_bucket_view=True)
+        self._without_averaging = getattr(self._student, "no_sync", nullcontext)
         if config.run.compile:
-            self._student, self._teacher = torch.compile(self.student), torch.compile(self.teacher)
+            self._student, self._teacher = torch.compile(self._student), torch.compile(self._teacher)
 
     @property
     def total_steps(self) -> int:
@@ -100,7 +78,11 @@ class Pretrainer:
         )
 
     def train_step(self, view_1: Tensor, view_2: Tensor, xray: Tensor) -> StepResult:
-        """One step on a batch.
+        """One step on this process's share of the batch.
+
+        Nothing of the state changes before all processes have finished their part, so a step in which one of them
+        fails has not happened. A step whose loss or gradients are not finite changes nothing but the step's number;
+        that is decided on the device, so no GPU is waited for.
 
         Args:
             view_1: first CT view (B, 1, D, H, W).
@@ -111,35 +93,101 @@ class Pretrainer:
         for group in self.optimizer.param_groups:
             group["lr"] = rates.lr
             group["weight_decay"] = rates.weight_decay if group["decayed"] else 0.0
+        self.optimizer.zero_grad(set_to_none=True)
+        buffers = [(buffer, buffer.clone()) for net in (self.student, self.teacher) for buffer in net.buffers()]
+        parts, views = self.config.run.accumulate, 2 * len(view_1) * self.processes.size
+        samples = [values.chunk(parts) for values in (view_1, view_2, xray, self._noise(len(view_1)))]
+        statistics, features = [], []
+        for i, part in enumerate(zip(*samples, strict=True)):
+            with nullcontext() if i == parts - 1 else self._without_averaging():
+                part_statistics, part_features = self._forward_backward(*part, rates.teacher_temp)
+            statistics.append(part_statistics)
+            features.append(part_features)
+        sums = self.processes.sum_(torch.stack(statistics).sum(0) if parts > 1 else statistics[0])
+        outputs, width = len(self.center), features[0].shape[1]
+        sums, feature_sum = sums.split([len(sums) - width, width])
+        centred = torch.cat(features) - feature_sum / views  # first, since almost collapsed features hardly differ
+        covariance = self.processes.sum_(centred.T @ centred) / views
+        norms, finite = self._update_student(rates, sums)
+        self.teacher.update(self.student, (1.0 - rates.teacher_momentum) * finite)
+        for buffer, before in buffers:  # running statistics of batch normalisation
+            buffer.copy_(torch.where(finite, buffer, before))
+        logits, probabilities, rest = sums.split([outputs, outputs, len(sums) - 2 * outputs])
+        center = update_center(self.center, logits / views, self.config.loss.center_momentum)
+        self.center = torch.where(finite, center, self.center)
+        self.step += 1
+        levels = rest[2:] / (parts * self.processes.size)
+        entropy, agreement = rest[0] / views, 2 * rest[1] / views
+        information = torch.special.entr(probabilities / views).sum() - entropy
+        health = entropy, information, agreement, *spread_and_rank(feature_sum / views, covariance)
+        return StepResult(levels.mean(), levels, norms, finite, *health, rates)
+
+    def _noise(self, count: int) -> Tensor:
+        """(samples, views, `BRANCHES`) numbers for stochastic depth: the teacher's two views, the student's three.
+
+        They depend on the seed, the step and a sample's place in the batch alone: not on the number of processes, nor
+        on what was drawn before. So a run that goes on needs no state of a generator.
+        """
+        rng = np.random.default_rng((self.config.run.seed, 2, self.step))
+        noise = rng.random((count * self.processes.size, 5, BRANCHES), np.float32)
+        first = count * self.processes.rank
+        return torch.from_numpy(noise[first : first + count])
+
+    def _forward_backward(
+        self, view_1: Tensor, view_2: Tensor, xray: Tensor, noise: Tensor, teacher_temp: float
+    ) -> tuple[Tensor, Tensor]:
+        """Add a part of the batch to the gradients.
+
+        Returns:
+            (2K + 6 + C,): sums over the samples of the teacher's logits, its probabilities, their entropy, the
+            agreement of its two views; the losses of the stages; the sum of the teacher's features. And these
+            features, (2B, C).
+        """
         ct = torch.cat([view_1, view_2]).to(self.device, non_blocking=True)
         xray = xray.to(self.device, non_blocking=True)
-        dtype = _AUTOCAST_DTYPE[self.config.run.precision]
-        with torch.autocast(self.device.type, dtype=dtype, enabled=dtype != torch.float32):
-            teacher_logits = self._teacher(ct)
-            student_logits = self._student(ct, xray)
+        teacher_noise, student_noise = (
+            part.permute(2, 1, 0).flatten(1).to(self.device, non_blocking=True) for part in noise.split([2, 3], dim=1)
+        )
+        dtype = _AUTOCAST_DTYPE[self.config.run.amp]
+        with torch.autocast(self.device.type, dtype=dtype, enabled=dtype is not None):
+            teacher_logits, features = self._teacher(ct, teacher_noise)
+            student_logits = self._student(ct, xray, student_noise)
         terms = deep_distillation_loss(
-            student_logits, teacher_logits, self.center, rates.teacher_temp, self.config.loss.student_temp
+            student_logits, teacher_logits, self.center, teacher_temp, self.config.loss.student_temp
         )
-        self.center = update_center(self.center, teacher_logits, self.config.loss.center_momentum)
-        norms = self._update_student(terms.total, rates)
-        self.teacher.update(self.student, rates.teacher_momentum)
-        self.step += 1
-        return StepResult(
-            terms.total.detach(), terms.levels, norms, *_teacher_health(terms.teacher_probabilities), rates
-        )
+        self.scaler.scale(terms.total / self.config.run.accumulate).backward()
+        features = features.float()
+        sums = [
+            teacher_logits.float().sum(0),
+            terms.teacher_probabilities.sum(0),
+            *entropy_and_agreement(terms.teacher_probabilities),
+            terms.levels,
+            features.sum(0),
+        ]
+        return torch.cat(sums), features
 
-    def _update_student(self, loss: Tensor, rates: Rates) -> Tensor:
-        """Backward, clip, drop what is frozen, AdamW. Returns the gradient norms before clipping."""
-        self.optimizer.zero_grad(set_to_none=True)
-        self.scaler.scale(loss).backward()
+    def _update_student(self, rates: Rates, sums: Tensor) -> tuple[Tensor, Tensor]:
+        """Clip, drop what is frozen, AdamW.
+
+        Returns:
+            The gradient norms before clipping, and whether the step is finite; if not, the student stays as it is.
+        """
         self.scaler.unscale_(self.optimizer)
         norms = clip_each_gradient(self.student.parameters(), self.config.optim.clip_grad)
+        finite = step_is_finite(sums, norms, self.scaler)
         if rates.last_layers_frozen:
             for parameter in self.student.last_layer_parameters():
                 parameter.grad = None  # so AdamW skips it, decay included
+        # what the fused AdamW reads on the device; the scaler of fp16 puts its own there
+        self.optimizer.found_inf = (~finite).float()
         self.scaler.step(self.optimizer)
         self.scaler.update()
-        return norms
+        return norms, finite
+
+    def is_finite(self) -> bool:
+        """Whether all weights are; waits for the device."""
+        weights = [*self.student.parameters(), *self.teacher.parameters(), self.center]
+        return bool(torch.stack([weight.detach().isfinite().all() for weight in weights]).all())
 
     def state_dict(self) -> dict[str, Any]:
         """Everything needed to go on exactly here, as tensors and plain values."""
@@ -150,8 +198,6 @@ class Pretrainer:
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
             "step": self.step,
-            "rng_cpu": torch.get_rng_state(),
-            "rng_cuda": torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else torch.empty(0),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -167,15 +213,3 @@ class Pretrainer:
         self.optimizer.load_state_dict(state["optimizer"])
         self.scaler.load_state_dict(state["scaler"])
         self.step = state["step"]
-        torch.set_rng_state(state["rng_cpu"].cpu())
-        if self.device.type == "cuda" and state["rng_cuda"].numel():
-            torch.cuda.set_rng_state(state["rng_cuda"].cpu(), self.device)
-
-
-@torch.no_grad()
-def _teacher_health(probabilities: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Mean entropy, mutual information and agreement of the views, from (2B, K) probabilities."""
-    entropy = torch.special.entr(probabilities).sum(-1).mean()
-    mean_entropy = torch.special.entr(probabilities.mean(0)).sum()
-    first, second = probabilities.argmax(-1).chunk(2)
-    return entropy, mean_entropy - entropy, (first == second).float().mean()

@@ -2,11 +2,10 @@
 
 import json
 import logging
-import os
-import signal
+import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -28,99 +27,163 @@ from pretraining.checkpoint import (
 from pretraining.config import SETTINGS, PretrainConfig
 from pretraining.data.loader import ViewStream, make_loader, steps_per_epoch
 from pretraining.data.store import Store
+from pretraining.distributed import ALONE, LostProcessError, Processes, check_shares, choose_device
 from pretraining.errors import UserError
+from pretraining.estimate import estimate
 from pretraining.files import write_json
+from pretraining.health import HealthWatch
+from pretraining.lock import RUN_LOCK, run_lock
+from pretraining.memory import keep_freed_memory
 from pretraining.metrics import MetricsLog, plot_progress
+from pretraining.nonfinite import FiniteGuard, not_finite_error
 from pretraining.pretrainer import Pretrainer
+from pretraining.stopping import StopRequest, stop_signals
 
 logger = logging.getLogger(__name__)
 
-CHANGEABLE_ON_RESUME = ("device", "compile", "num_workers", "log_every")
+CHANGEABLE_ON_RESUME = ("device", "compile", "accumulate", "num_workers", "log_every", "max_hours", "on_nan")
 """Settings that do not change what is computed, so a run may go on with other values."""
 
+LOST_PROCESS = 1
+"""Exit code of the processes that are left when another of the run has ended."""
 
-def train(store_path: Path, output: Path, config: PretrainConfig) -> int:
-    """Begin a run in ``output``, or go on with the one there (see `prepare_output`), until its end or a signal.
+
+def train(store_path: Path, output: Path, config: PretrainConfig, processes: Processes = ALONE) -> int:
+    """Begin a run in ``output``, or go on with the one there (see `prepare_output`), until its end or a stop.
 
     Returns:
-        0 when the run is finished, 128 + signal number when a signal stopped it.
+        0 when the run is finished or ``max_hours`` are over, 128 + signal number when a signal stopped it,
+        `LOST_PROCESS` when another process of the run has ended.
 
     Raises:
-        UserError: the store, the device or a checkpoint cannot be used.
+        UserError: the store, the device or a checkpoint cannot be used, or the run is not finite any more.
     """
-    store = Store.open(store_path)
-    fingerprint = store.fingerprint()
-    device = _device(config.run.device)
-    stream = ViewStream(store, config)
-    pretrainer = Pretrainer(config, steps_per_epoch(stream, config), device)
+    started = time.monotonic()
+    stream, device = _open(store_path, config, processes)
+    fingerprint = stream.store.fingerprint()
+    pretrainer = Pretrainer(config, steps_per_epoch(stream, config), device, processes)
     checkpoint = output / CHECKPOINT
     if checkpoint.exists():
         load_checkpoint(checkpoint, pretrainer, fingerprint)
-    _log_start(pretrainer, stream, output)
-    metrics = MetricsLog(output / METRICS, pretrainer.step)
-    with _stop_signals() as received:
-        for _ in _run_epochs(pretrainer, stream, metrics, received):
-            save_checkpoint(checkpoint, pretrainer, fingerprint)
-            plot_progress(metrics.lines, config.model.head_out_dim, output / PROGRESS)
-    if received:
-        logger.info(
-            "stopped by %s at step %d of %d; go on with: cads_pretrain %s %s --c",
-            signal.Signals(received[0]).name, pretrainer.step, pretrainer.total_steps, store_path, output,
-        )  # fmt: skip
-        return 128 + received[0]
-    encoder = output / ENCODER
-    save_encoder(encoder, pretrainer.teacher.backbone.state_dict(), encoder_record(config, pretrainer.step))
-    logger.info("encoder: %s\nfine-tune from it with: export nnUNet_cads_encoder=%s", encoder, encoder.absolute())
+    go_on = f"go on with: cads_pretrain {store_path} {output} --c"
+    if processes.is_first:
+        _log_start(pretrainer, stream, output)
+    metrics = MetricsLog(output / METRICS, pretrainer.step, processes.is_first)
+    with stop_signals() as received:
+        stop = StopRequest(received, processes, started + 3600 * config.run.max_hours if config.run.max_hours else None)
+        try:
+            for _ in _run_epochs(pretrainer, stream, metrics, stop):
+                if not pretrainer.is_finite():  # the same in all processes, as the weights are
+                    stop.not_finite = True
+                    break
+                if processes.is_first:
+                    save_checkpoint(checkpoint, pretrainer, fingerprint)
+                    plot_progress(metrics.lines, config.model.head_out_dim, output / PROGRESS)
+        except LostProcessError as error:
+            if processes.is_first and pretrainer.is_finite():  # the step that failed has not changed anything
+                save_checkpoint(checkpoint, pretrainer, fingerprint)
+            logger.error("process %d stops at step %d: %s; %s", processes.rank, pretrainer.step, error, go_on)
+            return LOST_PROCESS
+    if stop.not_finite:
+        raise not_finite_error(checkpoint, pretrainer.step, config) if processes.is_first else UserError("")
+    if stop.reason:
+        if processes.is_first:
+            logger.info(
+                "stopped by %s at step %d of %d; %s", stop.reason, pretrainer.step, pretrainer.total_steps, go_on
+            )
+        return stop.exit_code
+    if processes.is_first:
+        encoder = output / ENCODER
+        save_encoder(encoder, pretrainer.teacher.backbone.state_dict(), encoder_record(config, pretrainer.step))
+        logger.info("encoder: %s\nfine-tune from it with: export nnUNet_cads_encoder=%s", encoder, encoder.absolute())
     return 0
 
 
-def _run_epochs(pretrainer: Pretrainer, stream: ViewStream, metrics: MetricsLog, received: list[int]) -> Iterator[None]:
-    """Take step after step; yield whenever the state should be saved: after each epoch and on a signal."""
-    config, total = pretrainer.config, pretrainer.total_steps
-    loader = make_loader(stream, config, pretrainer.step, total, pin_memory=pretrainer.device.type == "cuda")
-    bar = tqdm(total=total, initial=pretrainer.step, unit="step", dynamic_ncols=True, mininterval=1.0, smoothing=0.1)
+def estimate_run(store_path: Path, config: PretrainConfig, processes: Processes = ALONE) -> int:
+    """Say what a run would cost, from a few steps on noise; nothing is written.
+
+    Raises:
+        UserError: the store or the device cannot be used.
+    """
+    stream, device = _open(store_path, config, processes)
+    result = estimate(config, steps_per_epoch(stream, config), device, processes)
+    if processes.is_first:
+        logger.info("%s", result)
+    return 0
+
+
+def _open(store_path: Path, config: PretrainConfig, processes: Processes) -> tuple[ViewStream, torch.device]:
+    """The samples and the device of a run, after all that can be wrong with them has been looked for."""
+    stream = ViewStream(Store.open(store_path), config)
+    check_shares(config, processes)
+    device = choose_device(config.run.device, processes)
+    if device.type == "cpu":
+        keep_freed_memory()
+    return stream, device
+
+
+def _run_epochs(pretrainer: Pretrainer, stream: ViewStream, metrics: MetricsLog, stop: StopRequest) -> Iterator[None]:
+    """Take step after step; yield whenever the state should be saved: after each epoch and at a stop.
+
+    A stop because of NaN saves nothing: the weights may have been on their way there.
+    """
+    config, total, processes = pretrainer.config, pretrainer.total_steps, pretrainer.processes
+    loader = make_loader(stream, config, pretrainer.step, total, pretrainer.device, processes)
+    bar = tqdm(total=total, initial=pretrainer.step, unit="step", dynamic_ncols=True, mininterval=1.0, smoothing=0.1,
+               disable=not processes.is_first)  # fmt: skip
+    guard, health = FiniteGuard(config.run.on_nan, processes.is_first), HealthWatch(config.model.head_out_dim)
     since, steps_before = time.perf_counter(), pretrainer.step
     with bar:
         for views in loader:
             epoch = pretrainer.epoch
-            metrics.add(pretrainer.train_step(*views))
+            with processes.watched():
+                result = pretrainer.train_step(*views)
+                stopping = stop.asked(guard.must_end(pretrainer.step, result))
+            if stop.not_finite:
+                return
+            metrics.add(result)
             bar.update()
             done = pretrainer.step
             epoch_ended = done % pretrainer.steps_per_epoch == 0
-            if done % config.run.log_every == 0 or epoch_ended or received:
+            if done % config.run.log_every == 0 or epoch_ended or stopping:
                 speed = (done - steps_before) * config.optim.batch_size / (time.perf_counter() - since)
                 line = metrics.write(done - 1, epoch, samples_per_second=round(speed, 3))
                 since, steps_before = time.perf_counter(), done
-                bar.set_postfix_str(f"epoch {epoch + 1}, loss {line['loss']:.3f}, {speed:.1f} samples/s")
-            if epoch_ended or received:
+                if line and processes.is_first:
+                    health.look(metrics.lines)
+                    bar.set_postfix_str(f"epoch {epoch + 1}, loss {line['loss']:.3f}, {speed:.1f} samples/s")
+            if epoch_ended or stopping:
                 yield
-            if received:
+            if stopping:
                 break
 
 
-def prepare_output(output: Path, settings: dict[str, Any], store: Path, go_on: bool) -> PretrainConfig:
+def prepare_output(output: Path, settings: dict[str, Any], store: Path, go_on: bool, held: ExitStack) -> PretrainConfig:
     """Make the folder of a new run and save its configuration, or read that of the run to go on with.
+
+    Either way the folder is locked against other runs.
 
     Args:
         output: the run's folder.
         settings: settings given by preset and flags; only with `CHANGEABLE_ON_RESUME` may a run go on that differs.
         store: the store, checked before anything is written.
         go_on: ``--c``.
+        held: what gives the folder free at its end.
 
     Raises:
-        UserError: a run is there already, there is none to go on with, or the settings differ from its own.
+        UserError: a run is there already or at work, there is none to go on with, or the settings differ from its own.
     """
     fingerprint = Store.open(store).fingerprint()
     path = output / CONFIG
     if not go_on:
         config = PretrainConfig().replace(**settings)
-        _device(config.run.device)
-        if output.exists() and (not output.is_dir() or any(output.iterdir())):
-            raise UserError(f"{output}: exists already and is not empty; add --c to go on with the run in it, "
-                            "or choose another folder")  # fmt: skip
+        choose_device(config.run.device)
+        _check_is_empty(output)
         versions = {"package": __version__, "torch": torch.__version__}
         try:
             output.mkdir(parents=True, exist_ok=True)
+            held.enter_context(run_lock(output))
+            _check_is_empty(output)  # another run may have been and gone meanwhile
             write_json(path, {**config.to_dict(), "versions": versions, "store": fingerprint})
         except OSError as error:
             raise UserError(f"{output}: cannot be written ({error.strerror}); choose another folder") from error
@@ -137,17 +200,15 @@ def prepare_output(output: Path, settings: dict[str, Any], store: Path, go_on: b
         before, now = getattr(getattr(saved, section), name), getattr(getattr(config, section), name)
         if before != now and name not in CHANGEABLE_ON_RESUME:
             raise UserError(f"{output}: the run there has {name} = {before}, not {now}; leave the flag out to go on")
+    held.enter_context(run_lock(output))
     return config
 
 
-def _device(name: str) -> torch.device:
-    try:
-        device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(f"device '{name}' cannot be used ({reason}); use cpu, cuda or auto") from error
-    return device
+def _check_is_empty(output: Path) -> None:
+    """Raise `UserError` where a new run's folder holds anything but its lock."""
+    if output.exists() and (not output.is_dir() or any(not f.name.startswith(RUN_LOCK) for f in output.iterdir())):
+        raise UserError(f"{output}: exists already and is not empty; add --c to go on with the run in it, "
+                        "or choose another folder")  # fmt: skip
 
 
 def _log_start(pretrainer: Pretrainer, stream: ViewStream, output: Path) -> None:
@@ -156,31 +217,23 @@ def _log_start(pretrainer: Pretrainer, stream: ViewStream, output: Path) -> None
         "%s%d sub-volumes of %d volumes, %d steps of %d sub-volumes (%d epochs), %.1f M parameters, %s, %s",
         f"going on at step {pretrainer.step}: " if pretrainer.step else "",
         len(stream), len(stream.store.ids), pretrainer.total_steps, pretrainer.config.optim.batch_size,
-        pretrainer.config.optim.epochs, parameters / 1e6, pretrainer.device, pretrainer.config.run.precision,
+        pretrainer.config.optim.epochs, parameters / 1e6, _where(pretrainer), pretrainer.config.run.amp,
     )  # fmt: skip
-    if pretrainer.device.type == "cpu" and pretrainer.config.run.precision == "bf16" and not _cpu_has_bf16():
-        logger.warning("this CPU has no bf16 arithmetic: --precision float32 is many times faster here")
+    if pretrainer.device.type == "cpu" and pretrainer.config.run.amp == "bf16" and not _cpu_has_bf16():
+        logger.warning("this CPU has no bf16 arithmetic: --amp none is many times faster here")
     logger.info("metrics: %s, curves: %s", output / METRICS, output / PROGRESS)
+
+
+def _where(pretrainer: Pretrainer) -> str:
+    size = pretrainer.processes.size
+    return f"{size} processes on {pretrainer.device.type}" if size > 1 else str(pretrainer.device)
 
 
 def _cpu_has_bf16() -> bool:
     return torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
-@contextmanager
-def _stop_signals() -> Iterator[list[int]]:
-    """Collect SIGINT and SIGTERM so that the running step can finish; a second one stops at once."""
-    received: list[int] = []
+if __name__ == "__main__":  # torchrun --nproc_per_node=N -m pretraining.train STORE OUTPUT
+    from pretraining.cli import pretrain
 
-    def remember(number: int, _frame: object) -> None:
-        received.append(number)
-        signal.signal(number, signal.SIG_DFL if number == signal.SIGTERM else signal.default_int_handler)
-        os.write(2, b"\nfinishing the running step, then saving\n")
-
-    numbers = (signal.SIGINT, signal.SIGTERM)
-    before = {number: signal.signal(number, remember) for number in numbers}
-    try:
-        yield received
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    sys.exit(pretrain())

@@ -6,10 +6,45 @@ collapsing to one output (docs/pretraining.md).
 """
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
+from nnunetv2_cads.network_architecture.linear import convolution_is_faster, multiply, multiply_transposed
 from pretraining.config import ModelConfig
+
+
+class _CosineLogits(torch.autograd.Function):
+    """x v^T, each column scaled by gain / length of its row of v, without ever forming the scaled v.
+
+    Written out because K x 256 numbers are most of the heads: autograd's own way reads and writes them a dozen times.
+    Where convolution is faster than matrix products, the K rows of v are the tokens, for they are many.
+    """
+
+    @staticmethod
+    def forward(ctx, x: Tensor, rows: Tensor, gain: Tensor) -> Tensor:
+        lengths = torch.linalg.vector_norm(rows, dim=1).clamp_min(1e-12)
+        ctx.by_convolution = convolution_is_faster(x)
+        logits = multiply(rows, x).T.contiguous() if ctx.by_convolution else F.linear(x, rows)
+        scale = gain[:, 0] / lengths
+        logits *= scale.to(logits.dtype)
+        ctx.save_for_backward(x, rows, scale, lengths)
+        return logits
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+        x, rows, scale, lengths = ctx.saved_tensors
+        gradient = gradient * scale.to(gradient.dtype)
+        if ctx.by_convolution:
+            gradient = gradient.T.contiguous()
+            grad_x, grad_rows = multiply_transposed(gradient, rows), multiply(gradient, x.T)
+        else:
+            grad_x, grad_rows = gradient @ rows.to(gradient.dtype), (gradient.T @ x.to(gradient.dtype)).to(rows.dtype)
+        # a cosine does not change along its row, so that part of the gradient is taken off
+        along_rows = torch.linalg.vecdot(grad_rows, rows) / lengths.square()
+        return grad_x.to(x.dtype), grad_rows.addcmul_(rows, along_rows[:, None], value=-1), None
 
 
 class WeightNormLinear(nn.Module):
@@ -26,7 +61,43 @@ class WeightNormLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, in_features) -> (N, out_features)."""
-        return F.linear(x, self.weight_g * F.normalize(self.weight_v, dim=1))
+        return _CosineLogits.apply(x, self.weight_v, self.weight_g)
+
+
+class _SumOverProcesses(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x: Tensor) -> Tensor:
+        x = x.clone()
+        dist.all_reduce(x)
+        return x
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> Tensor:
+        gradient = gradient.clone()
+        dist.all_reduce(gradient)
+        return gradient
+
+
+class GlobalBatchNorm1d(nn.BatchNorm1d):
+    """Batch normalisation whose statistics are those of the batches of all processes, on CPU and on CUDA.
+
+    (`torch.nn.SyncBatchNorm` is for CUDA alone.) All processes must have batches of one size.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C) -> (N, C)."""
+        if not (self.training and dist.is_initialized() and dist.get_world_size() > 1):
+            return super().forward(x)
+        values = x.float()
+        count = len(x) * dist.get_world_size()
+        mean = _SumOverProcesses.apply(values.sum(0)) / count
+        variance = _SumOverProcesses.apply((values - mean).square().sum(0)) / count
+        with torch.no_grad():
+            self.num_batches_tracked += 1
+            self.running_mean.lerp_(mean, self.momentum)
+            self.running_var.lerp_(variance * (count / (count - 1)), self.momentum)
+        normalised = (values - mean) * torch.rsqrt(variance + self.eps) * self.weight + self.bias
+        return normalised.to(x.dtype)
 
 
 class ProjectionHead(nn.Module):
@@ -43,7 +114,7 @@ class ProjectionHead(nn.Module):
         for dim in (in_dim, config.head_hidden_dim):
             layers.append(nn.Linear(dim, config.head_hidden_dim))
             if config.head_batch_norm:
-                layers.append(nn.BatchNorm1d(config.head_hidden_dim))
+                layers.append(GlobalBatchNorm1d(config.head_hidden_dim))
             layers.append(nn.GELU())
         layers.append(nn.Linear(config.head_hidden_dim, config.head_bottleneck_dim))
         self.mlp = nn.Sequential(*layers)

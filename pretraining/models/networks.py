@@ -25,9 +25,13 @@ class Student(nn.Module):
         for name, dim in zip(self.head_names, self.backbone.channels[1:], strict=True):
             self.add_module(name, ProjectionHead(dim, config))
 
-    def forward(self, ct: Tensor, xray: Tensor) -> list[Tensor]:
-        """CT views (2B, 1, D, H, W), view by view, and X-rays (B, 1, H, W) -> per stage, logits (3B, K)."""
-        maps = zip(self.backbone(ct)[1:], self.backbone(xray)[1:], strict=True)
+    def forward(self, ct: Tensor, xray: Tensor, noise: Tensor | None = None) -> list[Tensor]:
+        """CT views (2B, 1, D, H, W), view by view, and X-rays (B, 1, H, W) -> per stage, logits (3B, K).
+
+        ``noise``: (`BRANCHES`, 3B) uniform numbers for stochastic depth.
+        """
+        ct_noise, xray_noise = (None, None) if noise is None else noise.split([len(ct), len(xray)], dim=1)
+        maps = zip(self.backbone(ct, ct_noise)[1:], self.backbone(xray, xray_noise)[1:], strict=True)
         pooled = [torch.cat([pool(ct_map), pool(xray_map)]) for ct_map, xray_map in maps]
         return [getattr(self, name)(features) for name, features in zip(self.head_names, pooled, strict=True)]
 
@@ -46,16 +50,20 @@ class Teacher(nn.Module):
         self.requires_grad_(False)
 
     @torch.no_grad()
-    def forward(self, ct: Tensor) -> Tensor:
-        """CT views (2B, 1, D, H, W) -> logits (2B, K)."""
-        return self.head(pool(self.backbone(ct)[-1]))
+    def forward(self, ct: Tensor, noise: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """CT views (2B, 1, D, H, W) -> logits (2B, K) and the pooled features (2B, C) that they were made from.
+
+        ``noise``: (`BRANCHES`, 2B) numbers for stochastic depth.
+        """
+        features = pool(self.backbone(ct, noise)[-1])
+        return self.head(features), features
 
     @torch.no_grad()
-    def update(self, student: Student, momentum: float) -> None:
-        """Move every weight to ``momentum`` x own + (1 - ``momentum``) x student's."""
+    def update(self, student: Student, share: Tensor) -> None:
+        """Move every weight to (1 - ``share``) x own + ``share`` x student's; ``share``: () on the weights' device."""
         source = dict(student.named_parameters())
         own = dict(self.named_parameters())
-        torch._foreach_lerp_(list(own.values()), [source[name].detach() for name in own], 1.0 - momentum)
+        torch._foreach_lerp_(list(own.values()), [source[name].detach() for name in own], [share] * len(own))
 
 
 def pool(feature_map: Tensor) -> Tensor:

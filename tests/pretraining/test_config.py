@@ -43,7 +43,7 @@ def test_setting_names_are_unique_over_the_sections():
         ({"sampling_patch_size": (0, 8, 8)}, "sampling_patch_size must be at least 1"),
         ({"seed": -1}, "seed must be 0 or more, got -1"),
         ({"head_hidden_dim": 0}, "head_hidden_dim must be at least 1, got 0"),
-        ({"precision": "int8"}, "precision must be one of float32, bf16, fp16"),
+        ({"amp": "int8"}, "amp must be one of none, bf16, fp16"),
         ({"learning_rate": 1}, "setting 'learning_rate' is unknown"),
     ],
 )

@@ -1,0 +1,90 @@
+"""`cads_pretrain --estimate`: what a run will cost, before it begins."""
+
+import math
+import statistics
+import time
+from dataclasses import dataclass
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from pretraining.config import PretrainConfig
+from pretraining.distributed import ALONE, Processes
+from pretraining.memory import peak_memory, reset_peak_memory
+from pretraining.pretrainer import Pretrainer
+
+TIMED_STEPS = 5
+STEPS_BEFORE = 2
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Cost of a run.
+
+    Attributes:
+        parameters: trained ones.
+        flops_per_step: multiplications and additions of one step, over all processes.
+        step_seconds: median of some steps, views at hand.
+        memory_bytes: peak of this process (on a GPU: of its memory).
+        total_steps: steps of the run.
+    """
+
+    parameters: int
+    flops_per_step: float
+    step_seconds: float
+    memory_bytes: int
+    total_steps: int
+
+    def __str__(self) -> str:
+        hours = self.total_steps * self.step_seconds / 3600
+        speed = self.flops_per_step / self.step_seconds
+        return (
+            f"{self.parameters / 1e6:.1f} M trained parameters\n"
+            f"{self.flops_per_step / 1e9:.0f} GFLOP per step, {speed / 1e9:.0f} GFLOP/s\n"
+            f"{self.memory_bytes / 2**30:.1f} GiB at the peak, without the processes that prepare views\n"
+            f"{self.step_seconds:.2f} s per step, {self.total_steps} steps: {hours:.1f} hours"
+        )
+
+
+def random_views(config: PretrainConfig, count: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Noise of the shapes of ``count`` samples: (count, 1, D, H, W) twice and (count, 1, H, W)."""
+    depth, height, width = config.view.crop_size
+    half = 2 if config.view.uniform_sampling else 1
+    ct = (count, 1, depth, height // half, width // half)
+    return torch.randn(ct), torch.randn(ct), torch.randn(count, 1, height, width)
+
+
+def flops_per_step(pretrainer: Pretrainer) -> float:
+    """Multiplications and additions of a step over all processes: forward counted, backward taken as twice of it."""
+    view_1, view_2, xray = (view.to(pretrainer.device) for view in random_views(pretrainer.config, 1))
+    ct = torch.cat([view_1, view_2])
+    counts = []
+    for network, inputs in ((pretrainer.teacher, (ct,)), (pretrainer.student, (ct, xray))):
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            network(*inputs)
+        counts.append(counter.get_total_flops())
+    return pretrainer.config.optim.batch_size * (counts[0] + 3 * counts[1])
+
+
+def estimate(
+    config: PretrainConfig, steps_per_epoch: int, device: torch.device, processes: Processes = ALONE
+) -> Estimate:
+    """Take a few steps on noise and extrapolate."""
+    pretrainer = Pretrainer(config, steps_per_epoch, device, processes)
+    views = random_views(config, config.optim.batch_size // processes.size)
+    reset_peak_memory(device)
+    seconds = []
+    for _ in range(STEPS_BEFORE + TIMED_STEPS):
+        start = time.perf_counter()
+        loss = pretrainer.train_step(*views).loss.item()  # waits for a GPU
+        seconds.append(time.perf_counter() - start)
+    if not math.isfinite(loss):
+        raise ArithmeticError(f"the loss of noise is {loss}")
+    memory = peak_memory(device)
+    return Estimate(
+        sum(p.numel() for p in pretrainer.student.parameters() if p.requires_grad),
+        flops_per_step(pretrainer),
+        statistics.median(seconds[STEPS_BEFORE:]),
+        memory,
+        pretrainer.total_steps,
+    )
