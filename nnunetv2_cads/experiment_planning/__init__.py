@@ -1,1 +1,1 @@
-"""Experiment planners; none of our own yet, stock plans serve."""
+"""Plans for PVT-UNet: nnU-Net's planner with this network's patches, memory and intensities."""

@@ -12,7 +12,7 @@ LENGTHS = {
     "_50epochs": {"num_epochs": 50},
     "_250epochs": {"num_epochs": 250},
     "_demo": {
-        "num_epochs": 9,
+        "num_epochs": 12,
         "num_iterations_per_epoch": 15,
         "num_val_iterations_per_epoch": 1,
         "initial_lr": 5e-3,

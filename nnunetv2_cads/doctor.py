@@ -1,0 +1,226 @@
+"""`cads_doctor`: is everything there that pre-training and fine-tuning need, and what mends what is not.
+
+Every check imports what it looks at itself, so that a broken package is a finding and not the end of the command.
+"""
+
+import argparse
+import contextlib
+import importlib
+import importlib.metadata
+import io
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+OK, WARNING, PROBLEM = "ok", "warning", "problem"
+OLDEST_PYTHON = (3, 10)
+OLDEST_NNUNET = (2, 8, 1)
+FORMAT_VERSION = 1
+"""Of encoder files (`pretraining.checkpoint`, which this package does not import)."""
+
+
+class Finding(NamedTuple):
+    """One line of the report; ``mend`` is the command or step that puts it right."""
+
+    level: str
+    text: str
+    mend: str = ""
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Print one line per check; returns the exit code: 0 ok or warnings, 1 problems."""
+    arguments = _parser().parse_args(argv)
+    levels = []
+    for name, check in _checks(arguments).items():
+        try:
+            with contextlib.redirect_stdout(io.StringIO()):  # nnU-Net's search prints
+                findings = list(check())
+        except Exception as error:  # a broken package may raise anything; the other checks must still be made
+            reason = (str(error).strip().splitlines() or [""])[0]
+            findings = [Finding(PROBLEM, f"{type(error).__name__}: {reason}", "pip install --force-reinstall nnunetv2")]
+        for finding in findings:
+            levels.append(finding.level)
+            sys.stdout.write(f"{finding.level:8} {name}: {finding.text}\n")
+            if finding.mend:
+                sys.stdout.write(f"{'':8} -> {finding.mend}\n")
+    return int(PROBLEM in levels)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="cads_doctor",
+        description="Check the installation, nnU-Net's folders, an encoder file and plans. Exit code 1 for problems.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--encoder", metavar="FILE", help="encoder file (default: what nnUNet_cads_encoder names)")
+    plans = parser.add_mutually_exclusive_group()
+    plans.add_argument("--plans", metavar="FILE", type=Path, help="plans to compare the encoder with")
+    plans.add_argument("-d", metavar="ID", type=int, help="dataset whose nnUNetCADSPlans (or nnUNetPlans) to take")
+    return parser
+
+
+def _checks(arguments: argparse.Namespace) -> dict[str, Callable[[], Iterator[Finding]]]:
+    return {
+        "Python": check_python,
+        "packages": check_packages,
+        "nnU-Net": check_nnunet,
+        "trainer": check_trainer,
+        "folders": check_folders,
+        "encoder": lambda: check_encoder(arguments.encoder, _plans_file(arguments)),
+        "GPU": check_gpu,
+    }
+
+
+def check_python() -> Iterator[Finding]:
+    """The interpreter's version."""
+    found = ".".join(map(str, sys.version_info[:3]))
+    if sys.version_info < OLDEST_PYTHON:
+        yield Finding(PROBLEM, f"{found} is too old", "make a virtual environment with Python 3.10 or newer")
+    else:
+        yield Finding(OK, f"{found} ({sys.executable})")
+
+
+def check_packages() -> Iterator[Finding]:
+    """torch, and that torchvision and timm, where installed, were built for it."""
+    for name in ("torch", "torchvision", "timm"):
+        try:
+            version = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            if name == "torch":
+                yield Finding(PROBLEM, "torch is not installed", "pip install 'torch>=2.6'")
+            continue
+        try:
+            importlib.import_module(name)
+        except Exception as error:  # versions that do not fit raise RuntimeError, OSError, AttributeError, ...
+            yield Finding(
+                PROBLEM, f"{name} {version} does not import ({error})", "pip install --upgrade torch torchvision timm"
+            )
+        else:
+            yield Finding(OK, f"{name} {version}")
+
+
+def check_nnunet() -> Iterator[Finding]:
+    """nnU-Net's version."""
+    try:
+        version = importlib.metadata.version("nnunetv2")
+    except importlib.metadata.PackageNotFoundError:
+        yield Finding(PROBLEM, "nnunetv2 is not installed", "pip install 'nnunetv2>=2.8.1'")
+        return
+    numbers = tuple(int(part) for part in version.split(".")[:3] if part.isdecimal())
+    if numbers < OLDEST_NNUNET:
+        yield Finding(PROBLEM, f"{version} is older than 2.8.1", "pip install --upgrade 'nnunetv2>=2.8.1'")
+    else:
+        yield Finding(OK, version)
+
+
+def check_trainer() -> Iterator[Finding]:
+    """Whether nnU-Net's own search finds nnUNetTrainerCADS."""
+    from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
+
+    folder = Path(__file__).parent / "training" / "discovery"
+    try:
+        recursive_find_trainer_class_by_name("nnUNetTrainerCADS")
+    except RuntimeError:
+        mend = f'export nnUNet_extTrainer="${{nnUNet_extTrainer:+$nnUNet_extTrainer{os.pathsep}}}{folder}"'
+        yield Finding(PROBLEM, "nnU-Net does not find nnUNetTrainerCADS", mend)
+    else:
+        yield Finding(OK, "nnU-Net finds nnUNetTrainerCADS")
+
+
+def check_folders() -> Iterator[Finding]:
+    """nnU-Net's three folders: set, there, writable."""
+    for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
+        value = os.environ.get(name)
+        if not value:
+            yield Finding(PROBLEM, f"{name} is not set", f"export {name}=/path/to/folder")
+        elif not Path(value).is_dir():
+            yield Finding(PROBLEM, f"{name}: {value} is no folder", f"mkdir -p '{value}'")
+        elif not os.access(value, os.W_OK):
+            level = WARNING if name == "nnUNet_raw" else PROBLEM
+            yield Finding(level, f"{name}: {value} is not writable", f"chmod u+w '{value}', or choose another folder")
+        else:
+            yield Finding(OK, f"{name}: {value}")
+
+
+def check_encoder(encoder_file: str | None, plans_file: Path | None) -> Iterator[Finding]:
+    """The encoder's keys, format, spacing and intensities, these against plans."""
+    from nnunetv2_cads.network_architecture import PVTv2Encoder
+    from nnunetv2_cads.network_architecture.encoder_checkpoint import (
+        EncoderCheckpointError,
+        compare_encoder_state,
+        read_encoder_checkpoint,
+    )
+
+    file = encoder_file or os.environ.get("nnUNet_cads_encoder")
+    if not file:
+        yield Finding(
+            WARNING,
+            "none given, nnUNet_cads_encoder is not set",
+            "export nnUNet_cads_encoder=/path/to/cads_encoder.pth",
+        )
+        return
+    try:
+        checkpoint = read_encoder_checkpoint(file)
+    except EncoderCheckpointError as error:
+        yield Finding(PROBLEM, str(error), "cads_export RUN cads_encoder.pth")
+        return
+    report = compare_encoder_state(PVTv2Encoder(), checkpoint.state)
+    level = PROBLEM if report.missing or report.mismatched else OK
+    yield Finding(level, f"{file}: {report}", "" if level == OK else "cads_export RUN cads_encoder.pth")
+    record = checkpoint.record
+    if record.get("format_version", FORMAT_VERSION) != FORMAT_VERSION:
+        yield Finding(
+            PROBLEM, f"format version {record['format_version']}, known is {FORMAT_VERSION}", "pip install -U ."
+        )
+    if plans_file is not None:
+        yield from _compare(record, plans_file)
+
+
+def _compare(record: dict, plans_file: Path) -> Iterator[Finding]:
+    """What pre-training saw against what the plans show."""
+    try:
+        plans = json.loads(plans_file.read_text(encoding="utf-8"))
+        channels = plans["foreground_intensity_properties_per_channel"]
+        configurations = plans["configurations"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        yield Finding(PROBLEM, f"{plans_file}: no plans of nnU-Net's ({error})", "cads_plan_and_preprocess -d ID")
+        return
+    clip = record.get("clip_hu", [-1024, 1024])
+    scale = record.get("intensity_scale_hu", 1024)
+    for channel, values in channels.items():
+        shown = [values.get(key) for key in ("percentile_00_5", "percentile_99_5", "mean", "std")]
+        if shown != [*clip, 0, scale]:
+            text = f"channel {channel}: the plans show clip, mean, std {shown}, the encoder saw {[*clip, 0, scale]}"
+            yield Finding(WARNING, text, "cads_plan_and_preprocess -d ID, train with -p nnUNetCADSPlans")
+    spacing = configurations.get("3d_fullres", {}).get("spacing")
+    if spacing and record.get("spacing_mm") and list(spacing) != list(record["spacing_mm"]):
+        text = f"3d_fullres has the spacing {spacing} mm, the encoder saw {record['spacing_mm']}"
+        yield Finding(WARNING, text, "cads_plan_and_preprocess -d ID --pretraining-spacing, if both are to agree")
+
+
+def _plans_file(arguments: argparse.Namespace) -> Path | None:
+    if arguments.d is None:
+        return arguments.plans
+    root = Path(os.environ.get("nnUNet_preprocessed") or ".")
+    pattern = f"Dataset{arguments.d:03d}_*/nnUNet{{}}Plans.json"
+    found = [path for kind in ("CADS", "") for path in sorted(root.glob(pattern.format(kind)))]
+    return found[0] if found else root / f"Dataset{arguments.d:03d}"
+
+
+def check_gpu() -> Iterator[Finding]:
+    """The GPU and its free memory."""
+    import torch
+
+    if not torch.cuda.is_available():
+        yield Finding(WARNING, f"none that torch {torch.__version__} can use; trainings take days on a CPU")
+        return
+    free, total = (n / 2**30 for n in torch.cuda.mem_get_info())
+    text = f"{torch.cuda.get_device_name()}, CUDA {torch.version.cuda}, {free:.1f} of {total:.1f} GB free"
+    yield Finding(WARNING, text, "cads_plan_and_preprocess -gpu_memory_target GB") if free < 8 else Finding(OK, text)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,128 @@
+"""`cads_plan_and_preprocess`: nnU-Net's command of that name, with our planner.
+
+nnU-Net looks for planners in its own package alone, so its functions are called here with our class.
+"""
+
+import argparse
+import functools
+import sys
+from collections.abc import Callable
+
+from nnunetv2.experiment_planning.plan_and_preprocess_api import (
+    extract_fingerprints,
+    plan_experiment_dataset,
+    preprocess,
+)
+from nnunetv2.paths import nnUNet_preprocessed, nnUNet_raw
+from nnunetv2.utilities.dataset_name_id_conversion import convert_id_to_dataset_name
+
+from nnunetv2_cads.experiment_planning.planner import PLANS_NAME, PRETRAINING, CADSPlanner
+
+PROCESSES = {"2d": 8, "3d_fullres": 4, "3d_lowres": 8}
+"""nnU-Net's default numbers of processes."""
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Extract fingerprints, plan and preprocess; returns the exit code: 0 done, 2 nothing was done."""
+    arguments = _parser().parse_args(argv)
+    try:
+        _check(arguments)
+    except ValueError as error:
+        sys.stderr.write(f"error: {error}\n")
+        return 2
+    progress = not arguments.no_pbar
+    extract_fingerprints(
+        arguments.d,
+        arguments.fpe,
+        arguments.npfp,
+        arguments.verify_dataset_integrity,
+        arguments.clean,
+        arguments.verbose,
+        show_progress_bar=progress,
+    )
+    spacing = PRETRAINING["spacing_mm"] if arguments.pretraining_spacing else arguments.overwrite_target_spacing
+    planner = functools.partial(CADSPlanner, nnunet_normalization=arguments.nnunet_normalization)
+    for dataset in arguments.d:
+        _, plans_name = plan_experiment_dataset(
+            dataset,
+            planner,
+            arguments.gpu_memory_target,
+            arguments.preprocessor_name,
+            spacing,
+            arguments.overwrite_plans_name,
+        )
+    if not arguments.no_pp:
+        processes = arguments.np or [PROCESSES.get(name, 4) for name in arguments.c]
+        preprocess(arguments.d, plans_name, arguments.c, processes, arguments.verbose, show_progress_bar=progress)
+    return 0
+
+
+def _check(arguments: argparse.Namespace) -> None:
+    """Refuse what would fail later.
+
+    Raises:
+        ValueError: a folder is not set, a dataset does not exist, or numbers do not go together.
+    """
+    for folder in (nnUNet_raw, nnUNet_preprocessed):
+        if not folder.is_set():
+            raise ValueError(f"{folder.env_var_name} is not set; export {folder.env_var_name}=/path/to/folder")
+    for dataset in arguments.d:
+        try:
+            convert_id_to_dataset_name(dataset)
+        except RuntimeError as error:
+            raise ValueError(str(error).splitlines()[0]) from error
+    if arguments.np and len(arguments.np) not in (1, len(arguments.c)):
+        raise ValueError(f"-np {arguments.np}: give one number, or one for each of -c {' '.join(arguments.c)}")
+    if arguments.overwrite_target_spacing and len(arguments.overwrite_target_spacing) != 3:
+        raise ValueError(f"-overwrite_target_spacing {arguments.overwrite_target_spacing}: three numbers are needed")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="cads_plan_and_preprocess",
+        description="nnUNetv2_plan_and_preprocess for PVT-UNet: its patch and batch sizes, and the intensities that "
+        "CADS pre-training saw. Train and predict with `-p nnUNetCADSPlans`. Single-dash flags are nnU-Net's.",
+        allow_abbrev=False,
+    )
+    add = parser.add_argument
+    add("-d", metavar="ID", nargs="+", type=int, required=True, help="dataset IDs")
+    add("-c", nargs="+", default=list(PROCESSES), help="configurations to preprocess; those not planned are skipped")
+    add("-np", type=_positive(int), nargs="+", help="processes, for all configurations or for each (default: 8 4 8)")
+    add("-fpe", default="DatasetFingerprintExtractor", help="nnU-Net's class that extracts the fingerprint")
+    add("-npfp", type=_positive(int), default=8, help="processes of the fingerprint (default: %(default)s)")
+    add("--verify_dataset_integrity", action="store_true", help="check the dataset first; do so once")
+    add("--no_pp", action="store_true", help="plan only")
+    add("--clean", action="store_true", help="extract the fingerprint again; needed where the dataset has changed")
+    add("-gpu_memory_target", metavar="GB", type=_positive(float), help="memory to plan for (default: 8)")
+    add("-preprocessor_name", default="DefaultPreprocessor", help="a preprocessor class of nnU-Net's")
+    spacing = parser.add_mutually_exclusive_group()
+    spacing.add_argument(
+        "-overwrite_target_spacing",
+        metavar="MM",
+        nargs="+",
+        type=_positive(float),
+        help="target spacing of 3d_fullres, three numbers in the images' own axis order",
+    )
+    spacing.add_argument("--pretraining-spacing", action="store_true", help="target spacing 1 mm, as pre-training saw")
+    add("-overwrite_plans_name", metavar="NAME", help=f"another name than {PLANS_NAME}, to keep several plans")
+    add("--nnunet-normalization", action="store_true", help="nnU-Net's own CT normalisation, not HU / 1024")
+    add("--verbose", action="store_true", help="print more")
+    add("--no_pbar", action="store_true", help="no progress bars")
+    return parser
+
+
+def _positive(kind: type) -> Callable[[str], float]:
+    """A converter of positive numbers, for argparse."""
+
+    def convert(text: str) -> float:
+        value = kind(text)
+        if not 0 < value < float("inf"):
+            raise argparse.ArgumentTypeError(f"{text} is not a number above 0")
+        return value
+
+    convert.__name__ = f"positive {kind.__name__}"
+    return convert
+
+
+if __name__ == "__main__":
+    sys.exit(main())

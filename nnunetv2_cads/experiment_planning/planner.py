@@ -1,0 +1,121 @@
+"""CADSPlanner: nnU-Net's planner for PVT-UNet and for the intensities that pre-training saw.
+
+Source: CADS method, "Data" and "Downstream: PVT-UNet". Fingerprint, spacing, axis order, resampling, the choice of
+configurations and all files are nnU-Net's.
+"""
+
+import copy
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from nnunetv2.experiment_planning.experiment_planners.default_experiment_planner import ExperimentPlanner
+from torch import nn
+
+from nnunetv2_cads.experiment_planning.memory_estimate import largest_batch_size
+from nnunetv2_cads.experiment_planning.patch_size import plan_patch_size
+from nnunetv2_cads.network_architecture.pvt_unet import STRIDES, PVTUNet
+
+PLANS_NAME = "nnUNetCADSPlans"
+PRETRAINING = {"spacing_mm": [1.0, 1.0, 1.0], "clip_hu": [-1024, 1024], "axes": "zyx"}
+"""What pre-training saw: volumes in nnU-Net's axis order, HU / 1024 after clipping. Recorded in the plans."""
+
+CADS_INTENSITIES = {
+    "percentile_00_5": float(PRETRAINING["clip_hu"][0]),
+    "percentile_99_5": float(PRETRAINING["clip_hu"][1]),
+    "mean": 0.0,
+    "std": 1024.0,
+}
+"""With these, nnU-Net's stock `CTNormalization` clips as pre-training did and divides by 1024."""
+
+GB = 1024**3
+_CONV_OP = {2: nn.Conv2d, 3: nn.Conv3d}
+
+
+class CADSPlanner(ExperimentPlanner):
+    """Plans PVT-UNet. Constructed as nnU-Net constructs its planners.
+
+    Args (in addition to nnU-Net's):
+        nnunet_normalization: keep nnU-Net's own CT normalisation instead of pre-training's.
+    """
+
+    def __init__(
+        self,
+        dataset_name_or_id: str | int,
+        gpu_memory_target_in_gb: float = 8,
+        preprocessor_name: str = "DefaultPreprocessor",
+        plans_name: str = PLANS_NAME,
+        overwrite_target_spacing: Sequence[float] | None = None,
+        suppress_transpose: bool = False,
+        nnunet_normalization: bool = False,
+    ) -> None:
+        super().__init__(
+            dataset_name_or_id,
+            gpu_memory_target_in_gb,
+            preprocessor_name,
+            plans_name,
+            overwrite_target_spacing,
+            suppress_transpose,
+        )
+        self.nnunet_normalization = nnunet_normalization
+
+    @staticmethod
+    def static_estimate_VRAM_usage(*args: Any, **kwargs: Any) -> int:
+        """1: nnU-Net's estimate is of its own networks, and the sizes that follow from it are replaced by ours."""
+        return 1
+
+    def get_plans_for_configuration(
+        self,
+        spacing: Sequence[float],
+        median_shape: Sequence[float],
+        data_identifier: str,
+        approximate_n_voxels_dataset: float,
+        _cache: dict,
+    ) -> dict[str, Any]:
+        """nnU-Net's plan of a configuration, with PVT-UNet, its patch and its batch size."""
+        plan = super().get_plans_for_configuration(
+            spacing, median_shape, data_identifier, approximate_n_voxels_dataset, _cache
+        )
+        channels = len(self.dataset_json.get("channel_names", self.dataset_json.get("modality")))
+        classes = len(self.dataset_json["labels"])
+        target = int(self.UNet_vram_target_GB * GB)
+
+        def batch_size(patch: tuple[int, ...]) -> int:
+            return largest_batch_size(target, patch, channels, classes)
+
+        patch = plan_patch_size(spacing, median_shape, lambda size: batch_size(size) >= self.UNet_min_batch_size)
+        # nnU-Net's precaution against overfitting: a batch shows no more than this share of the data
+        most = round(approximate_n_voxels_dataset * self.max_dataset_covered / np.prod(patch, dtype=np.float64))
+        plan["patch_size"] = patch
+        plan["batch_size"] = max(min(batch_size(patch), most), self.UNet_min_batch_size)
+        plan["architecture"] = architecture(len(patch))
+        return plan
+
+    def save_plans(self, plans: dict[str, Any]) -> None:
+        """Put in the intensities and the record of pre-training, then save."""
+        if not self.nnunet_normalization:
+            self._set_cads_intensities(plans)
+        plans["cads"] = {"pretraining": PRETRAINING, "nnunet_normalization": self.nnunet_normalization}
+        super().save_plans(plans)
+
+    def _set_cads_intensities(self, plans: dict[str, Any]) -> None:
+        """Replace the numbers of the CT channels, in a copy: the fingerprint is other planners', too."""
+        schemes, _ = self.determine_normalization_scheme_and_whether_mask_is_used_for_norm()
+        properties = copy.deepcopy(plans["foreground_intensity_properties_per_channel"])
+        for channel, scheme in enumerate(schemes):
+            if scheme == "CTNormalization":
+                properties[str(channel)] = {**properties[str(channel)], **CADS_INTENSITIES}
+        plans["foreground_intensity_properties_per_channel"] = properties
+
+
+def architecture(dims: int) -> dict[str, Any]:
+    """PVTUNet as plans name a network; the strides, from the input's own on, set nnU-Net's deep supervision."""
+    conv_op = _CONV_OP[dims]
+    return {
+        "network_class_name": f"{PVTUNet.__module__}.{PVTUNet.__name__}",
+        "arch_kwargs": {
+            "conv_op": f"{conv_op.__module__}.{conv_op.__name__}",
+            "strides": [[1] * dims, *(list(stride) for stride in STRIDES[dims])],
+        },
+        "_kw_requires_import": ["conv_op"],
+    }
