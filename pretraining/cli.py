@@ -63,6 +63,8 @@ def _preprocess(argv: list[str]) -> int:
     parts, number = arguments.num_parts, arguments.part_id
     if number is None and parts > 1:
         raise UserError(f"-num_parts {parts}: needs -part_id as well, which part to do, from 0 to {parts - 1}")
+    if number is not None and parts == 1:
+        raise UserError(f"-part_id {number}: needs -num_parts as well, how many parts there are")
     if number is not None and not 0 <= number < parts:
         raise UserError(f"-part_id {number}: must be from 0 to {parts - 1}, for -num_parts is {parts}")
     return preprocess(arguments.input, arguments.store, arguments.np, Part(number or 0, parts), arguments.anonymise)
@@ -83,7 +85,8 @@ def pretrain(argv: list[str] | None = None) -> int:
 def _pretrain(argv: list[str]) -> int:
     from pretraining.config import PRESETS, PretrainConfig
     from pretraining.distributed import start_processes
-    from pretraining.train import estimate_run, prepare_output, train
+    from pretraining.run_folder import prepare_output
+    from pretraining.train import estimate_run, train
 
     parser = argparse.ArgumentParser(
         prog="cads_pretrain",
@@ -107,7 +110,7 @@ def _pretrain(argv: list[str]) -> int:
         if only_estimate:
             return estimate_run(store, PretrainConfig().replace(**settings), processes)
         with ExitStack() as held:
-            config = processes.from_first(lambda: prepare_output(output, settings, store, go_on, held))
+            config = processes.from_first(lambda: prepare_output(output, settings, store, go_on, held, processes))
             return train(store, output, config, processes)
 
 

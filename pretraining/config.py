@@ -88,6 +88,9 @@ class RunConfig:
         -1, "processes that prepare views, per training process; 0: none, -1: one on CPU, on GPU by cores and memory"
     )
     on_nan: str = _setting("stop", "at a step whose loss or gradients are not finite: end, or pass over it", ON_NAN)
+    save_minutes: float = _setting(
+        30.0, "write the checkpoint also when so many minutes have gone by; 0: each epoch only"
+    )
     max_hours: float = _setting(0.0, "save and stop after so many hours, before a queue's limit; 0: no limit")
 
 
@@ -214,6 +217,7 @@ def _check(config: PretrainConfig) -> None:
         ("on_nan", config.run.on_nan in ON_NAN, f"one of {', '.join(ON_NAN)}"),
         ("accumulate", config.run.accumulate >= 1, "at least 1"),
         ("max_hours", config.run.max_hours >= 0, "0 or more"),
+        ("save_minutes", config.run.save_minutes >= 0, "0 or more"),
         ("window_slices", view.window_slices >= view.crop_size[0], f"at least crop_size's {view.crop_size[0]} slices"),
         ("window_stride", view.window_stride >= 1, "at least 1"),
         ("central_fraction", 0 < view.central_fraction <= 1, "in (0, 1]"),

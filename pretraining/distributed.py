@@ -147,11 +147,13 @@ def choose_device(name: str, processes: Processes = ALONE) -> torch.device:
 
 def check_shares(config: PretrainConfig, processes: Processes) -> None:
     """Raise `UserError` unless every process can take its batch in equal parts."""
-    parts = processes.size * config.run.accumulate
+    size, accumulate = processes.size, config.run.accumulate
+    parts = size * accumulate
     if config.optim.batch_size % parts:
+        among = f"{size} processes" * (size > 1) + " with " * (size > 1 < accumulate)
+        among += f"--accumulate {accumulate}" * (accumulate > 1)
         raise UserError(
-            f"batch_size {config.optim.batch_size} cannot be divided by {processes.size} processes with --accumulate "
-            f"{config.run.accumulate}; choose a multiple of {parts}"
+            f"batch_size {config.optim.batch_size} cannot be divided by {among}; choose a multiple of {parts}"
         )
 
 

@@ -25,8 +25,9 @@ class Estimate:
         parameters: trained ones.
         flops_per_step: multiplications and additions of one step, over all processes.
         step_seconds: median of some steps, views at hand.
-        memory_bytes: peak of this process (on a GPU: of its memory).
+        memory_bytes: peak of one process (on a GPU: of its memory).
         total_steps: steps of the run.
+        processes: that share the batch.
     """
 
     parameters: int
@@ -34,15 +35,18 @@ class Estimate:
     step_seconds: float
     memory_bytes: int
     total_steps: int
+    processes: int = 1
 
     def __str__(self) -> str:
-        hours = self.total_steps * self.step_seconds / 3600
+        seconds = self.total_steps * self.step_seconds
+        duration = f"{seconds / 3600:.1f} hours" if seconds >= 3600 else f"{seconds / 60:.1f} minutes"
+        each = " in each process" if self.processes > 1 else ""
         speed = self.flops_per_step / self.step_seconds
         return (
             f"{self.parameters / 1e6:.1f} M trained parameters\n"
             f"{self.flops_per_step / 1e9:.0f} GFLOP per step, {speed / 1e9:.0f} GFLOP/s\n"
-            f"{self.memory_bytes / 2**30:.1f} GiB at the peak, without the processes that prepare views\n"
-            f"{self.step_seconds:.2f} s per step, {self.total_steps} steps: {hours:.1f} hours"
+            f"{self.memory_bytes / 2**30:.1f} GiB at the peak{each}, without the processes that prepare views\n"
+            f"{self.step_seconds:.2f} s per step, {self.total_steps} steps: {duration}"
         )
 
 
@@ -87,4 +91,5 @@ def estimate(
         statistics.median(seconds[STEPS_BEFORE:]),
         memory,
         pretrainer.total_steps,
+        processes.size,
     )

@@ -2,24 +2,37 @@
 
 A lock is a file that only one process can make (O_EXCL, which network file systems keep, too), with the host, the
 process and the time in it. Whoever ends removes it. One that a killed process left behind is recognised on its own
-host, by the process being gone, and taken over. Of another host nothing can be known without waiting, and clocks
-differ, so there the message says how to remove the file.
+host by the process being gone. Of another host (a node that failed) it is recognised by standing still: its holder
+rewrites it every `BEAT_SECONDS`, and whoever wants the folder watches for `WATCH_SECONDS` by its own clock, since
+clocks differ. A holder that slept meanwhile, and finds another's lock when it wakes, ends at once.
 """
 
 import json
+import logging
 import os
 import secrets
 import socket
+import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
+from typing import Any
 
 from pretraining.errors import UserError
 
+logger = logging.getLogger(__name__)
+
 RUN_LOCK = ".run.lock"
 STORE_LOCK = ".preprocess"
-_FIELDS = {"host", "namespace", "pid", "started", "since", "token"}
+BEAT_SECONDS = 15.0
+"""How often a holder shows that it is at work."""
+WATCH_SECONDS = 90.0
+"""For how long a lock must stand still to be nobody's. Some beats may come late: over network file systems, they do."""
+TAKEN_OVER = 2
+"""Exit code of a process whose folder another has taken."""
+_FIELDS = {"host", "namespace", "pid", "started", "since", "token", "beat"}
 
 
 def run_lock(output: Path) -> AbstractContextManager:
@@ -65,76 +78,127 @@ def _locked(path: Path, folder: Path, is_rival: Callable[[str], bool]) -> Iterat
              "started": _start_of(os.getpid()), "since": time.strftime("%Y-%m-%d %H:%M:%S %z"),
              "token": secrets.token_hex(8)}  # fmt: skip
     try:
-        _take(path, owner, folder)
+        descriptor = _take(path, owner, folder)
     except OSError as error:
         raise UserError(f"{path}: cannot be written ({error.strerror}); check permissions and free space") from error
+    ended = threading.Event()
+    beating = threading.Thread(target=_beat, args=(descriptor, path, owner, folder, ended), daemon=True)
+    beating.start()
     try:
         # after the own file is there: of two that begin at once, at least one sees the other
         for rival in path.parent.glob(f"{STORE_LOCK}*.lock"):
             if rival != path and is_rival(rival.name):
-                _refuse_if_held(rival, folder)
-                rival.unlink(missing_ok=True)
+                _remove_stale(
+                    rival, path.with_name(f"{rival.name}.{owner['token']}.old"), _refuse_if_held(rival, folder)
+                )
         yield
     finally:
-        if _read(path) == owner:  # somebody who was told to may have removed it, and another taken it
+        ended.set()
+        beating.join()
+        os.close(descriptor)
+        if _is_ours(path, owner):  # somebody who was told to may have removed it, and another taken it
             path.unlink(missing_ok=True)
 
 
-def _take(path: Path, owner: dict, folder: Path) -> None:
-    """Make the lock file; a stale one is moved away first.
+def _take(path: Path, owner: dict[str, Any], folder: Path) -> int:
+    """Make the lock file and return its descriptor; a stale one is moved away first.
 
     The content is complete when the name appears: a hard link is as exclusive as O_EXCL.
     """
     ours = path.with_name(f"{path.name}.{owner['token']}.tmp")
-    ours.write_text(json.dumps(owner) + "\n", encoding="utf-8")
+    descriptor = os.open(ours, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644)
     try:
+        _write(descriptor, owner, 0)
         for _ in range(3):
             try:
-                _link(ours, path, owner)
-                return
+                return _link(ours, descriptor, path, owner)
             except FileExistsError:
-                _refuse_if_held(path, folder)
-                _remove_stale(path, ours.with_suffix(".old"))
+                _remove_stale(path, ours.with_suffix(".old"), _refuse_if_held(path, folder))
         raise UserError(f"{folder}: several processes take its lock {path.name} at once; start this one again")
+    except BaseException:
+        os.close(descriptor)
+        raise
     finally:
         ours.unlink(missing_ok=True)
 
 
-def _link(ours: Path, path: Path, owner: dict) -> None:
-    """Give our file the lock's name, unless that exists."""
+def _write(descriptor: int, owner: dict[str, Any], beat: int) -> None:
+    """Write the whole content in one go; always as long, so that what is there is overwritten."""
+    os.pwrite(descriptor, (json.dumps(owner | {"beat": f"{beat:012d}"}) + "\n").encode(), 0)
+
+
+def _beat(descriptor: int, path: Path, owner: dict[str, Any], folder: Path, ended: threading.Event) -> None:
+    """Rewrite the lock until the end, through its descriptor: where another has the name by now, theirs stays whole."""
+    beat = 0
+    while not ended.wait(BEAT_SECONDS):
+        beat += 1
+        try:
+            _write(descriptor, owner, beat)
+            os.fsync(descriptor)  # what a network file system keeps back, others do not see
+        except OSError:
+            continue  # a full disk must not end a run
+        holder = _read(path)
+        if holder and holder["token"] != owner["token"]:
+            sys.stderr.write(
+                f"error: {folder}: process {holder['pid']} on {holder['host']} has taken this folder over, since this "
+                "process stood still; it ends here without writing\n"
+            )
+            os._exit(TAKEN_OVER)
+
+
+def _link(ours: Path, descriptor: int, path: Path, owner: dict[str, Any]) -> int:
+    """Give our file the lock's name, unless that exists; return the descriptor of what has the name."""
     try:
         os.link(ours, path)
+        return descriptor
     except FileExistsError:
         raise
     except OSError:  # a file system without hard links
-        descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644)
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            json.dump(owner, file)
-            file.write("\n")
+        named = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644)
+        _write(named, owner, 0)
+        os.close(descriptor)
+        return named
 
 
-def _remove_stale(path: Path, aside: Path) -> None:
-    """Remove a lock that nobody holds, and not one that another process has made since."""
+def _remove_stale(path: Path, aside: Path, judged: dict[str, Any] | None) -> None:
+    """Remove the lock that was ``judged`` to be nobody's, and not one that another process has made since."""
     try:
         path.rename(aside)
     except FileNotFoundError:
         return
-    if _holder_lives(_read(aside)) and not path.exists():
+    if _read(aside) != judged and not path.exists():
         aside.rename(path)
     aside.unlink(missing_ok=True)
 
 
-def _refuse_if_held(path: Path, folder: Path) -> None:
+def _refuse_if_held(path: Path, folder: Path) -> dict[str, Any] | None:
+    """Raise `UserError` if the lock's holder is at work; otherwise return what the lock says."""
     holder = _read(path)
-    if not path.exists() or not _holder_lives(holder):
-        return
+    if not path.exists():
+        return None
     who = f"process {holder['pid']} on {holder['host']}, since {holder['since']}" if holder else "another process"
-    raise UserError(
-        f"{folder}: is being written to by {who}; wait for it or stop it, or, if that process is gone, remove {path}"
-    )
+    is_here = holder and (holder["host"], holder["namespace"]) == (socket.gethostname(), _namespace())
+    if _is_running(holder) if is_here else _is_beating(path, holder, folder, who):
+        raise UserError(
+            f"{folder}: is being written to by {who}; wait for it or stop it, or, if that process is gone, "
+            f"remove {path}"
+        )
+    return holder
 
 
-def _read(path: Path) -> dict | None:
+def _is_beating(path: Path, before: dict[str, Any] | None, folder: Path, who: str) -> bool:
+    """Whether a lock of another machine changes while it is watched; one that goes is nobody's any more."""
+    deadline = time.monotonic() + WATCH_SECONDS
+    logger.info("%s: locked by %s; watching for up to %.0f s whether it is at work", folder, who, WATCH_SECONDS)
+    while time.monotonic() < deadline:
+        time.sleep(min(1.0, WATCH_SECONDS / 10))
+        if _read(path) != before:
+            return path.exists()
+    logger.info("%s: %s is gone; its lock is taken over", folder, who)
+    return False
+
+
+def _read(path: Path) -> dict[str, Any] | None:
     """What a lock file says; None where it is gone, or not (yet) complete."""
     try:
         holder = json.loads(path.read_text(encoding="utf-8"))
@@ -143,10 +207,13 @@ def _read(path: Path) -> dict | None:
         return None
 
 
-def _holder_lives(holder: dict | None) -> bool:
-    """Whether the holder may still be at work: always, unless it ran on this host (and container) and is gone."""
-    if holder is None or (holder["host"], holder["namespace"]) != (socket.gethostname(), _namespace()):
-        return True
+def _is_ours(path: Path, owner: dict[str, Any]) -> bool:
+    holder = _read(path)
+    return holder is not None and holder["token"] == owner["token"]
+
+
+def _is_running(holder: dict[str, Any]) -> bool:
+    """Whether a process of this machine still is the one that made the lock."""
     try:
         os.kill(holder["pid"], 0)
     except ProcessLookupError:

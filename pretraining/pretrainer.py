@@ -3,6 +3,7 @@
 Paper: CADS (IEEE TMI 2025); CADS method, sections 4 and 5. Checked step by step against the published code.
 """
 
+import inspect
 from contextlib import nullcontext
 from typing import Any
 
@@ -20,6 +21,11 @@ from pretraining.optimisation import clip_each_gradient, parameter_groups
 from pretraining.schedules import cosine, linspace, warmup_cosine
 from pretraining.step_result import Rates, StepResult, entropy_and_agreement, spread_and_rank, step_is_finite
 
+_SYNC_BUFFERS = next(
+    name
+    for name in ("forward_sync_buffers", "broadcast_buffers")  # since torch 2.13, and before
+    if name in inspect.signature(DistributedDataParallel).parameters
+)
 _AUTOCAST_DTYPE = {"none": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -50,7 +56,8 @@ class Pretrainer:
         self.scaler = torch.amp.GradScaler(device.type, enabled=config.run.amp == "fp16")
         self._student, self._teacher = self.student, self.teacher
         if processes.size > 1:
-            self._student = DistributedDataParallel(self.student, broadcast_buffers=False, gradient_as_bucket_view=True)
+            without_buffers = {_SYNC_BUFFERS: False}  # all processes compute the same ones
+            self._student = DistributedDataParallel(self.student, gradient_as_bucket_view=True, **without_buffers)
         self._without_averaging = getattr(self._student, "no_sync", nullcontext)
         if config.run.compile:
             self._student, self._teacher = torch.compile(self._student), torch.compile(self._teacher)

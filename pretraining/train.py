@@ -1,21 +1,18 @@
 """`cads_pretrain`: from a store to an encoder checkpoint."""
 
-import json
 import logging
+import math
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
 
 import torch
 from tqdm import tqdm
+from tqdm.contrib.logging import logging_redirect_tqdm
 
-from pretraining import __version__
 from pretraining.checkpoint import (
     CHECKPOINT,
-    CONFIG,
     ENCODER,
     METRICS,
     PROGRESS,
@@ -24,15 +21,13 @@ from pretraining.checkpoint import (
     save_checkpoint,
     save_encoder,
 )
-from pretraining.config import SETTINGS, PretrainConfig
+from pretraining.config import PretrainConfig
 from pretraining.data.loader import ViewStream, make_loader, steps_per_epoch
 from pretraining.data.store import Store
 from pretraining.distributed import ALONE, LostProcessError, Processes, check_shares, choose_device
 from pretraining.errors import UserError
 from pretraining.estimate import estimate
-from pretraining.files import write_json
 from pretraining.health import HealthWatch
-from pretraining.lock import RUN_LOCK, run_lock
 from pretraining.memory import keep_freed_memory
 from pretraining.metrics import MetricsLog, plot_progress
 from pretraining.nonfinite import FiniteGuard, not_finite_error
@@ -41,15 +36,12 @@ from pretraining.stopping import StopRequest, stop_signals
 
 logger = logging.getLogger(__name__)
 
-CHANGEABLE_ON_RESUME = ("device", "compile", "accumulate", "num_workers", "log_every", "max_hours", "on_nan")
-"""Settings that do not change what is computed, so a run may go on with other values."""
-
 LOST_PROCESS = 1
 """Exit code of the processes that are left when another of the run has ended."""
 
 
 def train(store_path: Path, output: Path, config: PretrainConfig, processes: Processes = ALONE) -> int:
-    """Begin a run in ``output``, or go on with the one there (see `prepare_output`), until its end or a stop.
+    """Begin a run in ``output``, or go on with the one there (see `pretraining.run_folder`), until its end or a stop.
 
     Returns:
         0 when the run is finished or ``max_hours`` are over, 128 + signal number when a signal stopped it,
@@ -66,17 +58,20 @@ def train(store_path: Path, output: Path, config: PretrainConfig, processes: Pro
     if checkpoint.exists():
         load_checkpoint(checkpoint, pretrainer, fingerprint)
     go_on = f"go on with: cads_pretrain {store_path} {output} --c"
+    if processes.size > 1:
+        go_on = "go on with the same torchrun command and --c, or on any other number of processes"
     if processes.is_first:
         _log_start(pretrainer, stream, output)
     metrics = MetricsLog(output / METRICS, pretrainer.step, processes.is_first)
     with stop_signals() as received:
         stop = StopRequest(received, processes, started + 3600 * config.run.max_hours if config.run.max_hours else None)
         try:
-            for _ in _run_epochs(pretrainer, stream, metrics, stop):
-                if not pretrainer.is_finite():  # the same in all processes, as the weights are
+            for in_all_processes in _run_epochs(pretrainer, stream, metrics, stop):
+                finite = pretrainer.is_finite()
+                if in_all_processes and not finite:
                     stop.not_finite = True
                     break
-                if processes.is_first:
+                if processes.is_first and finite:
                     save_checkpoint(checkpoint, pretrainer, fingerprint)
                     plot_progress(metrics.lines, config.model.head_out_dim, output / PROGRESS)
         except LostProcessError as error:
@@ -105,6 +100,7 @@ def estimate_run(store_path: Path, config: PretrainConfig, processes: Processes 
     Raises:
         UserError: the store or the device cannot be used.
     """
+    processes.from_first(lambda: check_shares(config, processes))
     stream, device = _open(store_path, config, processes)
     result = estimate(config, steps_per_epoch(stream, config), device, processes)
     if processes.is_first:
@@ -115,17 +111,17 @@ def estimate_run(store_path: Path, config: PretrainConfig, processes: Processes 
 def _open(store_path: Path, config: PretrainConfig, processes: Processes) -> tuple[ViewStream, torch.device]:
     """The samples and the device of a run, after all that can be wrong with them has been looked for."""
     stream = ViewStream(Store.open(store_path), config)
-    check_shares(config, processes)
     device = choose_device(config.run.device, processes)
     if device.type == "cpu":
         keep_freed_memory()
     return stream, device
 
 
-def _run_epochs(pretrainer: Pretrainer, stream: ViewStream, metrics: MetricsLog, stop: StopRequest) -> Iterator[None]:
-    """Take step after step; yield whenever the state should be saved: after each epoch and at a stop.
+def _run_epochs(pretrainer: Pretrainer, stream: ViewStream, metrics: MetricsLog, stop: StopRequest) -> Iterator[bool]:
+    """Take step after step; yield whenever the state should be saved.
 
-    A stop because of NaN saves nothing: the weights may have been on their way there.
+    That is after each epoch and at a stop, in all processes at the same step: True; and in the first process every
+    ``save_minutes``: False. A stop because of NaN saves nothing: the weights may have been on their way there.
     """
     config, total, processes = pretrainer.config, pretrainer.total_steps, pretrainer.processes
     loader = make_loader(stream, config, pretrainer.step, total, pretrainer.device, processes)
@@ -133,7 +129,8 @@ def _run_epochs(pretrainer: Pretrainer, stream: ViewStream, metrics: MetricsLog,
                disable=not processes.is_first)  # fmt: skip
     guard, health = FiniteGuard(config.run.on_nan, processes.is_first), HealthWatch(config.model.head_out_dim)
     since, steps_before = time.perf_counter(), pretrainer.step
-    with bar:
+    saved, save_seconds = time.monotonic(), 60 * config.run.save_minutes or math.inf
+    with logging_redirect_tqdm([logging.getLogger("pretraining")]), bar:
         for views in loader:
             epoch = pretrainer.epoch
             with processes.watched():
@@ -152,63 +149,12 @@ def _run_epochs(pretrainer: Pretrainer, stream: ViewStream, metrics: MetricsLog,
                 if line and processes.is_first:
                     health.look(metrics.lines)
                     bar.set_postfix_str(f"epoch {epoch + 1}, loss {line['loss']:.3f}, {speed:.1f} samples/s")
-            if epoch_ended or stopping:
-                yield
+            in_all_processes = epoch_ended or bool(stopping)
+            if in_all_processes or (processes.is_first and time.monotonic() - saved > save_seconds):
+                yield in_all_processes
+                saved = time.monotonic()
             if stopping:
                 break
-
-
-def prepare_output(output: Path, settings: dict[str, Any], store: Path, go_on: bool, held: ExitStack) -> PretrainConfig:
-    """Make the folder of a new run and save its configuration, or read that of the run to go on with.
-
-    Either way the folder is locked against other runs.
-
-    Args:
-        output: the run's folder.
-        settings: settings given by preset and flags; only with `CHANGEABLE_ON_RESUME` may a run go on that differs.
-        store: the store, checked before anything is written.
-        go_on: ``--c``.
-        held: what gives the folder free at its end.
-
-    Raises:
-        UserError: a run is there already or at work, there is none to go on with, or the settings differ from its own.
-    """
-    fingerprint = Store.open(store).fingerprint()
-    path = output / CONFIG
-    if not go_on:
-        config = PretrainConfig().replace(**settings)
-        choose_device(config.run.device)
-        _check_is_empty(output)
-        versions = {"package": __version__, "torch": torch.__version__}
-        try:
-            output.mkdir(parents=True, exist_ok=True)
-            held.enter_context(run_lock(output))
-            _check_is_empty(output)  # another run may have been and gone meanwhile
-            write_json(path, {**config.to_dict(), "versions": versions, "store": fingerprint})
-        except OSError as error:
-            raise UserError(f"{output}: cannot be written ({error.strerror}); choose another folder") from error
-        return config
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        saved = PretrainConfig.from_dict({k: v for k, v in content.items() if k not in ("versions", "store")})
-    except FileNotFoundError:
-        raise UserError(f"{output}: there is no run to go on with; leave out --c to begin one") from None
-    except (ValueError, AttributeError) as error:
-        raise UserError(f"{path}: damaged ({error}); restore it, or begin a new run in another folder") from error
-    config = saved.replace(**settings)
-    for name, (section, _) in SETTINGS.items():
-        before, now = getattr(getattr(saved, section), name), getattr(getattr(config, section), name)
-        if before != now and name not in CHANGEABLE_ON_RESUME:
-            raise UserError(f"{output}: the run there has {name} = {before}, not {now}; leave the flag out to go on")
-    held.enter_context(run_lock(output))
-    return config
-
-
-def _check_is_empty(output: Path) -> None:
-    """Raise `UserError` where a new run's folder holds anything but its lock."""
-    if output.exists() and (not output.is_dir() or any(not f.name.startswith(RUN_LOCK) for f in output.iterdir())):
-        raise UserError(f"{output}: exists already and is not empty; add --c to go on with the run in it, "
-                        "or choose another folder")  # fmt: skip
 
 
 def _log_start(pretrainer: Pretrainer, stream: ViewStream, output: Path) -> None:
@@ -217,7 +163,8 @@ def _log_start(pretrainer: Pretrainer, stream: ViewStream, output: Path) -> None
         "%s%d sub-volumes of %d volumes, %d steps of %d sub-volumes (%d epochs), %.1f M parameters, %s, %s",
         f"going on at step {pretrainer.step}: " if pretrainer.step else "",
         len(stream), len(stream.store.ids), pretrainer.total_steps, pretrainer.config.optim.batch_size,
-        pretrainer.config.optim.epochs, parameters / 1e6, _where(pretrainer), pretrainer.config.run.amp,
+        pretrainer.config.optim.epochs, parameters / 1e6, _where(pretrainer),
+        {"none": "float32"}.get(pretrainer.config.run.amp, pretrainer.config.run.amp),
     )  # fmt: skip
     if pretrainer.device.type == "cpu" and pretrainer.config.run.amp == "bf16" and not _cpu_has_bf16():
         logger.warning("this CPU has no bf16 arithmetic: --amp none is many times faster here")

@@ -198,7 +198,8 @@ def _complete(source: Path, writer: StoreWriter, failures: Failures, failed: dic
     sheets = write_contact_sheets(store)
     logger.info("volumes in %s: %d; look at %s: every body frontal, head up?", writer.path, len(store), sheets[0])
     if failed:
-        logger.warning("scans that could not be used: %d (exit code %d), see %s", len(failed), code, failures.summary)
+        whose = f"exit code {code}" if code else "all of other parts"
+        logger.warning("scans that could not be used: %d (%s), see %s", len(failed), whose, failures.summary)
 
 
 @contextmanager

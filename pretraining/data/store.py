@@ -123,7 +123,10 @@ class Store:
         path = Path(path).absolute()
         manifest = read_manifest(path)
         if not manifest.get("complete"):
-            raise UserError(f"{path}: this store is not finished; run the same cads_preprocess command again to go on")
+            raise UserError(
+                f"{path}: this store is not finished; run the same cads_preprocess command again to go on "
+                "(of a job array: once more without -num_parts, for whatever is left)"
+            )
         if not manifest["volumes"]:
             raise UserError(f"{path}: this store holds no volumes; its failed.json says why each scan was refused")
         store = cls(path, manifest)

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 import pretraining
+from pretraining import lock
 from pretraining.errors import UserError
 from pretraining.lock import run_lock, store_lock
 
@@ -19,7 +20,9 @@ ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(pretraining.__file__).parent
 HOLD = """
 import sys, time
 from pathlib import Path
+from pretraining import lock
 from pretraining.lock import run_lock, store_lock
+lock.BEAT_SECONDS = 0.1
 folder, *part = sys.argv[1:]
 with store_lock(Path(folder), *map(int, part)) if part else run_lock(Path(folder)):
     print("held", flush=True)
@@ -45,7 +48,7 @@ def hold():
     def start(folder, *part) -> subprocess.Popen:
         process = subprocess.Popen(
             [sys.executable, "-c", HOLD, str(folder), *map(str, part)],
-            env=ENVIRONMENT, stdout=subprocess.PIPE, encoding="utf-8",
+            env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, encoding="utf-8",
         )  # fmt: skip
         started.append(process)
         assert process.stdout.readline() == "held\n"
@@ -78,22 +81,63 @@ def test_a_process_that_has_got_the_number_of_a_killed_one_is_not_taken_for_it(t
         pass
 
 
-@pytest.mark.parametrize("change", [{"host": "another"}, {"namespace": "another"}])
-def test_of_another_host_nothing_is_known(tmp_path, change):
-    with run_lock(tmp_path):
-        content = json.loads((tmp_path / ".run.lock").read_text())
-    (tmp_path / ".run.lock").write_text(json.dumps(content | change | {"pid": 2**22}))
-    with pytest.raises(UserError, match=r"if that process is gone, remove .*/\.run\.lock"), run_lock(tmp_path):
-        pass
-    (tmp_path / ".run.lock").unlink()
-    with run_lock(tmp_path):
-        pass
+ELSEWHERE = pytest.mark.parametrize("change", [{"host": "another"}, {"namespace": "another"}])
 
 
-def test_half_a_lock_file_is_nobodys_to_take(tmp_path):
+def lock_of(folder, **changes) -> Path:
+    """A lock that a process of another machine has left behind."""
+    with run_lock(folder):
+        content = json.loads((folder / ".run.lock").read_text())
+    (folder / ".run.lock").write_text(json.dumps(content | {"pid": 2**22} | changes))
+    return folder / ".run.lock"
+
+
+@ELSEWHERE
+def test_what_stands_still_elsewhere_is_taken_over(tmp_path, monkeypatch, change):
+    """A node that failed must not keep the run from going on with the next job."""
+    lock_of(tmp_path, **change)
+    monkeypatch.setattr(lock, "WATCH_SECONDS", 1.0)
+    with run_lock(tmp_path):
+        assert json.loads((tmp_path / ".run.lock").read_text())["pid"] == os.getpid()
+    assert not list(tmp_path.iterdir())
+
+
+@ELSEWHERE
+def test_what_is_at_work_elsewhere_is_refused(tmp_path, monkeypatch, change):
+    """A real holder, which only seems to be elsewhere: this process takes itself for another machine."""
+    with run_lock(tmp_path):
+        own = {key: json.loads((tmp_path / ".run.lock").read_text())[key] for key in ("host", "namespace")}
+    monkeypatch.setattr(lock, "BEAT_SECONDS", 0.1)
+    with run_lock(tmp_path):
+        there = own | change
+        monkeypatch.setattr(socket, "gethostname", lambda: there["host"])
+        monkeypatch.setattr(lock, "_namespace", lambda: there["namespace"])
+        message = rf"process {os.getpid()} on .*if that process is gone, remove .*/\.run\.lock"
+        with pytest.raises(UserError, match=message), run_lock(tmp_path):
+            pass
+        assert (tmp_path / ".run.lock").exists()
+    assert not list(tmp_path.iterdir())
+
+
+def test_who_slept_and_lost_the_folder_ends(tmp_path, hold):
+    """As on a machine that was suspended, while another took its run for dead."""
+    holder = hold(tmp_path)
+    os.kill(holder.pid, signal.SIGSTOP)
+    (tmp_path / ".run.lock").rename(tmp_path / "aside")  # what taking over does
+    with run_lock(tmp_path):
+        os.kill(holder.pid, signal.SIGCONT)
+        assert holder.wait(30) == 2
+        assert f"process {os.getpid()}" in holder.stderr.read()
+        assert json.loads((tmp_path / ".run.lock").read_text())["pid"] == os.getpid()
+
+
+def test_half_a_lock_file(tmp_path, monkeypatch):
+    """From a full disk, say: nobody can be named, so it is watched, too."""
     (tmp_path / ".run.lock").write_text('{"host": ')
-    with pytest.raises(UserError, match="another process"), run_lock(tmp_path):
+    monkeypatch.setattr(lock, "WATCH_SECONDS", 1.0)
+    with run_lock(tmp_path):
         pass
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("links", [True, False])

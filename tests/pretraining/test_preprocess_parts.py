@@ -159,7 +159,7 @@ def test_no_scan_of_any_part_can_be_used(tmp_path):
         (("-num_parts", 2), "-num_parts 2: needs -part_id as well"),
         (("-num_parts", 2, "-part_id", 2), "-part_id 2: must be from 0 to 1"),
         (("-num_parts", 2, "-part_id", -1), "-part_id -1: must be from 0 to 1"),
-        (("-part_id", 1), "-part_id 1: must be from 0 to 0"),
+        (("-part_id", 1), "-part_id 1: needs -num_parts as well"),
         (("-num_parts", 0, "-part_id", 0), "0 is not a whole number of at least 1"),
         (("-num_parts", 2, "-part_id", "first"), "first"),
     ],

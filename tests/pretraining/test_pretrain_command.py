@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import signal
 import subprocess
 import sysconfig
@@ -85,7 +86,7 @@ def test_a_stopped_run_goes_on_exactly_where_it_stopped(small_store, unbroken, t
     deadline = time.monotonic() + 120
     while len(read_metrics(output / "metrics.jsonl")) < 3 and time.monotonic() < deadline:
         time.sleep(0.02)  # three steps done: in the middle of the second epoch
-    process.send_signal(number)
+    os.killpg(process.pid, number)  # with its loader's worker, as a terminal, `timeout` and torchrun do
     _, messages = process.communicate(timeout=120)
     assert process.returncode == 128 + number, messages
     assert f"{number.name} at step" in messages and "--c" in messages and "Traceback" not in messages
@@ -101,6 +102,30 @@ def test_a_stopped_run_goes_on_exactly_where_it_stopped(small_store, unbroken, t
     for part in ("student", "teacher"):
         assert all(torch.equal(ours[part][key], value) for key, value in theirs[part].items())
     assert torch.equal(ours["center"], theirs["center"])
+
+
+def test_a_long_epoch_is_saved_in_between(small_store, tmp_path):
+    output = tmp_path / "run"
+    arguments = [str(small_store), str(output), *TINY, "--epoch-samples", "4000"]
+    process = subprocess.Popen([COMMAND, *arguments, "--save-minutes", "1e-9"], stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while len(read_metrics(output / "metrics.jsonl")) < 3 and time.monotonic() < deadline:
+        time.sleep(0.02)
+    process.kill()
+    process.wait()
+    assert pretrain([str(small_store), str(output), "--c", "--max-hours", "1e-9"]) == 0
+    assert torch.load(output / "checkpoint_latest.pth", weights_only=True)["step"] >= 3
+    steps = [line["step"] for line in losses(output)]
+    assert steps == list(range(len(steps)))
+
+
+def test_a_run_without_checkpoint_says_that_it_begins_anew(small_store, unbroken, tmp_path, capfd):
+    output = tmp_path / "run"
+    output.mkdir()
+    (output / "config.json").write_bytes((unbroken / "config.json").read_bytes())
+    assert pretrain([str(small_store), str(output), "--c"]) == 0
+    assert f"{output}: holds no checkpoint yet, so the run begins anew" in capfd.readouterr().err
+    assert losses(output) == losses(unbroken)
 
 
 def test_continuing_a_finished_run_changes_nothing(small_store, unbroken):

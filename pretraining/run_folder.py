@@ -1,0 +1,86 @@
+"""The folder of a run: made for a new one, or found as the run there left it. Locked against others either way."""
+
+import json
+import logging
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pretraining import __version__
+from pretraining.checkpoint import CHECKPOINT, CONFIG
+from pretraining.config import SETTINGS, PretrainConfig
+from pretraining.data.store import Store
+from pretraining.distributed import ALONE, Processes, check_shares, choose_device
+from pretraining.errors import UserError
+from pretraining.files import write_json
+from pretraining.lock import RUN_LOCK, run_lock
+
+logger = logging.getLogger(__name__)
+
+CHANGEABLE_ON_RESUME = (
+    "device", "compile", "accumulate", "num_workers", "log_every", "save_minutes", "max_hours", "on_nan"
+)  # fmt: skip
+"""Settings that do not change what is computed, so a run may go on with other values."""
+
+
+def prepare_output(
+    output: Path, settings: dict[str, Any], store: Path, go_on: bool, held: ExitStack, processes: Processes = ALONE
+) -> PretrainConfig:
+    """Make the folder of a new run and save its configuration, or read that of the run to go on with.
+
+    Either way the folder is locked against other runs.
+
+    Args:
+        output: the run's folder.
+        settings: settings given by preset and flags; only with `CHANGEABLE_ON_RESUME` may a run go on that differs.
+        store: the store, checked before anything is written.
+        go_on: ``--c``.
+        held: what gives the folder free at its end.
+        processes: the processes of the run, among which its batches must be divisible.
+
+    Raises:
+        UserError: a run is there already or at work, there is none to go on with, its own settings differ, or they
+            cannot work.
+    """
+    fingerprint = Store.open(store).fingerprint()
+    path = output / CONFIG
+    if not go_on:
+        config = PretrainConfig().replace(**settings)
+        choose_device(config.run.device)
+        check_shares(config, processes)
+        _check_is_empty(output)
+        versions = {"package": __version__, "torch": torch.__version__}
+        try:
+            output.mkdir(parents=True, exist_ok=True)
+            held.enter_context(run_lock(output))
+            _check_is_empty(output)  # another run may have been and gone meanwhile
+            write_json(path, {**config.to_dict(), "versions": versions, "store": fingerprint})
+        except OSError as error:
+            raise UserError(f"{output}: cannot be written ({error.strerror}); choose another folder") from error
+        return config
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        saved = PretrainConfig.from_dict({k: v for k, v in content.items() if k not in ("versions", "store")})
+    except FileNotFoundError:
+        raise UserError(f"{output}: there is no run to go on with; leave out --c to begin one") from None
+    except (ValueError, AttributeError) as error:
+        raise UserError(f"{path}: damaged ({error}); restore it, or begin a new run in another folder") from error
+    config = saved.replace(**settings)
+    for name, (section, _) in SETTINGS.items():
+        before, now = getattr(getattr(saved, section), name), getattr(getattr(config, section), name)
+        if before != now and name not in CHANGEABLE_ON_RESUME:
+            raise UserError(f"{output}: the run there has {name} = {before}, not {now}; leave the flag out to go on")
+    check_shares(config, processes)
+    held.enter_context(run_lock(output))
+    if not (output / CHECKPOINT).exists():
+        logger.warning("%s: holds no checkpoint yet, so the run begins anew", output)
+    return config
+
+
+def _check_is_empty(output: Path) -> None:
+    """Raise `UserError` where a new run's folder holds anything but its lock."""
+    if output.exists() and (not output.is_dir() or any(not f.name.startswith(RUN_LOCK) for f in output.iterdir())):
+        raise UserError(f"{output}: exists already and is not empty; add --c to go on with the run in it, "
+                        "or choose another folder")  # fmt: skip
