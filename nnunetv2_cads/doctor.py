@@ -15,9 +15,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from nnunetv2_cads.nnunet_version import OLDEST_NNUNET, version_numbers
+from nnunetv2_cads.pretraining_record import preprocessing_differences
+
 OK, WARNING, PROBLEM = "ok", "warning", "problem"
 OLDEST_PYTHON = (3, 10)
-OLDEST_NNUNET = (2, 8, 1)
 FORMAT_VERSION = 1
 """Of encoder files (`pretraining.checkpoint`, which this package does not import)."""
 
@@ -109,8 +111,7 @@ def check_nnunet() -> Iterator[Finding]:
     except importlib.metadata.PackageNotFoundError:
         yield Finding(PROBLEM, "nnunetv2 is not installed", "pip install 'nnunetv2>=2.8.1'")
         return
-    numbers = tuple(int(part) for part in version.split(".")[:3] if part.isdecimal())
-    if numbers < OLDEST_NNUNET:
+    if version_numbers(version) < OLDEST_NNUNET:
         yield Finding(PROBLEM, f"{version} is older than 2.8.1", "pip install --upgrade 'nnunetv2>=2.8.1'")
     else:
         yield Finding(OK, version)
@@ -183,22 +184,21 @@ def _compare(record: dict, plans_file: Path) -> Iterator[Finding]:
     """What pre-training saw against what the plans show."""
     try:
         plans = json.loads(plans_file.read_text(encoding="utf-8"))
-        channels = plans["foreground_intensity_properties_per_channel"]
         configurations = plans["configurations"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        configuration = configurations.get("3d_fullres") or configurations["2d"]
+        differences = preprocessing_differences(
+            record,
+            configuration["spacing"],
+            configuration["normalization_schemes"],
+            plans["foreground_intensity_properties_per_channel"],
+        )
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         yield Finding(PROBLEM, f"{plans_file}: no plans of nnU-Net's ({error})", "cads_plan_and_preprocess -d ID")
         return
-    clip = record.get("clip_hu", [-1024, 1024])
-    scale = record.get("intensity_scale_hu", 1024)
-    for channel, values in channels.items():
-        shown = [values.get(key) for key in ("percentile_00_5", "percentile_99_5", "mean", "std")]
-        if shown != [*clip, 0, scale]:
-            text = f"channel {channel}: the plans show clip, mean, std {shown}, the encoder saw {[*clip, 0, scale]}"
-            yield Finding(WARNING, text, "cads_plan_and_preprocess -d ID, train with -p nnUNetCADSPlans")
-    spacing = configurations.get("3d_fullres", {}).get("spacing")
-    if spacing and record.get("spacing_mm") and list(spacing) != list(record["spacing_mm"]):
-        text = f"3d_fullres has the spacing {spacing} mm, the encoder saw {record['spacing_mm']}"
-        yield Finding(WARNING, text, "cads_plan_and_preprocess -d ID --pretraining-spacing, if both are to agree")
+    for difference in differences:
+        flag = " --pretraining-spacing" if difference.startswith("Spacing") else ""
+        mend = f"cads_plan_and_preprocess -d ID{flag}, then train with -p nnUNetCADSPlans"
+        yield Finding(WARNING, difference, "" if "only CT" in difference else mend)
 
 
 def _plans_file(arguments: argparse.Namespace) -> Path | None:

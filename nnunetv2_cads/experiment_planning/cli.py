@@ -16,7 +16,9 @@ from nnunetv2.experiment_planning.plan_and_preprocess_api import (
 from nnunetv2.paths import nnUNet_preprocessed, nnUNet_raw
 from nnunetv2.utilities.dataset_name_id_conversion import convert_id_to_dataset_name
 
-from nnunetv2_cads.experiment_planning.planner import PLANS_NAME, PRETRAINING, CADSPlanner
+from nnunetv2_cads.experiment_planning.planner import PLANS_NAME, CADSPlanner
+from nnunetv2_cads.nnunet_version import require_nnunet
+from nnunetv2_cads.pretraining_record import PRETRAINING
 
 PROCESSES = {"2d": 8, "3d_fullres": 4, "3d_lowres": 8}
 """nnU-Net's default numbers of processes."""
@@ -25,6 +27,7 @@ PROCESSES = {"2d": 8, "3d_fullres": 4, "3d_lowres": 8}
 def main(argv: list[str] | None = None) -> int:
     """Extract fingerprints, plan and preprocess; returns the exit code: 0 done, 2 nothing was done."""
     arguments = _parser().parse_args(argv)
+    require_nnunet()
     try:
         _check(arguments)
     except ValueError as error:

@@ -15,16 +15,15 @@ from torch import nn
 from nnunetv2_cads.experiment_planning.memory_estimate import largest_batch_size
 from nnunetv2_cads.experiment_planning.patch_size import plan_patch_size
 from nnunetv2_cads.network_architecture.pvt_unet import STRIDES, PVTUNet
+from nnunetv2_cads.pretraining_record import CT_SCHEME, INTENSITY_SCALE_HU, PRETRAINING
 
 PLANS_NAME = "nnUNetCADSPlans"
-PRETRAINING = {"spacing_mm": [1.0, 1.0, 1.0], "clip_hu": [-1024, 1024], "axes": "zyx"}
-"""What pre-training saw: volumes in nnU-Net's axis order, HU / 1024 after clipping. Recorded in the plans."""
 
 CADS_INTENSITIES = {
     "percentile_00_5": float(PRETRAINING["clip_hu"][0]),
     "percentile_99_5": float(PRETRAINING["clip_hu"][1]),
     "mean": 0.0,
-    "std": 1024.0,
+    "std": INTENSITY_SCALE_HU,
 }
 """With these, nnU-Net's stock `CTNormalization` clips as pre-training did and divides by 1024."""
 
@@ -103,7 +102,7 @@ class CADSPlanner(ExperimentPlanner):
         schemes, _ = self.determine_normalization_scheme_and_whether_mask_is_used_for_norm()
         properties = copy.deepcopy(plans["foreground_intensity_properties_per_channel"])
         for channel, scheme in enumerate(schemes):
-            if scheme == "CTNormalization":
+            if scheme == CT_SCHEME:
                 properties[str(channel)] = {**properties[str(channel)], **CADS_INTENSITIES}
         plans["foreground_intensity_properties_per_channel"] = properties
 

@@ -54,14 +54,19 @@ def encoder_path_from_environment() -> Path:
     return Path(value)
 
 
-def load_pretrained_encoder(encoder: PVTv2Encoder, path: Path) -> LoadedEncoder:
+def load_pretrained_encoder(encoder: PVTv2Encoder, path: Path, image_channels: int) -> LoadedEncoder:
     """Load ``path`` into ``encoder``, completely or not at all.
+
+    Args:
+        encoder: of the network.
+        path: of the encoder file.
+        image_channels: how many of the input channels are images; in a cascade the others are the previous stage's.
 
     Raises:
         EncoderCheckpointError: the file cannot be read, or does not fill every parameter of the encoder.
     """
     checkpoint = read_encoder_checkpoint(path)
-    state, inflated = inflate_input_channels(encoder, checkpoint.state)
+    state, inflated = inflate_input_channels(encoder, checkpoint.state, image_channels)
     report = compare_encoder_state(encoder, state)
     if not report.matched:
         raise EncoderCheckpointError(
@@ -78,9 +83,12 @@ def load_pretrained_encoder(encoder: PVTv2Encoder, path: Path) -> LoadedEncoder:
 
 
 def inflate_input_channels(
-    encoder: PVTv2Encoder, state: dict[str, Tensor]
+    encoder: PVTv2Encoder, state: dict[str, Tensor], image_channels: int
 ) -> tuple[dict[str, Tensor], tuple[str, ...]]:
-    """Spread a first convolution of one input channel over the encoder's, so that equal channels respond as before.
+    """Spread a first convolution of one input channel over the image channels, so that equal images respond as before.
+
+    Further channels, the previous stage's labels in a cascade, start at zero: they change nothing at first and learn
+    from the first step on.
 
     Returns:
         The state with kernels (64, 1, ...) made (64, input_channels, ...) where the encoder has that, and their keys.
@@ -92,5 +100,6 @@ def inflate_input_channels(
         if kernel is None or own.ndim < 3 or kernel.ndim != own.ndim or kernel.shape[1] == own.shape[1]:
             continue
         if kernel.shape[1] == 1 and own.shape[1] == channels:
-            inflated[key] = kernel.repeat(1, channels, *[1] * (kernel.ndim - 2)) / channels
+            inflated[key] = own.new_zeros(own.shape)
+            inflated[key][:, :image_channels] = kernel / image_channels
     return {**state, **inflated}, tuple(inflated)

@@ -20,6 +20,7 @@ from torch.nn.parallel import DistributedDataParallel
 from nnunetv2_cads.network_architecture.decoder import output_sizes
 from nnunetv2_cads.network_architecture.encoder_checkpoint import EncoderCheckpointError
 from nnunetv2_cads.network_architecture.pvt_unet import STRIDES, PVTUNet
+from nnunetv2_cads.pretraining_record import preprocessing_differences
 from nnunetv2_cads.training.parameter_groups import parameter_groups
 from nnunetv2_cads.training.pretrained_encoder import (
     LoadedEncoder,
@@ -46,6 +47,8 @@ class nnUNetTrainerCADS(nnUNetTrainer):
         encoder_lr: base rate of the encoder; 1e-4 as in the CADS method.
         weight_decay: AdamW's, for matrices and kernels.
         warmup_fraction: share of the epochs, rounded up, over which the rates rise.
+        frozen_encoder_epochs: first epochs in which the encoder keeps its weights, by a rate of 0. It is still computed
+            with gradients, so that DDP and compiled networks need nothing special. Its warm-up comes afterwards.
         use_pretrained_encoder: False starts from random weights instead.
         mirroring: False neither trains nor predicts with mirrored patches, as short trainings need that have to tell
             left from right.
@@ -62,9 +65,12 @@ class nnUNetTrainerCADS(nnUNetTrainer):
         self.encoder_lr = 1e-4
         self.weight_decay = 1e-2
         self.warmup_fraction = 0.05
+        self.frozen_encoder_epochs = 0
         self.use_pretrained_encoder = True
         self.mirroring = True
         for name, value in self.settings.items():
+            if not hasattr(self, name):
+                raise TrainingCannotStart(f"{type(self).__name__}: settings has {name!r}, which no trainer knows")
             setattr(self, name, value)
 
     @staticmethod
@@ -89,8 +95,9 @@ class nnUNetTrainerCADS(nnUNetTrainer):
         groups = parameter_groups(self._plain_network(), self.initial_lr, self.encoder_lr, self.weight_decay)
         optimizer = torch.optim.AdamW(groups)
         warmup_epochs = math.ceil(self.warmup_fraction * self.num_epochs)
-        factor = functools.partial(warmup_poly_factor, num_epochs=self.num_epochs, warmup_epochs=warmup_epochs)
-        return optimizer, EpochSchedule(optimizer, factor)
+        decoder = functools.partial(warmup_poly_factor, num_epochs=self.num_epochs, warmup_epochs=warmup_epochs)
+        encoder = functools.partial(decoder, frozen_epochs=self.frozen_encoder_epochs)
+        return optimizer, EpochSchedule(optimizer, (decoder, decoder, encoder, encoder))
 
     def configure_rotation_dummyDA_mirroring_and_inital_patch_size(self) -> tuple:
         """nnU-Net's, with no axes to mirror where ``mirroring`` is off; checkpoints keep that for prediction."""
@@ -115,6 +122,32 @@ class nnUNetTrainerCADS(nnUNetTrainer):
             self.print_to_log_file("The encoder starts from random weights.")
         super().on_train_start()
 
+    def load_checkpoint(self, filename_or_checkpoint: dict | str) -> None:
+        """nnU-Net's, after a look at whether the checkpoint is of this network and optimizer.
+
+        Raises:
+            TrainingCannotStart: it is another trainer's, or of other channels or classes.
+        """
+        if not self.was_initialized:
+            self.initialize()
+        if isinstance(filename_or_checkpoint, str):
+            self._check_checkpoint(filename_or_checkpoint)
+        super().load_checkpoint(filename_or_checkpoint)
+
+    def _check_checkpoint(self, file: str) -> None:
+        checkpoint = torch.load(file, map_location="cpu", weights_only=False, mmap=True)
+        ours = {key: value.shape for key, value in self._plain_network().state_dict().items()}
+        theirs = {key: value.shape for key, value in checkpoint["network_weights"].items()}
+        groups = [len(group["params"]) for group in checkpoint["optimizer_state"]["param_groups"]]
+        if theirs == ours and groups == [len(group["params"]) for group in self.optimizer.param_groups]:
+            return
+        trainer = checkpoint["trainer_name"]
+        raise TrainingCannotStart(
+            f"{file}: this checkpoint, written by {trainer}, does not fit {type(self).__name__} with "
+            f"{self.num_input_channels} input channels and {self.label_manager.num_segmentation_heads} outputs; "
+            f"continue it with -tr {trainer} and its own plans, or start anew without --c in an empty folder"
+        )
+
     def _get_deep_supervision_scales(self) -> list[list[float]] | None:
         """Output size / patch size per output: nnU-Net rounds their product, so labels get exactly our sizes."""
         if not self.enable_deep_supervision:
@@ -124,31 +157,48 @@ class nnUNetTrainerCADS(nnUNetTrainer):
         return [[n / patch for n, patch in zip(size, patch_size, strict=True)] for size in sizes]
 
     def _plain_network(self) -> PVTUNet:
-        """The network without DDP's wrapper; torch.compile's passes attributes through."""
-        return self.network.module if isinstance(self.network, DistributedDataParallel) else self.network
+        """The network without the wrappers of DDP and torch.compile."""
+        network = self.network.module if isinstance(self.network, DistributedDataParallel) else self.network
+        return getattr(network, "_orig_mod", network)
 
     def _sample_weights(self) -> list[float]:
         """A few weights that every checkpoint replaces and an encoder file does not."""
         return self._plain_network().decoder.blocks[0].layers[0].weight.detach().flatten()[:16].tolist()
 
     def _load_encoder(self) -> None:
+        encoder = self._plain_network().encoder
         try:
-            loaded = load_pretrained_encoder(self._plain_network().encoder, encoder_path_from_environment())
+            loaded = load_pretrained_encoder(encoder, encoder_path_from_environment(), self._image_channels())
         except EncoderCheckpointError as error:
             self.print_to_log_file(error, also_print_to_console=False)
             raise TrainingCannotStart(str(error)) from error
         self._log_encoder(loaded)
 
+    def _image_channels(self) -> int:
+        """Input channels that are images; a cascade has one more for each label of the previous stage."""
+        return self.num_input_channels - len(self.label_manager.foreground_labels) * self.is_cascaded
+
     def _log_encoder(self, loaded: LoadedEncoder) -> None:
+        configuration = self.configuration_manager
         self.print_to_log_file(f"Pre-trained encoder: {loaded.path.resolve()}, SHA-256 {loaded.sha256}")
         self.print_to_log_file(f"Encoder keys: {loaded.report}")
         if loaded.inflated:
-            channels = self._plain_network().encoder.input_channels
-            self.print_to_log_file(f"Spread over {channels} input channels: {', '.join(loaded.inflated)}")
+            channels = f"{self._image_channels()} of {self.num_input_channels} input channels"
+            rest = "; the others are the previous stage's and start at zero" * self.is_cascaded
+            self.print_to_log_file(f"Spread over {channels}: {', '.join(loaded.inflated)}{rest}")
+        if len(configuration.patch_size) == 2:
+            self.print_to_log_file("2d starts from the encoder's X-ray half, which saw radiographs and no CT slices.")
         seen = ", ".join(f"{name} {value}" for name, value in loaded.record.items())
         self.print_to_log_file(f"Its pre-training saw: {seen or 'unknown (the file has no record of it)'}")
-        configuration = self.configuration_manager
         self.print_to_log_file(
             f"This training shows: spacing_mm {configuration.spacing}, patch size {configuration.patch_size}, "
             f"normalisation {configuration.normalization_schemes}"
         )
+        for difference in preprocessing_differences(
+            loaded.record,
+            configuration.spacing,
+            configuration.normalization_schemes,
+            self.plans_manager.foreground_intensity_properties_per_channel,
+            self.dataset_json.get("channel_names"),
+        ):
+            self.print_to_log_file(f"WARNING: {loaded.path.name} and these plans differ. {difference}")

@@ -1,6 +1,10 @@
 """One tiny nnU-Net project for the whole session, made with nnU-Net's real commands from real NIfTI files."""
 
+import contextlib
+import importlib.metadata
+import io
 import json
+import multiprocessing
 import os
 import shutil
 import subprocess
@@ -18,9 +22,12 @@ import torch
 
 from nnunetv2_cads.network_architecture import PVTv2Encoder
 
+os.environ.setdefault("nnUNet_def_n_proc", "1")  # nnU-Net reads it when it is imported, for `call`
 REPOSITORY = Path(__file__).parents[2]
 TRAINERS_OF_A_USER = """
 import os
+
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 from nnunetv2_cads.training.trainer import nnUNetTrainerCADS
 
@@ -38,6 +45,19 @@ class TinyTrainerCADS(nnUNetTrainerCADS):
     def perform_actual_validation(self, save_probabilities=False):
         if "SKIP_VALIDATION" not in os.environ:
             super().perform_actual_validation(save_probabilities)
+
+
+ONE_STEP = {"num_epochs": 1, "num_iterations_per_epoch": 1, "num_val_iterations_per_epoch": 1}
+
+
+class OneStepTrainerCADS(nnUNetTrainerCADS):
+    settings = {**ONE_STEP, "mirroring": False}
+
+
+class OneStepStockTrainer(nnUNetTrainer):
+    def __init__(self, plans, configuration, fold, dataset_json, device):
+        super().__init__(plans, configuration, fold, dataset_json, device)
+        vars(self).update(ONE_STEP)
 """
 
 
@@ -109,6 +129,26 @@ class NnunetProject:
         """Run one of nnU-Net's console scripts with ``python``, in `environment` with the ``changes``."""
         script = shutil.which(command, path=sysconfig.get_path("scripts") + os.pathsep + os.environ["PATH"])
         return run([python, script, *arguments], env=self.environment(**changes), cwd=self.root)
+
+    def call(self, command: str | Callable, *arguments: object, **changes: str | None) -> str:
+        """Run one of nnU-Net's commands, or an entry function, in this process; returns what it printed.
+
+        The same code as `run`, without seconds of imports: worker processes come from a server that has imported them.
+        """
+        scripts = importlib.metadata.entry_points(group="console_scripts")
+        entry = command if callable(command) else scripts[command].load()
+        environment = {"nnUNet_extTrainer": str(REPOSITORY / "nnunetv2_cads" / "training" / "discovery"), **changes}
+        server = multiprocessing.get_context("forkserver")
+        server.set_forkserver_preload(["nnunetv2.training.nnUNetTrainer.nnUNetTrainer"])
+        output = io.StringIO()
+        with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(output):
+            for name, value in self.environment(**environment).items():
+                patch.setenv(name, value)
+            patch.setattr(sys, "argv", [str(command), *map(str, arguments)])
+            patch.setattr(multiprocessing, "get_context", lambda method=None: server)
+            patch.setattr(multiprocessing, "cpu_count", lambda: 1)  # threads of torch; more wait for each other here
+            entry()
+        return output.getvalue()
 
 
 def _write_case(folder: Path, name: str, rng: np.random.Generator) -> None:

@@ -37,7 +37,7 @@ def write_plans(folder, intensities, spacing=(1.0, 1.0, 1.0)):
     dataset.mkdir()
     plans = {
         "foreground_intensity_properties_per_channel": {"0": intensities},
-        "configurations": {"3d_fullres": {"spacing": spacing}},
+        "configurations": {"3d_fullres": {"spacing": spacing, "normalization_schemes": ["CTNormalization"]}},
     }
     (dataset / "nnUNetCADSPlans.json").write_text(json.dumps(plans))
 
@@ -77,8 +77,8 @@ def test_other_intensities_and_spacing_are_warnings_with_both_values(sound, caps
     write_plans(sound, {**INTENSITIES, "mean": 77.0}, (2.5, 0.8, 0.8))
     assert doctor.main(["-d", "7"]) == 0
     out = capsys.readouterr().out
-    assert "77.0" in out and "[-1024, 1024, 0, 1024]" in out
-    assert "[2.5, 0.8, 0.8]" in out and "--pretraining-spacing" in out
+    assert "(HU - 77) / 1024" in out and "(HU - 0) / 1024" in out
+    assert "2.5 x 0.8 x 0.8 mm" in out and "1 x 1 x 1 mm" in out and "--pretraining-spacing" in out
 
 
 def test_plans_that_do_not_exist(sound, capsys):

@@ -1,5 +1,9 @@
 """Shows nnU-Net the trainers. They live elsewhere, since nnU-Net forgets the modules that it imports from here."""
 
-from nnunetv2_cads.training.variants import TRAINERS
+from nnunetv2_cads.nnunet_version import require_nnunet
+
+require_nnunet()  # before an older nnU-Net fails on what it does not have, in training and in prediction
+
+from nnunetv2_cads.training.variants import TRAINERS  # noqa: E402
 
 globals().update(TRAINERS)

@@ -1,6 +1,7 @@
 """nnU-Net's own commands in an environment where the wheel is installed, with nothing exported but its folders."""
 
 import math
+import shutil
 
 import numpy as np
 import pytest
@@ -35,29 +36,39 @@ def test_a_continued_training_has_the_rates_of_an_unbroken_one(trained):
     assert len(checkpoint["logging"]["train_losses"]) == epochs
 
 
-def test_validation_needs_no_encoder(trained, nnunet_project, installed):
+@pytest.fixture(scope="module")
+def validated(trained, nnunet_project, installed):
+    """The result folder after a validation, without an encoder file."""
     mine = {"nnUNet_extTrainer": str(nnunet_project.trainer_folder)}
     done = nnunet_project.run(installed.python, *TRAIN, "-tr", "TinyTrainerCADS", "--val", **mine)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "Mean Validation Dice" in done.stdout
-    assert (trained / "fold_0" / "validation" / "summary.json").exists()
+    return trained
 
 
-def test_prediction_needs_the_installed_package_alone(trained, nnunet_project, installed, tmp_path):
-    model = trained.with_name("nnUNetTrainerCADS__nnUNetPlans__3d_fullres")  # as if trained by the full-length trainer
-    checkpoint = torch.load(trained / "fold_0" / "checkpoint_final.pth", weights_only=False)
-    (model / "fold_0").mkdir(parents=True, exist_ok=True)
+def test_validation_needs_no_encoder(validated):
+    assert (validated / "fold_0" / "validation" / "summary.json").exists()
+
+
+def test_a_zipped_model_needs_the_installed_package_alone(validated, nnunet_project, installed, tmp_path):
+    model = validated.with_name("nnUNetTrainerCADS__nnUNetPlans__3d_fullres")  # as if of the full-length trainer
+    shutil.copytree(validated, model, ignore=shutil.ignore_patterns("*.pth"))
+    checkpoint = torch.load(validated / "fold_0" / "checkpoint_final.pth", weights_only=False)
     torch.save({**checkpoint, "trainer_name": "nnUNetTrainerCADS"}, model / "fold_0" / "checkpoint_final.pth")
-    for name in ("plans.json", "dataset.json"):
-        (model / name).write_text((trained / name).read_text())
+    of = ("-d", 1, "-c", "3d_fullres", "-f", 0, "-tr", "nnUNetTrainerCADS")
+    nnunet_project.call("nnUNetv2_export_model_to_zip", *of, "-o", tmp_path / "model.zip")
+
+    elsewhere = {"nnUNet_results": str(tmp_path / "results"), "nnUNet_raw": None, "nnUNet_preprocessed": None}
+    (tmp_path / "results").mkdir()
+    unzip = ("nnUNetv2_install_pretrained_model_from_zip", tmp_path / "model.zip")
+    done = nnunet_project.run(installed.python, *unzip, **elsewhere)
+    assert done.returncode == 0, done.stdout + done.stderr
     images = tmp_path / "images"
     images.mkdir()
     case = nnunet_project.root / "raw" / "Dataset001_Blobs" / "imagesTr" / "case_0_0000.nii.gz"
     (images / case.name).write_bytes(case.read_bytes())
-    arguments = ("-i", images, "-o", tmp_path / "out", "-d", 1, "-c", "3d_fullres", "-f", 0, "-device", "cpu")
-    done = nnunet_project.run(
-        installed.python, "nnUNetv2_predict", *arguments, "-tr", "nnUNetTrainerCADS", "-npp", 1, "-nps", 1
-    )
+    arguments = ("-i", images, "-o", tmp_path / "out", *of, "-device", "cpu", "-npp", 1, "-nps", 1)
+    done = nnunet_project.run(installed.python, "nnUNetv2_predict", *arguments, **elsewhere)
     assert done.returncode == 0, done.stdout + done.stderr
     segmentation = sitk.ReadImage(str(tmp_path / "out" / "case_0.nii.gz"))
     assert segmentation.GetSize() == sitk.ReadImage(str(case)).GetSize()

@@ -19,10 +19,17 @@ def test_no_epoch_is_wasted_on_a_rate_of_zero(num_epochs):
     assert all(0 < factor <= 1 for factor in factors)
 
 
+def test_frozen_epochs_come_before_the_warm_up_and_the_rest_is_the_same_curve():
+    frozen = [warmup_poly_factor(epoch, num_epochs=9, warmup_epochs=2, frozen_epochs=3) for epoch in range(9)]
+    assert frozen[:3] == [0, 0, 0]
+    assert frozen[3:] == [warmup_poly_factor(epoch, num_epochs=6, warmup_epochs=2) for epoch in range(6)]
+    assert [warmup_poly_factor(epoch, 3, 1, frozen_epochs=5) for epoch in range(3)] == [0, 0, 0]
+
+
 def optimizer_and_schedule() -> tuple[torch.optim.Optimizer, EpochSchedule]:
     a, b = nn.Parameter(torch.ones(1)), nn.Parameter(torch.ones(1))
     optimizer = torch.optim.AdamW([{"params": [a], "lr": 1.0}, {"params": [b], "lr": 0.1}])
-    return optimizer, EpochSchedule(optimizer, lambda epoch: warmup_poly_factor(epoch, 6, 2))
+    return optimizer, EpochSchedule(optimizer, [lambda epoch: warmup_poly_factor(epoch, 6, 2)] * 2)
 
 
 def rates(optimizer: torch.optim.Optimizer) -> list[float]:

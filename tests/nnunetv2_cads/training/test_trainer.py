@@ -2,8 +2,8 @@
 
 import functools
 import hashlib
-import json
 import pickle
+import re
 from pathlib import Path
 
 import pytest
@@ -17,28 +17,6 @@ from nnunetv2_cads.network_architecture.pvt_unet import STRIDES
 from nnunetv2_cads.training import variants
 from nnunetv2_cads.training.discovery import nnunetv2_cads_trainers
 from nnunetv2_cads.training.trainer import TrainingCannotStart, nnUNetTrainerCADS
-
-CPU = torch.device("cpu")
-
-
-@pytest.fixture
-def make_trainer(nnunet_project, monkeypatch, tmp_path):
-    """Makes a trainer of the project as nnUNetv2_train does, with results in a folder of the test's own."""
-    for name, value in nnunet_project.environment(nnUNet_results=str(tmp_path)).items():
-        if name.startswith("nnUNet_"):
-            monkeypatch.setenv(name, value)
-    monkeypatch.delenv("nnUNet_cads_encoder", raising=False)
-    folder = nnunet_project.root / "preprocessed" / "Dataset001_Blobs"
-    if not (folder / "nnUNetPlans_2d").exists():  # what preprocessing for 2d would write is the same here
-        (folder / "nnUNetPlans_2d").symlink_to(folder / "nnUNetPlans_3d_fullres")
-
-    def make(trainer_class=nnUNetTrainerCADS, configuration="3d_fullres", channels=1):
-        plans = json.loads((folder / "nnUNetPlans.json").read_text())
-        dataset = json.loads((folder / "dataset.json").read_text())
-        dataset["channel_names"] = {str(i): "CT" for i in range(channels)}
-        return trainer_class({**plans, "continue_training": False}, configuration, 0, dataset, CPU)
-
-    return make
 
 
 @pytest.fixture
@@ -65,6 +43,8 @@ def test_a_started_training_has_the_encoder_and_can_step(make_trainer, nnunet_pr
     assert "180 matched, 0 missing, 24 unexpected" in log
     assert "pre-training saw: spacing_mm [1.0, 1.0, 1.0], clip_hu [-1024, 1024]" in log
     assert "training shows: spacing_mm [3.0, 1.5, 1.5], patch size [20, 40, 40], normalisation ['CTN" in log
+    assert re.search(r"WARNING: .*Channel 0 \(CT\): the plans clip to \[\d.* clip to \[-1024, 1024\] HU", log)
+    assert "the plans have 3 x 1.5 x 1.5 mm, the encoder saw 1 x 1 x 1 mm" in log
 
     batch = next(trainer.dataloader_train)
     labels = [tuple(label.shape[2:]) for label in batch["target"]]
@@ -167,7 +147,7 @@ def test_several_channels_respond_to_equal_images_as_the_encoder_did_to_one(
     x = torch.randn(1, 1, 16, 32, 32)
     first_of_one, first_of_three = (trainer.network.encoder.patch_embed1.proj[0] for trainer in (one, three))
     torch.testing.assert_close(first_of_three(x.expand(-1, 3, -1, -1, -1)), first_of_one(x), rtol=1e-3, atol=1e-4)
-    assert "Spread over 3 input channels: patch_embed1.proj.0.weight" in log_of(three)
+    assert "Spread over 3 of 3 input channels: patch_embed1.proj.0.weight" in log_of(three)
 
 
 def test_2d_takes_the_x_ray_half(make_trainer, nnunet_project, skip_nnunets_start, monkeypatch):
@@ -197,6 +177,25 @@ def test_rates_follow_the_epoch_and_the_part(name, warmup, make_trainer):
     assert rates[0][0] == pytest.approx(trainer.initial_lr / (warmup + 1))
     assert max(rate[0] for rate in rates) == trainer.initial_lr
     assert 0 < rates[-1][2] < trainer.encoder_lr
+
+
+def test_a_frozen_encoder_keeps_its_weights_and_learns_afterwards(make_trainer):
+    frozen = {"num_epochs": 4, "frozen_encoder_epochs": 2, "use_pretrained_encoder": False}
+    trainer = make_trainer(type("Frozen", (nnUNetTrainerCADS,), {"settings": frozen}))
+    trainer.on_train_start()
+    batch = next(trainer.dataloader_train)
+    for epoch in range(3):
+        before = {key: value.clone() for key, value in trainer.network.state_dict().items()}
+        trainer.lr_scheduler.step(epoch)
+        trainer.train_step(batch)
+        changed = {key for key, value in trainer.network.state_dict().items() if not torch.equal(value, before[key])}
+        assert any(key.startswith("decoder") for key in changed)
+        assert any(key.startswith("encoder") for key in changed) == (epoch == 2)
+
+
+def test_an_unknown_setting_is_named(make_trainer):
+    with pytest.raises(TrainingCannotStart, match="Typing: settings has 'encoder_lrr'"):
+        make_trainer(type("Typing", (nnUNetTrainerCADS,), {"settings": {"encoder_lrr": 1}}))
 
 
 def test_mirroring_is_off_in_training_and_prediction_where_a_variant_says_so(make_trainer):
