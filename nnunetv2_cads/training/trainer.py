@@ -8,6 +8,7 @@ followed by an instance norm, so scale and offset reach it only through the zero
 
 import functools
 import math
+import pickle
 from collections.abc import Mapping
 from typing import Any
 
@@ -126,7 +127,7 @@ class nnUNetTrainerCADS(nnUNetTrainer):
         """nnU-Net's, after a look at whether the checkpoint is of this network and optimizer.
 
         Raises:
-            TrainingCannotStart: it is another trainer's, or of other channels or classes.
+            TrainingCannotStart: it is another trainer's, of other channels or classes, or damaged.
         """
         if not self.was_initialized:
             self.initialize()
@@ -135,13 +136,19 @@ class nnUNetTrainerCADS(nnUNetTrainer):
         super().load_checkpoint(filename_or_checkpoint)
 
     def _check_checkpoint(self, file: str) -> None:
-        checkpoint = torch.load(file, map_location="cpu", weights_only=False, mmap=True)
+        try:
+            checkpoint = torch.load(file, map_location="cpu", weights_only=False, mmap=True)  # reads no tensor yet
+            theirs = {key: value.shape for key, value in checkpoint["network_weights"].items()}
+            groups = [len(group["params"]) for group in checkpoint["optimizer_state"]["param_groups"]]
+            trainer = checkpoint["trainer_name"]
+        except (RuntimeError, EOFError, pickle.UnpicklingError, KeyError, TypeError) as error:
+            raise TrainingCannotStart(
+                f"{file}: is damaged, or no checkpoint of nnU-Net's; move it away, and --c goes on from "
+                "checkpoint_latest.pth or checkpoint_best.pth"
+            ) from error
         ours = {key: value.shape for key, value in self._plain_network().state_dict().items()}
-        theirs = {key: value.shape for key, value in checkpoint["network_weights"].items()}
-        groups = [len(group["params"]) for group in checkpoint["optimizer_state"]["param_groups"]]
         if theirs == ours and groups == [len(group["params"]) for group in self.optimizer.param_groups]:
             return
-        trainer = checkpoint["trainer_name"]
         raise TrainingCannotStart(
             f"{file}: this checkpoint, written by {trainer}, does not fit {type(self).__name__} with "
             f"{self.num_input_channels} input channels and {self.label_manager.num_segmentation_heads} outputs; "

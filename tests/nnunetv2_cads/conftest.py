@@ -147,7 +147,7 @@ class NnunetProject:
             patch.setattr(sys, "argv", [str(command), *map(str, arguments)])
             patch.setattr(multiprocessing, "get_context", lambda method=None: server)
             patch.setattr(multiprocessing, "cpu_count", lambda: 1)  # threads of torch; more wait for each other here
-            entry()
+            assert not entry()
         return output.getvalue()
 
 

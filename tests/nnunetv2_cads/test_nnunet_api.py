@@ -4,6 +4,7 @@ import importlib
 import inspect
 
 import pytest
+from nnunetv2.run.run_training import run_training_entry
 
 from nnunetv2_cads.experiment_planning import cli
 
@@ -126,7 +127,7 @@ def test_an_older_nnunet_ends_every_command_with_a_sentence(nnunet_project, monk
     metadata.parent.mkdir()
     metadata.write_text("Metadata-Version: 2.1\nName: nnunetv2\nVersion: 2.7.9\n")
     monkeypatch.syspath_prepend(tmp_path)
-    train = ("nnUNetv2_train", 1, "3d_fullres", 0, "-tr", "nnUNetTrainerCADS", "-device", "cpu")
+    train = (run_training_entry, 1, "3d_fullres", 0, "-tr", "nnUNetTrainerCADS", "-device", "cpu")
     for command in (train, (cli.main, "-d", 1)):
         with pytest.raises(SystemExit, match=r"needs nnU-Net 2\.8\.1 or newer, but 2\.7\.9 is installed: pip install"):
             nnunet_project.call(*command)

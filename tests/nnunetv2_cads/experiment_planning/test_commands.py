@@ -18,23 +18,12 @@ REPOSITORY = Path(__file__).parents[3]
 START = "import sys; from nnunetv2_cads.experiment_planning.cli import main; sys.exit(main())"
 SMALL = ("-gpu_memory_target", "0.8", "-np", "1", "-npfp", "1", "--no_pbar")
 TRAIN = ("nnUNetv2_train", 1, "3d_fullres", 0, "-device", "cpu", "-p", "nnUNetCADSPlans")
-STOCK_TRAINER = """
-from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 
-class ShortStockTrainer(nnUNetTrainer):
-    def __init__(self, plans, configuration, fold, dataset_json, device):
-        super().__init__(plans, configuration, fold, dataset_json, device)
-        self.num_epochs = self.num_iterations_per_epoch = self.num_val_iterations_per_epoch = 1
-
-    def perform_actual_validation(self, save_probabilities=False):
-        pass
-"""
-
-
-def plan(project, *arguments):
+def plan(project):
+    """Plan and preprocess 3d_fullres with the command in a process of its own."""
     done = subprocess.run(
-        [sys.executable, "-c", START, "-d", "1", *SMALL, *arguments],
+        [sys.executable, "-c", START, "-d", "1", *SMALL, "-c", "3d_fullres"],
         env=project.environment(PYTHONPATH=str(REPOSITORY), nnUNet_n_proc_DA="1"),
         capture_output=True, text=True, timeout=300,
     )  # fmt: skip
@@ -44,7 +33,7 @@ def plan(project, *arguments):
 @pytest.fixture(scope="module")
 def planned(nnunet_project):
     """The project's preprocessed folder, with plans of ours; 3d_fullres preprocessed."""
-    plan(nnunet_project, "-c", "3d_fullres")
+    plan(nnunet_project)
     return nnunet_project.root / "preprocessed" / "Dataset001_Blobs"
 
 
@@ -73,7 +62,8 @@ def test_preprocessed_data_are_hu_over_1024(planned, nnunet_project):
 
 
 def test_flags_change_spacing_and_normalisation(planned, nnunet_project):
-    plan(nnunet_project, "--no_pp", "--pretraining-spacing", "--nnunet-normalization", "-overwrite_plans_name", "Other")
+    flags = ("--no_pp", "--pretraining-spacing", "--nnunet-normalization", "-overwrite_plans_name", "Other")
+    nnunet_project.call(cli.main, "-d", 1, *SMALL, *flags, nnUNet_n_proc_DA="1")
     plans = json.loads((planned / "Other.json").read_text())
     assert plans["configurations"]["3d_fullres"]["spacing"] == [1, 1, 1]
     fingerprint = json.loads((planned / "dataset_fingerprint.json").read_text())
@@ -81,24 +71,20 @@ def test_flags_change_spacing_and_normalisation(planned, nnunet_project):
     assert plans[key] == fingerprint[key]
 
 
-@pytest.mark.parametrize("trainer", ["ShortStockTrainer", "nnUNetTrainerCADS_scratch_demo_quick"])
+@pytest.mark.parametrize("trainer", ["OneStepStockTrainer", "nnUNetTrainerCADS_scratch_demo_quick"])
 def test_train_and_predict_with_the_plans(trainer, planned, nnunet_project, tmp_path):
-    folders = (tmp_path, REPOSITORY / "nnunetv2_cads" / "training" / "discovery")
-    (tmp_path / "short_stock_trainer.py").write_text(STOCK_TRAINER)
-    here = {"PYTHONPATH": str(REPOSITORY), "nnUNet_extTrainer": os.pathsep.join(map(str, folders))}
-    done = nnunet_project.run(sys.executable, *TRAIN, "-tr", trainer, **here)
-    assert done.returncode == 0, done.stdout + done.stderr
+    folders = (nnunet_project.trainer_folder, REPOSITORY / "nnunetv2_cads" / "training" / "discovery")
+    here = {"nnUNet_extTrainer": os.pathsep.join(map(str, folders))}
+    nnunet_project.call(*TRAIN, "-tr", trainer, **here)
     model = nnunet_project.results / f"{trainer}__nnUNetCADSPlans__3d_fullres"
     weights = torch.load(model / "fold_0" / "checkpoint_final.pth", weights_only=False)["network_weights"]
     assert any(key.startswith("encoder.patch_embed1") for key in weights)
     (tmp_path / "in").mkdir()
     case = nnunet_project.root / "raw" / "Dataset001_Blobs" / "imagesTr" / "case_0_0000.nii.gz"
     (tmp_path / "in" / case.name).write_bytes(case.read_bytes())
-    done = nnunet_project.run(
-        sys.executable, "nnUNetv2_predict", "-i", tmp_path / "in", "-o", tmp_path / "out", "-d", 1, "-f", 0,
-        *("-c", "3d_fullres", "-p", "nnUNetCADSPlans", "-tr", trainer, "-device", "cpu", "-npp", 1, "-nps", 1), **here,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stdout + done.stderr
+    arguments = ("-i", tmp_path / "in", "-o", tmp_path / "out", "-d", 1, "-f", 0, "-c", "3d_fullres", "-tr", trainer)
+    sequential = ("-p", "nnUNetCADSPlans", "-device", "cpu", "-npp", 0, "-nps", 0)
+    nnunet_project.call("nnUNetv2_predict", *arguments, *sequential, **here)
     assert (tmp_path / "out" / "case_0.nii.gz").exists()
 
 

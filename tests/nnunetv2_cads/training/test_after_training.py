@@ -125,6 +125,15 @@ def test_a_checkpoint_of_another_trainer_is_named_in_a_sentence(models, nnunet):
             nnunet("nnUNetv2_train", 1, "3d_fullres", 3, "-tr", OURS, flag, *CPU)
 
 
+def test_a_damaged_checkpoint_is_named_in_a_sentence(models, nnunet):
+    fold = models[OURS] / "fold_4"
+    fold.mkdir()
+    content = (models[OURS] / "fold_0" / "checkpoint_final.pth").read_bytes()
+    (fold / "checkpoint_latest.pth").write_bytes(content[: len(content) // 2])  # as a killed job leaves it
+    with pytest.raises(TrainingCannotStart, match=r"fold_4.checkpoint_latest\.pth: is damaged.* checkpoint_best\.pth"):
+        nnunet("nnUNetv2_train", 1, "3d_fullres", 4, "-tr", OURS, "--c", *CPU)
+
+
 def test_what_does_not_exist_ends_with_nnunets_own_words(models, nnunet, images, tmp_path):
     with pytest.raises(Exception, match="3d_nothing"):
         nnunet("nnUNetv2_train", 1, "3d_nothing", 0, "-tr", OURS, *CPU)
