@@ -58,6 +58,11 @@ class OneStepStockTrainer(nnUNetTrainer):
     def __init__(self, plans, configuration, fold, dataset_json, device):
         super().__init__(plans, configuration, fold, dataset_json, device)
         vars(self).update(ONE_STEP)
+
+    def configure_rotation_dummyDA_mirroring_and_inital_patch_size(self):
+        *others, _ = super().configure_rotation_dummyDA_mirroring_and_inital_patch_size()
+        self.inference_allowed_mirroring_axes = None
+        return *others, None
 """
 
 
