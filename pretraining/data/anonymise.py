@@ -13,7 +13,7 @@ import secrets
 import time
 from pathlib import Path
 
-from pretraining.data.scan import Scan
+from pretraining.data.scan import Scan, name_bytes
 from pretraining.errors import UserError
 
 PRIVATE = "private"
@@ -51,7 +51,7 @@ class Pseudonyms:
         )
 
     def _hash(self, text: str) -> str:
-        return hmac.new(self._key, text.encode("utf-8", "surrogateescape"), hashlib.sha256).hexdigest()[:_HASH_LENGTH]
+        return hmac.new(self._key, name_bytes(text), hashlib.sha256).hexdigest()[:_HASH_LENGTH]
 
 
 def _read_or_make(path: Path) -> bytes:

@@ -11,12 +11,16 @@ MIN_EDGE_MM = 24
 # 1 m x 1 m x 1 m at 1 mm, 4 GB while it is resampled: a whole body is half of that. Stored voxels can be finer.
 MAX_RESAMPLED_VOXELS = 10**9
 MAX_STORED_VOXELS = 4 * 10**9
+# gzip's best; of the encodings that JPEG files use, only that of one value everywhere does better.
+MAX_COMPRESSION = 1100
 
 SKEWED = "has axes that are not at right angles according to its header; correct its header or resample it"
 
 AIR_HU = -200
 SOFT_TISSUE_HU = (-200, 300)
 MIN_FRACTION = 0.001
+# Inverted CT has the air around the body here. No more than a tenth of a skull is as dense.
+DENSE_HU, MAX_DENSE_FRACTION = 700, 0.3
 
 
 def check_pixels(dimension: int, size: tuple[int, ...], components: int, pixel_type: str) -> None:
@@ -35,6 +39,8 @@ def check_grid(size: tuple[int, int, int], spacing_mm: tuple[float, float, float
 
     To be called before the voxels are read: a header can announce more than the memory holds.
     """
+    if min(size) < 1:
+        raise UnusableScanError(f"has {' x '.join(map(str, size))} voxels, which is none; export it again")
     told = " x ".join(f"{edge:g}" for edge in spacing_mm)
     if not all(np.isfinite(edge) and MIN_SPACING_MM <= edge <= MAX_SPACING_MM for edge in spacing_mm):
         raise UnusableScanError(
@@ -47,6 +53,19 @@ def check_grid(size: tuple[int, int, int], spacing_mm: tuple[float, float, float
         raise UnusableScanError(
             f"claims {' x '.join(map(str, size))} voxels of {told} mm, more than any CT has (at most "
             f"{MAX_RESAMPLED_VOXELS:.0e} voxels at 1 mm); correct its header or crop it"
+        )
+
+
+def check_stored_bytes(size: tuple[int, int, int], stored: int) -> None:
+    """Raise `UnusableScanError` where a header announces more voxels than ``stored`` bytes can hold, even compressed.
+
+    To be called before memory is taken for them.
+    """
+    voxels = int(np.prod([int(edge) for edge in size], dtype=object))
+    if voxels > stored * MAX_COMPRESSION:
+        raise UnusableScanError(
+            f"claims {' x '.join(map(str, size))} voxels, far more than its {stored} bytes can hold; it is truncated "
+            "or damaged, copy or export it again"
         )
 
 
@@ -93,6 +112,11 @@ def check_values(values: np.ndarray) -> None:
         raise UnusableScanError(
             f"has values from {low:g} to {high:g} but no soft tissue ({SOFT_TISSUE_HU[0]} to {SOFT_TISSUE_HU[1]} HU), "
             "so they are not HU; apply the rescale slope and intercept exactly once"
+        )
+    if np.count_nonzero(values > DENSE_HU) > MAX_DENSE_FRACTION * values.size:
+        raise UnusableScanError(
+            f"has more than {MAX_DENSE_FRACTION:.0%} of its voxels above {DENSE_HU} HU, as dense bone, so its "
+            "intensities are most likely inverted; export the original CT"
         )
 
 

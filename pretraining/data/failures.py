@@ -9,6 +9,7 @@ from collections.abc import Collection
 from pathlib import Path
 
 from pretraining.data.anonymise import PRIVATE
+from pretraining.data.scan import name_bytes
 from pretraining.files import write_json
 
 FAILED = "failed.json"
@@ -45,9 +46,11 @@ class Failures:
         for file in self._folder.glob("*.json"):
             try:
                 record = json.loads(file.read_text(encoding="utf-8"))
+                reasons[str(record["file"])] = str(record["reason"])
             except FileNotFoundError:
                 continue  # another part has just begun to try this scan again
-            reasons[record["file"]] = record["reason"]
+            except (ValueError, KeyError, TypeError, RecursionError):
+                continue  # damaged from outside; the next run makes it anew
         return reasons
 
     def write_summary(self, failed: dict[str, str]) -> None:
@@ -55,4 +58,4 @@ class Failures:
         write_json(self.summary, [{"file": name, "reason": reason} for name, reason in sorted(failed.items())])
 
     def _path(self, name: str) -> Path:
-        return self._folder / f"{hashlib.sha256(name.encode()).hexdigest()[:16]}.json"
+        return self._folder / f"{hashlib.sha256(name_bytes(name)).hexdigest()[:16]}.json"

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import SimpleITK as sitk
 
-from pretraining.data.scan import Scan, volume_id
+from pretraining.data.scan import Scan, is_text, volume_id
 from pretraining.errors import UserError
 
 VOLUME_SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd")
@@ -52,7 +52,12 @@ def find_scans(source: Path, store: Path) -> tuple[list[Scan], dict[str, str]]:
             path = folder / name
             relative = path.relative_to(source).as_posix()
             stem = _without_suffix(relative)
-            if stem is not None:
+            if not is_text(relative):
+                if stem is not None or _is_slice(path):
+                    unusable[relative] = "has a name that is not valid UTF-8, which ITK cannot open; rename it"
+            elif stem is not None and not _may_be_read(path):
+                unusable[relative] = "is no regular file (a pipe, socket or device); remove it"
+            elif stem is not None:
                 scans.append(Scan(volume_id(stem), relative, (path,)))
             elif _is_slice(path):
                 slices.append(path)
@@ -125,8 +130,18 @@ def _walk(source: Path, store: Path) -> Iterator[tuple[Path, list[str]]]:
         yield Path(folder), sorted(name for name in names if not name.startswith("."))
 
 
+def _may_be_read(path: Path) -> bool:
+    """Whether reading a file comes to an end: not that of a pipe or device. A link to nothing fails at once."""
+    try:
+        return path.is_file() or not path.exists()
+    except OSError:  # a link to itself
+        return True
+
+
 def _is_slice(path: Path) -> bool:
     """Whether a file is or claims to be a DICOM image, by its first bytes (the suffix where they do not tell)."""
+    if not _may_be_read(path):
+        return False
     try:
         with path.open("rb") as file:
             head = file.read(1024)

@@ -6,6 +6,7 @@ So nibabel reads the header, unmended, and numpy the voxels; the geometry is lef
 
 import gzip
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from nibabel import Nifti1Header
@@ -15,6 +16,8 @@ from pretraining.data.scan import UnusableScanError
 SUFFIXES = (".nii", ".nii.gz")
 SPACING_TOLERANCE = 0.01
 HEADER_BYTES = Nifti1Header.template_dtype.itemsize
+MAX_EXCESS_BYTES = 64 * 2**20
+"""Of extensions before the voxels, and of what follows them."""
 
 
 def is_nifti(path: Path) -> bool:
@@ -29,7 +32,10 @@ def read_spacing(path: Path) -> tuple[float, float, float]:
         UnusableScanError: the header contradicts itself.
         OSError, EOFError, ValueError, zlib.error: the file cannot be read.
     """
-    header, _ = _read(path, HEADER_BYTES)
+    with _open(path) as stream:
+        header = _read_header(stream)
+    if bytes(header["magic"]).rstrip(b"\0") != b"n+1":  # ITK reads it as Analyze, which has no orientation
+        raise UnusableScanError("is no NIfTI-1 file in one piece (its magic is not n+1); convert it to NIfTI-1")
     spacing = tuple(float(edge) for edge in header["pixdim"][1:4])
     if header["sform_code"] > 0 and min(spacing) > 0:
         columns = np.linalg.norm(header.get_sform()[:3, :3], axis=0)
@@ -47,22 +53,42 @@ def read_values(path: Path, size_xyz: tuple[int, int, int]) -> np.ndarray:
     Raises:
         OSError, EOFError, ValueError, KeyError, zlib.error: the file cannot be read, or is too short.
     """
-    header, content = _read(path)
     count = size_xyz[0] * size_xyz[1] * size_xyz[2]
-    offset = float(header["vox_offset"])
-    if not HEADER_BYTES <= offset < len(content):
-        raise ValueError(f"voxels at byte {offset:g} would be in the header or beyond the file")
-    values = np.frombuffer(content, header.get_data_dtype(), count, int(offset)).reshape(size_xyz[::-1])
+    with _open(path) as stream:
+        header = _read_header(stream)
+        offset, dtype = float(header["vox_offset"]), header.get_data_dtype()
+        if not HEADER_BYTES <= offset <= MAX_EXCESS_BYTES:
+            raise ValueError(f"voxels at byte {offset:g} would be in the header or far beyond it")
+        stream.read(int(offset) - HEADER_BYTES)
+        content = stream.read(count * dtype.itemsize)
+        if len(content) < count * dtype.itemsize:
+            raise EOFError("voxels are missing")
+        _read_to_end(stream)
+    values = np.frombuffer(content, dtype, count).reshape(size_xyz[::-1])
     slope, intercept = np.float32(header["scl_slope"]), np.float32(header["scl_inter"])
     if slope == 0 or not np.isfinite([slope, intercept]).all() or (slope, intercept) == (1, 0):
         return values  # the standard's ways of saying: not scaled
     return values.astype(np.float32) * slope + intercept  # nibabel would make float64 of 32-bit integers
 
 
-def _read(path: Path, count: int = -1) -> tuple[Nifti1Header, bytes]:
-    """The header and the first bytes of a file; by default all, for only at the end does gzip compare its checksum."""
-    with gzip.open(path) if path.suffix.lower() == ".gz" else path.open("rb") as stream:
-        content = stream.read(count)
+def _open(path: Path) -> BinaryIO:
+    return gzip.open(path) if path.suffix.lower() == ".gz" else path.open("rb")
+
+
+def _read_header(stream: BinaryIO) -> Nifti1Header:
+    content = stream.read(HEADER_BYTES)
     if len(content) < HEADER_BYTES:
         raise EOFError("the header is truncated")
-    return Nifti1Header(content[:HEADER_BYTES], check=False), content  # checking would make a spacing of 0 one of 1
+    return Nifti1Header(content, check=False)  # checking would make a spacing of 0 one of 1
+
+
+def _read_to_end(stream: BinaryIO) -> None:
+    """Read what follows the voxels, for only at the end does gzip compare its checksum; a little is kept at a time.
+
+    A few megabytes can unpack to terabytes, so there is a limit.
+    """
+    excess = 0
+    while block := stream.read(1 << 20):
+        excess += len(block)
+        if excess > MAX_EXCESS_BYTES:
+            raise ValueError("holds far more than its header announces")

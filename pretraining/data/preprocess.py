@@ -2,6 +2,7 @@
 
 import logging
 import signal
+from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
@@ -15,11 +16,11 @@ from pretraining.data.anonymise import Pseudonyms
 from pretraining.data.failures import Failures
 from pretraining.data.find_scans import find_scans, split_name_clashes
 from pretraining.data.preprocess_scan import Task, preprocess_scan
-from pretraining.data.scan import Scan, UnusableScanError
+from pretraining.data.scan import Scan, UnusableScanError, printable
 from pretraining.data.store import Store
 from pretraining.data.store_writer import StoreWriter
 from pretraining.data.worker_pool import WorkerDiedError, run_in_processes
-from pretraining.errors import UserError
+from pretraining.errors import UserError, environment_error, is_environment_error
 from pretraining.lock import store_lock
 
 logger = logging.getLogger(__name__)
@@ -156,17 +157,21 @@ def _record(failures: Failures, name: str, reason: str) -> None:
     if failures.are_private:
         logger.warning("a scan could not be used: see %s", failures.folder)
     else:
-        logger.warning("%s: %s", name, reason)
+        logger.warning("%s: %s", printable(name), printable(reason))
     try:
         failures.record(name, reason)
     except OSError as error:
-        raise UserError(f"{failures.summary.parent}: cannot be written ({error.strerror}); make room") from None
+        if not is_environment_error(error):
+            raise
+        raise environment_error(error, failures.summary.parent) from None
 
 
 def _reason(error: Exception) -> str:
     """Why a scan failed, in words."""
     if isinstance(error, UnusableScanError):
         return str(error)
+    if isinstance(error, WorkerDiedError) and error.crashed:
+        return f"crashed the library that read it ({error}), so it is damaged; copy or export it again"
     if isinstance(error, WorkerDiedError | MemoryError):
         return f"ended the process that read it ({error}), most likely for want of memory; crop it or lower -np"
     return f"could not be preprocessed because of an unexpected {type(error).__name__} ({error}); please report this"
@@ -192,14 +197,24 @@ def _complete(source: Path, writer: StoreWriter, failures: Failures, failed: dic
     if not manifest["volumes"]:
         name, reason = next(iter(failed.items()))
         others = f" (and {len(failed) - 1} more)" if len(failed) > 1 else ""
-        first = "" if failures.are_private else f": {name}{others}: {reason}"
+        first = "" if failures.are_private else f": {printable(name)}{others}: {printable(reason)}"
         raise UserError(f"{source}: no scan could be used{first}; see {failures.summary}")
+    for ids in _of_same_voxels(manifest):
+        logger.warning("volumes with the same voxels: %s; training shows each, so remove all scans but one", ids)
     store = Store(writer.path, manifest)
     sheets = write_contact_sheets(store)
     logger.info("volumes in %s: %d; look at %s: every body frontal, head up?", writer.path, len(store), sheets[0])
     if failed:
         whose = f"exit code {code}" if code else "all of other parts"
         logger.warning("scans that could not be used: %d (%s), see %s", len(failed), whose, failures.summary)
+
+
+def _of_same_voxels(manifest: dict[str, Any]) -> Iterator[str]:
+    """The ids of volumes that are the same, a line for each group."""
+    groups = defaultdict(list)
+    for volume_id, entry in manifest["volumes"].items():
+        groups[entry["sha256"]].append(volume_id)
+    return (", ".join(ids) for ids in groups.values() if len(ids) > 1)
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from pretraining.data.read_ct import read_ct
 from pretraining.data.scan import Scan, UnusableScanError
 from pretraining.data.store import CLIP_HU, SPACING_MM
 from pretraining.data.store_writer import Source, StoreWriter
-from pretraining.errors import UserError
+from pretraining.errors import environment_error, is_environment_error
 
 
 @dataclass(frozen=True)
@@ -58,6 +58,6 @@ def preprocess_scan(task: Task) -> None:
     try:
         task.writer.add(scan.volume_id, volume_hu, radiograph, source)
     except OSError as error:
-        raise UserError(
-            f"{task.writer.path}: cannot be written ({error.strerror}); make room and start again"
-        ) from None
+        if not is_environment_error(error):
+            raise
+        raise environment_error(error, task.writer.path) from None

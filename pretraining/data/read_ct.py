@@ -4,6 +4,8 @@ SimpleITK reads the geometry of every format, so that it is what nnU-Net will se
 (`pretraining.data.nifti` says why).
 """
 
+import errno
+import math
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,8 +14,17 @@ import numpy as np
 import SimpleITK as sitk
 
 from pretraining.data import nifti
-from pretraining.data.checks import SKEWED, check_direction, check_grid, check_pixels, check_values
+from pretraining.data.checks import (
+    SKEWED,
+    check_direction,
+    check_grid,
+    check_pixels,
+    check_stored_bytes,
+    check_values,
+)
 from pretraining.data.scan import Scan, UnusableScanError
+from pretraining.data.text_header import check_spacing
+from pretraining.errors import environment_error
 
 UNREADABLE = "cannot be read, it is truncated, damaged or not what its suffix says; copy or export it again"
 SLICE_GAP_TOLERANCE = 0.1
@@ -40,11 +51,14 @@ def read_ct(scan: Scan) -> CTImage:
 
     Raises:
         UnusableScanError: it cannot be read, or is no CT volume in HU of a possible size and spacing.
+        UserError: this process may not open any more files.
     """
     sitk.ProcessObject.SetGlobalWarningDisplay(False)
     try:
         image = _read_series(scan.files) if scan.is_dicom else _read_file(scan.files[0])
     except (RuntimeError, OSError, EOFError, ValueError, KeyError, zlib.error) as error:
+        if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
+            raise environment_error(error, scan.files[0]) from None  # no scan can be read any more
         if isinstance(error, PermissionError):
             raise UnusableScanError("cannot be read, permission denied; check its permissions") from None
         if "orthonormal" in str(error):
@@ -66,12 +80,18 @@ def _read_file(path: Path) -> CTImage:
     check_grid(size, spacing)
     direction = np.array(reader.GetDirection()).reshape(3, 3)
     check_direction(direction)
-    values = nifti.read_values(path, size) if nifti.is_nifti(path) else sitk.GetArrayFromImage(reader.Execute())
+    if nifti.is_nifti(path):  # the others may have their voxels in another file; ITK looks before it takes memory
+        check_stored_bytes(size, path.stat().st_size)
+        values = nifti.read_values(path, size)
+    else:
+        check_spacing(path, spacing)
+        values = sitk.GetArrayFromImage(reader.Execute())
     return CTImage(values, spacing, direction)
 
 
 def _read_series(files: tuple[Path, ...]) -> CTImage:
     """Read the slices of a DICOM series, given in order along the patient."""
+    _check_slice_header(files)
     reader = sitk.ImageSeriesReader()
     reader.SetFileNames([str(file) for file in files])
     reader.MetaDataDictionaryArrayUpdateOn()
@@ -87,6 +107,17 @@ def _read_series(files: tuple[Path, ...]) -> CTImage:
     if len(files) > 1:
         _check_slices(reader, len(files))
     return CTImage(sitk.GetArrayFromImage(image), image.GetSpacing(), np.array(image.GetDirection()).reshape(3, 3))
+
+
+def _check_slice_header(files: tuple[Path, ...]) -> None:
+    """Refuse a series of absurd size before its voxels are read; all its slices have one size (`find_scans`)."""
+    reader = sitk.ImageFileReader()
+    reader.SetFileName(str(files[0]))
+    reader.ReadImageInformation()
+    width, height, *frames = reader.GetSize()
+    size = (width, height, math.prod(frames) * len(files))
+    check_grid(size, (*reader.GetSpacing()[:2], 1.0))
+    check_stored_bytes(size, sum(file.stat().st_size for file in files))
 
 
 def _check_slices(reader: sitk.ImageSeriesReader, count: int) -> None:

@@ -59,6 +59,21 @@ class Scan:
         return digest.hexdigest()
 
 
+def name_bytes(name: str) -> bytes:
+    """A file's name for hashing; names need not be valid text."""
+    return name.encode("utf-8", "surrogateescape")
+
+
+def is_text(name: str) -> bool:
+    """Whether a file's name is valid text: ITK ends the process over one that is not."""
+    return not any("\ud800" <= c <= "\udfff" for c in name)
+
+
+def printable(name: str) -> str:
+    """A file's name for one line of a log: control characters and what is not valid text are escaped."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in name)
+
+
 def volume_id(relative: str) -> str:
     """A name for a file of the store, from a path relative to INPUT without its suffix.
 
@@ -68,5 +83,5 @@ def volume_id(relative: str) -> str:
     name = unicodedata.normalize("NFC", relative).replace(os.sep, "__").replace("/", "__")
     name = re.sub(r"[^\w.-]", "_", name).lstrip(".") or "scan"
     if len(name) > MAX_ID_LENGTH:
-        name = name[-MAX_ID_LENGTH:] + "-" + hashlib.sha256(relative.encode()).hexdigest()[:8]
+        name = name[-MAX_ID_LENGTH:] + "-" + hashlib.sha256(name_bytes(relative)).hexdigest()[:8]
     return name

@@ -29,8 +29,19 @@ THREAD_VARIABLES = (
 )
 
 
+CRASHES = (signal.SIGSEGV, signal.SIGABRT, signal.SIGFPE, signal.SIGILL)
+
+
 class WorkerDiedError(Exception):
-    """A process ended in the middle of a task."""
+    """A process ended in the middle of a task.
+
+    Attributes:
+        crashed: whether by a fault of its own, such as a segmentation fault.
+    """
+
+    def __init__(self, how: str, crashed: bool = False):
+        super().__init__(how)
+        self.crashed = crashed
 
 
 def run_in_processes(
@@ -131,7 +142,7 @@ def _result(connection: Connection, process: BaseProcess) -> Exception | None:
         connection.close()
         process.join()
         how = f"signal {-process.exitcode}" if process.exitcode < 0 else f"exit code {process.exitcode}"
-        return WorkerDiedError(how)
+        return WorkerDiedError(how, -process.exitcode in CRASHES)
 
 
 def _work(connection: Connection, function: Callable[[Any], Any]) -> None:
