@@ -8,24 +8,31 @@
       cads_encoder.pth         the teacher's encoder, at the end of the run
 
 `checkpoint_latest.pth` has the published keys (``teacher``: ``backbone.*``, ``head.*``), so that `cads_export` reads
-it like the published file. All files load with ``weights_only=True``.
+it like the published file. All files load with ``weights_only=True``, and their checksums are compared first.
 """
 
-import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from nnunetv2_cads.network_architecture.checkpoint_files import (
+    SAFETENSORS,
+    CheckpointFileError,
+    load_archive,
+    save_safetensors,
+)
 from nnunetv2_cads.network_architecture.encoder_checkpoint import BACKBONE_PREFIX, RECORD, TEACHER
 from pretraining import __version__
 from pretraining.config import PretrainConfig
 from pretraining.data.store import CLIP_HU, SPACING_MM
 from pretraining.data.views import HU_SCALE
-from pretraining.errors import UserError
+from pretraining.errors import UserError, environment_error, is_environment_error
 from pretraining.files import atomic_path
 from pretraining.pretrainer import Pretrainer
+from pretraining.run_state import check_run_state
 
 CONFIG = "config.json"
 METRICS = "metrics.jsonl"
@@ -53,10 +60,10 @@ def load_checkpoint(path: Path, pretrainer: Pretrainer, store_fingerprint: str) 
     """Bring ``pretrainer`` to the state that was saved.
 
     Raises:
-        UserError: the file is not a checkpoint of a run, of another format, or of another store.
+        UserError: the file is damaged, hostile, no checkpoint of a run, of another format, or of another store.
     """
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        content = load_archive(path)
         run = content[_RUN]
         if run["format_version"] != FORMAT_VERSION:
             raise UserError(
@@ -73,12 +80,20 @@ def load_checkpoint(path: Path, pretrainer: Pretrainer, store_fingerprint: str) 
                 f"{path}: {run['steps_per_epoch']} steps per epoch, but the configuration now gives "
                 f"{pretrainer.steps_per_epoch}; restore the run's config.json"
             )
+        check_run_state(content, pretrainer)
         pretrainer.load_state_dict(content)
     except UserError:
         raise
-    except Exception as error:  # torch.load and damaged contents raise types of all kinds
+    except CheckpointFileError as error:
+        raise UserError(
+            f"{path}: cannot go on from this file: it {error}; restore a copy, or remove it to begin this run anew"
+        ) from error
+    except Exception as error:  # contents of all kinds raise types of all kinds
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
-        raise UserError(f"{path}: cannot go on from this file ({reason}); remove it to begin this run anew") from error
+        raise UserError(
+            f"{path}: cannot go on from this file: it is no checkpoint of a run ({type(error).__name__}: {reason}); "
+            "restore a copy, or remove it to begin this run anew"
+        ) from error
 
 
 def encoder_record(config: PretrainConfig, steps: int) -> dict[str, Any]:
@@ -98,20 +113,31 @@ def encoder_record(config: PretrainConfig, steps: int) -> dict[str, Any]:
 
 
 def save_encoder(path: Path, encoder_state: dict[str, Tensor], record: dict[str, Any]) -> None:
-    """Write an encoder (keys without prefix) as ``cads_encoder.pth``, atomically.
+    """Write an encoder (keys without prefix) as ``cads_encoder.pth`` or ``.safetensors``, by the suffix; atomically.
 
     ``record`` is stored beside it; empty for weights of unknown origin.
     """
     teacher = {BACKBONE_PREFIX + key: value.detach().cpu().contiguous() for key, value in encoder_state.items()}
-    _save(path, {TEACHER: teacher, RECORD: record})
+    if path.suffix == SAFETENSORS:
+        _write(path, lambda file: save_safetensors(file, teacher, record), "")
+    else:
+        _save(path, {TEACHER: teacher, RECORD: record}, "")
 
 
-def _save(path: Path, content: dict[str, Any]) -> None:
+def _save(path: Path, content: dict[str, Any], after: str = ", then go on with --c") -> None:
+    def save(temporary: Path) -> None:
+        with temporary.open("wb") as file:  # given a path, torch would say of a full disk no more than that it failed
+            torch.save(content, file)
+
+    _write(path, save, after)
+
+
+def _write(path: Path, write: Callable[[Path], None], after: str) -> None:
+    """Write a file atomically; ``after`` is what to do beyond what the error asks for."""
     try:
         with atomic_path(path) as temporary:
-            torch.save(content, temporary)
-    except (OSError, RuntimeError) as error:  # torch reports a full disk as RuntimeError
-        reason = os.strerror(error.errno) if isinstance(error, OSError) and error.errno else str(error).splitlines()[0]
-        raise UserError(
-            f"{path}: cannot be written ({reason}); free space or check permissions, then go on with --c"
-        ) from error
+            write(temporary)
+    except OSError as error:
+        if not is_environment_error(error):
+            raise
+        raise environment_error(error, path, after) from error

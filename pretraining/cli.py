@@ -10,27 +10,35 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 
-from pretraining.errors import UserError
+from pretraining.errors import UserError, environment_error, is_environment_error
 
 logger = logging.getLogger("pretraining")
 
 
 def _run(command: Callable[[list[str]], int], argv: list[str] | None) -> int:
-    """Run one command; turn a `UserError` into its sentence on stderr and exit code 2."""
+    """Run one command; turn a `UserError`, and what the machine refuses, into a sentence and exit code 2."""
     handler = logging.StreamHandler(sys.stderr)
     logger.addHandler(handler)  # ours alone: other packages' notes are not for the user
     logger.setLevel(logging.INFO)
     try:
         return command(sys.argv[1:] if argv is None else argv)
     except UserError as error:
-        if str(error):  # without text: another process of the run speaks
-            sys.stderr.write(f"error: {error}\n")
-        return 2
+        return _say(error)
+    except OSError as error:
+        if not is_environment_error(error):
+            raise
+        return _say(environment_error(error))
     except KeyboardInterrupt:
         sys.stderr.write("stopped\n")
         return 130
     finally:
         logger.removeHandler(handler)
+
+
+def _say(error: UserError) -> int:
+    if str(error):  # without text: another process of the run speaks
+        sys.stderr.write(f"error: {error}\n")
+    return 2
 
 
 def preprocess(argv: list[str] | None = None) -> int:
@@ -149,11 +157,11 @@ def _export(argv: list[str]) -> int:
 
     parser = argparse.ArgumentParser(
         prog="cads_export",
-        description="Write cads_encoder.pth from a run of cads_pretrain or from a checkpoint in the published layout.",
+        description="Write an encoder file from a run of cads_pretrain or from a checkpoint in the published layout.",
         allow_abbrev=False,
     )
     parser.add_argument("source", metavar="RUN_OR_CHECKPOINT", type=Path, help="folder of a run, or a checkpoint file")
-    parser.add_argument("out", metavar="OUT", type=Path, help="new file, or a folder for cads_encoder.pth")
+    parser.add_argument("out", metavar="OUT", type=Path, help="new file (.pth or .safetensors), or a folder")
     parser.add_argument(
         "--transpose-in-plane",
         action="store_true",

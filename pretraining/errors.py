@@ -1,5 +1,45 @@
 """The one error type that users see as a sentence instead of a traceback."""
 
+import errno
+import os
+
 
 class UserError(Exception):
     """Something the user can put right: the message names the file or setting, what is wrong and what to do."""
+
+
+_ADVICE = {
+    errno.ENOSPC: "make room and start again",
+    errno.EDQUOT: "make room, or ask for a larger quota, and start again",
+    errno.EFBIG: "raise the limit on the size of files (ulimit -f) and start again",
+    errno.EROFS: "choose a folder that can be written",
+    errno.EACCES: "check its permissions",
+    errno.EPERM: "check its permissions",
+    errno.EMFILE: "raise the limit on open files (ulimit -n 4096) and start again",
+    errno.ENFILE: "the whole machine has too many files open; close some and start again",
+    errno.ENOMEM: "free memory, or use fewer processes",
+    errno.ENOENT: "the file or its folder has gone; bring it back and start again",
+    errno.ENOTDIR: "the file or its folder has gone; bring it back and start again",
+    errno.EIO: "the disk or file server fails; check it and start again",
+    errno.ESTALE: "the file server has lost it; check it and start again",
+    errno.ENOTCONN: "the file server does not answer; check it and start again",
+    errno.ENODEV: "the disk has gone; bring it back and start again",
+}
+"""What to do about an error of the operating system."""
+
+
+def is_environment_error(error: OSError) -> bool:
+    """Whether an error is the machine's (no room, no permission, no handles), not a fault of the program."""
+    return error.errno in _ADVICE
+
+
+def environment_error(error: OSError, path: str | os.PathLike | None = None, after: str = "") -> UserError:
+    """The sentence for such an error.
+
+    Args:
+        error: `is_environment_error` is true for it.
+        path: the file, if the error does not name it.
+        after: what to do beyond what the error itself asks for.
+    """
+    name = os.fsdecode(path or error.filename or "a file")
+    return UserError(f"{name}: {os.strerror(error.errno)}; {_ADVICE[error.errno]}{after}")

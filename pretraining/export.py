@@ -1,4 +1,4 @@
-"""`cads_export`: the encoder of a run or checkpoint as ``cads_encoder.pth``."""
+"""`cads_export`: the encoder of a run or checkpoint as ``cads_encoder.pth`` or ``.safetensors``."""
 
 import logging
 from pathlib import Path
@@ -24,7 +24,8 @@ def export_encoder(source: Path, out: Path, transpose_in_plane: bool = False) ->
     Args:
         source: a run's folder, its ``checkpoint_latest.pth``, a ``cads_encoder.pth``, or a file in the published
             layout.
-        out: the new file, or a folder to put ``cads_encoder.pth`` into.
+        out: the new file, in safetensors' format with the suffix ``.safetensors``; or a folder to put
+            ``cads_encoder.pth`` into.
         transpose_in_plane: exchange height and width of every kernel (see `transposed_in_plane`).
 
     Returns:

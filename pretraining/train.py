@@ -5,6 +5,7 @@ import math
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import torch
@@ -22,6 +23,7 @@ from pretraining.checkpoint import (
     save_encoder,
 )
 from pretraining.config import PretrainConfig
+from pretraining.data.batches import batches, worker_failures_as_errors
 from pretraining.data.loader import ViewStream, make_loader, steps_per_epoch
 from pretraining.data.store import Store
 from pretraining.distributed import ALONE, LostProcessError, Processes, check_shares, choose_device
@@ -63,7 +65,7 @@ def train(store_path: Path, output: Path, config: PretrainConfig, processes: Pro
     if processes.is_first:
         _log_start(pretrainer, stream, output)
     metrics = MetricsLog(output / METRICS, pretrainer.step, processes.is_first)
-    with stop_signals() as received:
+    with stop_signals() as received, worker_failures_as_errors(go_on):
         stop = StopRequest(received, processes, started + 3600 * config.run.max_hours if config.run.max_hours else None)
         try:
             for in_all_processes in _run_epochs(pretrainer, stream, metrics, stop):
@@ -130,8 +132,9 @@ def _run_epochs(pretrainer: Pretrainer, stream: ViewStream, metrics: MetricsLog,
     guard, health = FiniteGuard(config.run.on_nan, processes.is_first), HealthWatch(config.model.head_out_dim)
     since, steps_before = time.perf_counter(), pretrainer.step
     saved, save_seconds = time.monotonic(), 60 * config.run.save_minutes or math.inf
-    with logging_redirect_tqdm([logging.getLogger("pretraining")]), bar:
-        for views in loader:
+    redirected = logging_redirect_tqdm([logging.getLogger("pretraining")])
+    with redirected, bar, closing(batches(loader)) as views_of_steps:
+        for views in views_of_steps:
             epoch = pretrainer.epoch
             with processes.watched():
                 result = pretrainer.train_step(*views)

@@ -1,23 +1,31 @@
-"""Reading encoder weights from ``cads_encoder.pth`` or a checkpoint in the published layout.
+"""Reading encoder weights from ``cads_encoder.pth``, ``.safetensors``, or a checkpoint in the published layout.
 
-Both are ``torch.save``d dicts with ``teacher`` = {``backbone.<key>``: tensor}. Only tensors and plain values are
-ever loaded (``weights_only=True``), so a file from elsewhere cannot run code.
+The first and the last are ``torch.save``d dicts with ``teacher`` = {``backbone.<key>``: tensor}; a ``.safetensors``
+file has the tensors under the same names. Only tensors and plain values are ever loaded, so a file from elsewhere
+cannot run code (`checkpoint_files`).
 """
 
 import hashlib
+import json
 import os
-import pickle
-import zipfile
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
+
+from nnunetv2_cads.network_architecture.checkpoint_files import (
+    SAFETENSORS,
+    CheckpointFileError,
+    check_tensor,
+    load_archive,
+    load_safetensors,
+)
 
 TEACHER = "teacher"
 RECORD = "cads"
 BACKBONE_PREFIX = "backbone."
+ENCODER_FILES = "cads_encoder.pth or .safetensors"
 
 
 class EncoderCheckpointError(ValueError):
@@ -63,38 +71,59 @@ def read_encoder_checkpoint(path: str | os.PathLike) -> EncoderCheckpoint:
     """Read the encoder of a file.
 
     Raises:
-        EncoderCheckpointError: the file is missing, is not a torch checkpoint, would run code, or holds no encoder.
+        EncoderCheckpointError: the file is missing, damaged, of another kind, would run code, or holds no encoder of
+            ordinary, finite tensors.
     """
     path = Path(path)
     if not path.is_file():
-        raise EncoderCheckpointError(f"{path}: there is no such file; give the path of a cads_encoder.pth")
+        raise EncoderCheckpointError(f"{path}: there is no such file; give the path of a {ENCODER_FILES}")
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, zipfile.BadZipFile, OSError) as error:
+        content = _load_safetensors(path) if path.suffix == SAFETENSORS else load_archive(path)
+        teacher = content.get(TEACHER) if isinstance(content, dict) else None
+        if not isinstance(teacher, dict):
+            raise CheckpointFileError(f"is no CADS checkpoint, it has no '{TEACHER}' entry")
+        state, ignored = {}, []
+        for key, value in teacher.items():
+            name = str(key).removeprefix("module.")
+            if name.startswith(BACKBONE_PREFIX):
+                value = check_tensor(name, value)
+                if not value.isfinite().all():
+                    raise CheckpointFileError(f"has NaN or infinite values under '{name}'")
+                state[name.removeprefix(BACKBONE_PREFIX)] = value
+            else:
+                ignored.append(name)
+        if not state:
+            raise CheckpointFileError(f"'{TEACHER}' holds no '{BACKBONE_PREFIX}' tensors, so there is no encoder in it")
+        return EncoderCheckpoint(state, _plain_record(content.get(RECORD)), file_sha256(path), tuple(ignored))
+    except CheckpointFileError as error:
         raise EncoderCheckpointError(
-            f"{path}: is not a checkpoint of plain tensors, or is damaged; give a cads_encoder.pth or a checkpoint "
-            "in the published CADS layout"
+            f"{path}: {error}; give a {ENCODER_FILES}, the checkpoint_latest.pth of a cads_pretrain run, or a "
+            "checkpoint in the published CADS layout"
         ) from error
-    teacher = content.get(TEACHER) if isinstance(content, dict) else None
-    if not isinstance(teacher, dict):
-        raise EncoderCheckpointError(
-            f"{path}: is no CADS checkpoint, it has no '{TEACHER}' entry; give a cads_encoder.pth, the "
-            "checkpoint_latest.pth of a cads_pretrain run, or a checkpoint in the published CADS layout"
-        )
-    state, ignored = {}, []
-    for key, value in teacher.items():
-        name = str(key).removeprefix("module.")
-        if name.startswith(BACKBONE_PREFIX) and isinstance(value, Tensor):
-            state[name.removeprefix(BACKBONE_PREFIX)] = value
-        else:
-            ignored.append(str(key))
-    if not state:
-        raise EncoderCheckpointError(
-            f"{path}: '{TEACHER}' holds no '{BACKBONE_PREFIX}' tensors, so there is no encoder in it; "
-            "give a cads_encoder.pth or the checkpoint_latest.pth of a cads_pretrain run"
-        )
-    record = content.get(RECORD)
-    return EncoderCheckpoint(state, record if isinstance(record, dict) else {}, file_sha256(path), tuple(ignored))
+
+
+def _load_safetensors(path: Path) -> dict[str, Any]:
+    """The content of a ``.safetensors`` file as that of a ``.pth`` file."""
+    tensors, text = load_safetensors(path)
+    try:
+        record = json.loads(text.get(RECORD, "{}"))
+    except (ValueError, RecursionError):
+        record = {}  # the tensors are what counts, and their names are checked
+    return {TEACHER: tensors, RECORD: record}
+
+
+def _plain_record(record: Any) -> dict[str, Any]:
+    """What of a record can be shown to a user: short plain values under short names."""
+
+    def is_plain(value: Any) -> bool:
+        if isinstance(value, list):
+            return len(value) <= 8 and all(not isinstance(part, list) and is_plain(part) for part in value)
+        if isinstance(value, str):
+            return len(value) <= 80 and value.isprintable()
+        return value is None or isinstance(value, float) or (isinstance(value, int) and abs(value) < 2**63)
+
+    record = record if isinstance(record, dict) else {}
+    return {key: value for key, value in record.items() if isinstance(key, str) and is_plain(key) and is_plain(value)}
 
 
 def compare_encoder_state(encoder: nn.Module, state: dict[str, Tensor]) -> MatchReport:

@@ -16,11 +16,13 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from pretraining.config import PretrainConfig, ViewConfig
+from pretraining.data.batches import collate
 from pretraining.data.cores import available_memory, default_processes
 from pretraining.data.store import Store
 from pretraining.data.subvolumes import list_subvolumes
 from pretraining.data.views import make_views, xray_view
 from pretraining.distributed import ALONE, Processes
+from pretraining.errors import UserError
 
 PREFETCH = 4
 """Batches that each worker prepares ahead."""
@@ -54,6 +56,13 @@ class ViewStream(Dataset):
         # Read anew each time: it costs 0.1 ms, and keeping all of a large store would cost gigabytes.
         xray = xray_view(self.store.radiograph(subvolume.volume_id), self.view_config.crop_size[1:])
         return *make_views(self.store, subvolume, self.view_config, rng), xray
+
+    def __getitems__(self, numbers: list[int]) -> list[tuple[Tensor, Tensor, Tensor]] | UserError:
+        """The samples of a batch, or why one of them could not be read: an exception would lose its sentence."""
+        try:
+            return [self[n] for n in numbers]
+        except UserError as error:
+            return error
 
     def position(self, n: int) -> int:
         """Which of the sub-volumes sample n shows."""
@@ -95,7 +104,7 @@ def make_loader(
     device: torch.device,
     processes: Processes = ALONE,
 ) -> DataLoader:
-    """Loader of the remaining steps of a run; yields (CT view 1, CT view 2, X-ray) with a batch axis each."""
+    """Loader of the remaining steps of a run, for `batches`: (CT view 1, CT view 2, X-ray) with a batch axis each."""
     share = config.optim.batch_size // processes.size
     workers = config.run.num_workers
     if workers < 0:  # on a CPU, training itself takes all cores, and one worker keeps up with it
@@ -104,6 +113,7 @@ def make_loader(
         stream,
         batch_sampler=StepSampler(config.optim.batch_size, first_step, total_steps, processes),
         num_workers=workers,
+        collate_fn=collate,
         worker_init_fn=_start_worker,
         pin_memory=device.type == "cuda",
         prefetch_factor=PREFETCH if workers else None,

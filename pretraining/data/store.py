@@ -19,7 +19,7 @@ from typing import Any
 import blosc2
 import numpy as np
 
-from pretraining.errors import UserError
+from pretraining.errors import UserError, environment_error, is_environment_error
 
 FORMAT = "cads-store"
 FORMAT_VERSION = 1
@@ -67,7 +67,7 @@ def read_manifest(store: Path) -> dict[str, Any]:
         ) from None
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}); check its permissions") from None
-    except ValueError:
+    except (ValueError, RecursionError):
         raise UserError(f"{path}: damaged (not valid JSON); run cads_preprocess into a new folder") from None
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
         raise UserError(f"{path}: not the manifest of a store; give the folder that cads_preprocess wrote")
@@ -85,13 +85,24 @@ def _is_well_formed(manifest: dict[str, Any]) -> bool:
     """Whether the fields that readers rely on are there."""
     volumes = manifest.get("volumes")
     return isinstance(volumes, dict) and all(
+        _is_plain_name(name) and is_entry(entry) for name, entry in volumes.items()
+    )
+
+
+def is_entry(entry: Any) -> bool:
+    """Whether a volume's entry has the fields that readers rely on."""
+    return (
         isinstance(entry, dict)
         and isinstance(entry.get("sha256"), str)
         and isinstance(entry.get("shape"), list)
         and len(entry["shape"]) == 3
-        and all(isinstance(edge, int) and 0 < edge < 2**31 for edge in entry["shape"])
-        for entry in volumes.values()
+        and all(type(edge) is int and 0 < edge < 2**31 for edge in entry["shape"])
     )
+
+
+def _is_plain_name(volume_id: str) -> bool:
+    """Whether an id is the name of a file in the store's folders, and does not lead out of them."""
+    return bool(volume_id) and not volume_id.startswith(".") and not set(volume_id) & {"/", "\\", "\0"}
 
 
 class Store:
@@ -165,6 +176,7 @@ class Store:
             UserError: the file is damaged or not the one that the manifest describes.
         """
         path = volume_path(self.path, volume_id)
+        self._check_is_there(path)
         try:
             # Opening takes about 0.1 ms, so keeping the array open would save nothing and cost a handle per volume.
             volume = blosc2.open(str(path), mode="r", dparams={"nthreads": 1})
@@ -177,6 +189,30 @@ class Store:
             )
         return volume
 
+    def window(self, volume_id: str, region: tuple[slice, slice, slice]) -> np.ndarray:
+        """A region of a volume, int16 HU.
+
+        Raises:
+            UserError: as `volume`, or what is read is damaged.
+        """
+        volume = self.volume(volume_id)
+        try:
+            return volume[region]
+        except (RuntimeError, ValueError, OSError) as error:
+            path = volume_path(self.path, volume_id)
+            self._check_is_there(path)
+            raise UserError(f"{path}: cannot be read ({error}); delete it and run cads_preprocess again") from None
+
+    def _check_is_there(self, path: Path) -> None:
+        """Raise `UserError` where a file cannot be opened for reasons that are not its content's."""
+        try:
+            with path.open("rb"):
+                pass
+        except OSError as error:
+            if is_environment_error(error):
+                raise environment_error(error, path, ", then go on with --c") from None
+            raise
+
     def radiograph(self, volume_id: str) -> np.ndarray:
         """One volume's frontal radiograph: float32 in [-1, 1], (slices, width), head up, patient's right at the left.
 
@@ -184,6 +220,7 @@ class Store:
             UserError: the file is damaged.
         """
         path = radiograph_path(self.path, volume_id)
+        self._check_is_there(path)
         try:
             return np.load(path, allow_pickle=False)
         except (ValueError, OSError, EOFError) as error:

@@ -72,6 +72,14 @@ def new_manifest(volumes: dict[str, Any], complete: bool, anonymised: bool = Fal
     }
 
 
+def _is_source(source: Any) -> bool:
+    """Whether what an entry says of its source can be compared with a file."""
+    return isinstance(source, dict) and all(
+        type(source.get(key)) is kind
+        for key, kind in (("path", str), ("size_bytes", int), ("mtime_ns", int), ("sha256", str))
+    )
+
+
 class StoreWriter:
     """Adds volumes to the store in one folder. Pickles, so that worker processes add theirs themselves."""
 
@@ -150,8 +158,10 @@ class StoreWriter:
         volume_hu = np.ascontiguousarray(volume_hu)
         chunks = (min(CHUNK_SLICES, volume_hu.shape[0]), *volume_hu.shape[1:])
         blocks = tuple(min(block, chunk) for block, chunk in zip(BLOCK_SHAPE, chunks, strict=True))
+        # packed in memory: written by blosc2, a full disk would be a RuntimeError without a reason
+        packed = blosc2.asarray(volume_hu, contiguous=True, chunks=chunks, blocks=blocks, cparams=COMPRESSION)
         with atomic_path(layout.volume_path(self.path, volume_id)) as file:
-            blosc2.asarray(volume_hu, urlpath=str(file), mode="w", chunks=chunks, blocks=blocks, cparams=COMPRESSION)
+            file.write_bytes(packed.to_cframe())
         with atomic_path(layout.radiograph_path(self.path, volume_id)) as file, file.open("wb") as stream:
             np.save(stream, radiograph.astype(np.float32))
         write_json(
@@ -176,9 +186,11 @@ class StoreWriter:
         entries = {}
         for volume_id in sorted(self.finished_ids()):
             try:
-                entries[volume_id] = json.loads(layout.entry_path(self.path, volume_id).read_text(encoding="utf-8"))
-            except (ValueError, FileNotFoundError):
+                entry = json.loads(layout.entry_path(self.path, volume_id).read_text(encoding="utf-8"))
+            except (ValueError, RecursionError, FileNotFoundError):
                 continue  # damaged or removed from outside: the volume is made anew
+            if layout.is_entry(entry) and _is_source(entry.get("source")):
+                entries[volume_id] = entry
         return entries
 
     def write_manifest(self, complete: bool) -> dict[str, Any]:

@@ -104,13 +104,13 @@ def draw_view_box(crop: Box, config: ViewConfig, rng: np.random.Generator) -> Bo
 def read_box(store: Store, volume_id: str, box: Box, filled: Box) -> np.ndarray:
     """Read a box of a volume, int16 HU, with air in what lies outside of ``filled``."""
     inner = [(max(low, first), min(high, end)) for (low, high), (first, end) in zip(box, filled, strict=True)]
-    volume = store.volume(volume_id)
+    region = tuple(slice(*limits) for limits in inner)
     if inner == box:
-        return volume[tuple(slice(*limits) for limits in inner)]
+        return store.window(volume_id, region)
     image = np.full([high - low for low, high in box], AIR_HU, np.int16)
     if all(low < high for low, high in inner):
         place = tuple(slice(low - least, high - least) for (low, high), (least, _) in zip(inner, box, strict=True))
-        image[place] = volume[tuple(slice(*limits) for limits in inner)]
+        image[place] = store.window(volume_id, region)
     return image
 
 

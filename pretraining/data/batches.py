@@ -1,0 +1,84 @@
+"""Taking batches from a loader whose worker processes may fail: every failure ends as one sentence, and none hangs.
+
+`torch.utils.data` wraps what a worker raises into its own text, and raises the death of a worker from a signal handler,
+that is, anywhere in the training process. A worker ignores SIGTERM (`pretraining.data.loader`), so workers that an
+exception leaves behind would keep the process from ending.
+"""
+
+import errno
+import re
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from torch import Tensor
+from torch.utils.data import DataLoader, default_collate
+
+from pretraining.errors import UserError
+
+_DEATH = re.compile(r"DataLoader worker \(pid.*?\) (?:is killed by signal: (?P<signal>[^.]+)|exited unexpectedly)")
+_FEWER = "give a lower --num-workers (0 needs no other process)"
+
+
+def collate(samples: list[Any] | UserError) -> Any:
+    """A batch of samples; a `UserError` in their place travels as it is, and `batches` raises it."""
+    return samples if isinstance(samples, UserError) else default_collate(samples)
+
+
+def batches(loader: DataLoader) -> Iterator[list[Tensor]]:
+    """The batches of a loader with `collate`; its workers end with the iteration, however that ends.
+
+    Raises:
+        UserError: a sample could not be read.
+    """
+    iterator = iter(loader)
+    workers = getattr(iterator, "_workers", [])
+    try:
+        for batch in iterator:
+            if isinstance(batch, UserError):
+                raise batch
+            yield batch
+    finally:
+        if workers:
+            # torch does so only when nothing refers to the iterator any more, which the traceback of an error does
+            iterator._shutdown_workers()
+        for worker in workers:
+            if worker.is_alive():  # it hangs in a read from a disk that does not answer
+                worker.kill()
+
+
+@contextmanager
+def worker_failures_as_errors(go_on: str) -> Iterator[None]:
+    """Turn the failures of loader processes, which may come at any moment, into a `UserError`.
+
+    Args:
+        go_on: what to do when the cause is removed, as the message's last part.
+    """
+    try:
+        yield
+    except (RuntimeError, OSError) as error:
+        reason = _reason(error)
+        if reason is None:
+            raise
+        raise UserError(f"{reason}; {go_on}") from error
+
+
+def _reason(error: Exception) -> str | None:
+    """What befell a loader process and what to do about it; None where the error is no such failure."""
+    text = str(error)
+    if death := _DEATH.search(text):
+        how = death["signal"] or ""
+        if how == signal.strsignal(signal.SIGBUS):
+            return f"a process that prepares views ended ({how}): shared memory is full; {_more_shared_memory()}"
+        how = f" ({how})" if how else ""
+        return f"a process that prepares views was ended{how}, most likely for want of memory; {_FEWER} or free memory"
+    if "shared memory" in text or "shm" in text:
+        return f"/dev/shm has no room for the batches of the processes that prepare views; {_more_shared_memory()}"
+    if getattr(error, "errno", None) == errno.EMFILE or "Too many open files" in text or "ancdata" in text:
+        return f"too many files are open; raise the limit (ulimit -n 4096), or {_FEWER}"
+    return None
+
+
+def _more_shared_memory() -> str:
+    return f"enlarge /dev/shm (docker run --shm-size=8g), or {_FEWER}"
