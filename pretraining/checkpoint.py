@@ -126,8 +126,13 @@ def save_encoder(path: Path, encoder_state: dict[str, Tensor], record: dict[str,
 
 def _save(path: Path, content: dict[str, Any], after: str = ", then go on with --c") -> None:
     def save(temporary: Path) -> None:
-        with temporary.open("wb") as file:  # given a path, torch would say of a full disk no more than that it failed
-            torch.save(content, file)
+        try:
+            with temporary.open("wb") as file:  # given a path, torch would tell nothing of what a full disk answers
+                torch.save(content, file)
+        except RuntimeError as error:  # while it tidies up after that answer
+            if isinstance(error.__context__, OSError):
+                raise error.__context__ from None
+            raise
 
     _write(path, save, after)
 

@@ -35,10 +35,16 @@ def write_json(path: str | os.PathLike, content: Any) -> None:
         temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
+def is_leftover(file: Path) -> bool:
+    """Whether a file is, by its name, a temporary one of `atomic_path`."""
+    return file.name.startswith(".") and file.name.endswith(".tmp")
+
+
 def remove_leftovers(folder: Path) -> None:
-    """Remove the temporary files that a killed process left in a folder that no other process writes to."""
-    for file in folder.glob(".*.tmp"):
-        file.unlink(missing_ok=True)
+    """Remove the temporary files that a killed process left in a folder, which no other process writes to."""
+    for file in folder.iterdir():
+        if is_leftover(file) and ".lock." not in file.name:  # another process may just be asking for the lock
+            file.unlink(missing_ok=True)
 
 
 def _flush_folder(folder: Path) -> None:

@@ -14,7 +14,7 @@ from pretraining.config import SETTINGS, PretrainConfig
 from pretraining.data.store import Store
 from pretraining.distributed import ALONE, Processes, check_shares, choose_device
 from pretraining.errors import UserError
-from pretraining.files import write_json
+from pretraining.files import is_leftover, remove_leftovers, write_json
 from pretraining.lock import RUN_LOCK, run_lock
 
 logger = logging.getLogger(__name__)
@@ -56,6 +56,7 @@ def prepare_output(
             output.mkdir(parents=True, exist_ok=True)
             held.enter_context(run_lock(output))
             _check_is_empty(output)  # another run may have been and gone meanwhile
+            remove_leftovers(output)
             write_json(path, {**config.to_dict(), "versions": versions, "store": fingerprint})
         except OSError as error:
             raise UserError(f"{output}: cannot be written ({error.strerror}); choose another folder") from error
@@ -65,7 +66,7 @@ def prepare_output(
         saved = PretrainConfig.from_dict({k: v for k, v in content.items() if k not in ("versions", "store")})
     except FileNotFoundError:
         raise UserError(f"{output}: there is no run to go on with; leave out --c to begin one") from None
-    except (ValueError, AttributeError) as error:
+    except (ValueError, AttributeError, TypeError, RecursionError) as error:
         raise UserError(f"{path}: damaged ({error}); restore it, or begin a new run in another folder") from error
     config = saved.replace(**settings)
     for name, (section, _) in SETTINGS.items():
@@ -74,13 +75,15 @@ def prepare_output(
             raise UserError(f"{output}: the run there has {name} = {before}, not {now}; leave the flag out to go on")
     check_shares(config, processes)
     held.enter_context(run_lock(output))
+    remove_leftovers(output)
     if not (output / CHECKPOINT).exists():
         logger.warning("%s: holds no checkpoint yet, so the run begins anew", output)
     return config
 
 
 def _check_is_empty(output: Path) -> None:
-    """Raise `UserError` where a new run's folder holds anything but its lock."""
-    if output.exists() and (not output.is_dir() or any(not f.name.startswith(RUN_LOCK) for f in output.iterdir())):
+    """Raise `UserError` where a new run's folder holds anything but its lock and what a killed run left."""
+    files = output.iterdir() if output.is_dir() else [output] if output.exists() else []
+    if any(not file.name.startswith(RUN_LOCK) and not is_leftover(file) for file in files):
         raise UserError(f"{output}: exists already and is not empty; add --c to go on with the run in it, "
                         "or choose another folder")  # fmt: skip
