@@ -44,6 +44,7 @@ if __name__ == "__main__":  # nnU-Net may import every file it finds below a fol
             "numpy>=1.26",
             "scipy>=1.11",
             "blosc2>=3.0",
+            "safetensors>=0.4.3",
             "matplotlib>=3.7",
             "tqdm>=4.65",
         ],
