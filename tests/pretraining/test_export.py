@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from nnunetv2_cads.network_architecture import PVTv2Encoder
 from nnunetv2_cads.network_architecture.encoder_checkpoint import load_encoder, read_encoder_checkpoint
@@ -41,6 +42,17 @@ def test_published_layout_gives_the_same_encoder(encoder, published, tmp_path, c
     x = torch.randn(1, 1, 16, 48, 48)
     with torch.no_grad():
         assert all(torch.equal(a, b) for a, b in zip(loaded(x), encoder(x), strict=True))
+
+
+def test_the_suffix_chooses_safetensors_which_export_reads_back(encoder, published, tmp_path):
+    files = [tmp_path / name for name in ("a.pth", "b.safetensors", "c.pth")]
+    for source, out in zip([published[0], *files], files, strict=False):
+        assert export([str(source), str(out)]) == 0
+    assert set(load_file(files[1])) == {f"backbone.{key}" for key in encoder.state_dict()}
+    first, *others = [read_encoder_checkpoint(file) for file in files]
+    for other in others:
+        assert other.record == first.record
+        assert all(torch.equal(other.state[key], value) for key, value in first.state.items())
 
 
 def test_transposing_in_plane_exchanges_the_axes_of_every_map(encoder, published, tmp_path):

@@ -155,7 +155,7 @@ def begin_training(store, folder, *arguments) -> subprocess.Popen:
         command("pretrain", store, folder, *many), env=ENVIRONMENT, stderr=subprocess.PIPE, encoding="utf-8"
     )
     deadline = time.monotonic() + 120
-    while len(read_metrics(folder / "metrics.jsonl")) < 2 and time.monotonic() < deadline:
+    while len(read_metrics(folder / "metrics.jsonl")) < 1 and time.monotonic() < deadline:
         time.sleep(0.05)
     return process
 

@@ -12,6 +12,7 @@ from nnunetv2.run.load_pretrained_weights import load_pretrained_weights
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 from nnunetv2_cads.network_architecture import PVTv2Encoder
+from nnunetv2_cads.network_architecture.checkpoint_files import save_safetensors
 from nnunetv2_cads.network_architecture.decoder import output_sizes
 from nnunetv2_cads.network_architecture.pvt_unet import STRIDES
 from nnunetv2_cads.training import variants
@@ -124,9 +125,11 @@ def test_weights_from_a_checkpoint_need_no_encoder(make_trainer, skip_nnunets_st
 
 
 def test_a_trainer_initialised_by_hand_still_gets_the_encoder(
-    make_trainer, nnunet_project, skip_nnunets_start, monkeypatch
+    make_trainer, nnunet_project, skip_nnunets_start, monkeypatch, tmp_path
 ):
-    monkeypatch.setenv("nnUNet_cads_encoder", str(nnunet_project.encoder_file))
+    file = tmp_path / "encoder.safetensors"
+    save_safetensors(file, torch.load(nnunet_project.encoder_file, weights_only=True)["teacher"], {})
+    monkeypatch.setenv("nnUNet_cads_encoder", str(file))
     trainer = make_trainer()
     trainer.initialize()
     trainer.network = torch.compile(trainer.network)  # as nnU-Net does on a GPU; compiles nothing before a forward
