@@ -50,7 +50,7 @@ def texture_hu() -> np.ndarray:
 
 
 def our_views(config, volume_hu, seed):
-    store = SimpleNamespace(volume=lambda _: volume_hu)
+    store = SimpleNamespace(window=lambda _, region: volume_hu[region])
     return [view[0].numpy() for view in make_views(store, WINDOW, config, np.random.default_rng(seed))]
 
 
