@@ -152,7 +152,11 @@ class NnunetProject:
             patch.setattr(sys, "argv", [str(command), *map(str, arguments)])
             patch.setattr(multiprocessing, "get_context", lambda method=None: server)
             patch.setattr(multiprocessing, "cpu_count", lambda: 1)  # threads of torch; more wait for each other here
-            assert not entry()
+            threads = torch.get_num_threads()
+            try:
+                assert not entry()
+            finally:
+                torch.set_num_threads(threads)  # a later test may compare with another process bit for bit
         return output.getvalue()
 
 
