@@ -56,6 +56,10 @@ class LossConfig:
     teacher_temp: tuple[float, float] = _setting((0.04, 0.07), "teacher temperature, first epoch and after warm-up")
     warmup_teacher_temp_epochs: int = _setting(50, "epochs over which the teacher temperature rises")
     center_momentum: float = _setting(0.9, "momentum of the center of the teacher outputs")
+    xray_weight: float = _setting(1.0, "weight of the pairs with the X-ray view; 0 leaves them out")
+    stage_weights: tuple[float, float, float, float] = _setting(
+        (1.0, 1.0, 1.0, 1.0), "weights of the stages' losses, shallow to deep; 0 0 0 1 teaches the last stage alone"
+    )
 
 
 @dataclass(frozen=True)
@@ -212,6 +216,8 @@ def _check(config: PretrainConfig) -> None:
         ("drop_path_rate", 0 <= config.model.drop_path_rate < 1, "in [0, 1)"),
         ("student_temp", config.loss.student_temp > 0, "positive"),
         ("teacher_temp", min(config.loss.teacher_temp) > 0, "positive"),
+        ("xray_weight", config.loss.xray_weight >= 0, "0 or more"),
+        ("stage_weights", min(config.loss.stage_weights) >= 0 < sum(config.loss.stage_weights), "0 or more, not all 0"),
         ("intensity", view.intensity in INTENSITY_LEVELS, f"one of {', '.join(INTENSITY_LEVELS)}"),
         ("amp", config.run.amp in AMP, f"one of {', '.join(AMP)}"),
         ("on_nan", config.run.on_nan in ON_NAN, f"one of {', '.join(ON_NAN)}"),

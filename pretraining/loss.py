@@ -2,9 +2,11 @@
 
 Paper: CADS (IEEE TMI 2025), after DINO (Caron et al., ICCV 2021); CADS method, section 4.
 Deviations: none in value. The cross-entropy is linear in the teacher's probabilities, so those that a student view is
-paired with are added up first; each student output is then normalised once per stage, not once per pair.
+paired with are added up first; each student output is then normalised once per stage, not once per pair. Weights of
+the X-ray's pairs and of the stages, 1 as published, are for ablations.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -17,7 +19,7 @@ class LossTerms:
     """Loss of one step.
 
     Attributes:
-        total: mean over the stages, with gradient.
+        total: (weighted) mean over the stages, with gradient.
         levels: (L,) the stages' losses, shallow to deep, detached.
         teacher_probabilities: (2B, K), for the record of the run's health.
     """
@@ -28,7 +30,13 @@ class LossTerms:
 
 
 def deep_distillation_loss(
-    student_logits: list[Tensor], teacher_logits: Tensor, center: Tensor, teacher_temp: float, student_temp: float
+    student_logits: list[Tensor],
+    teacher_logits: Tensor,
+    center: Tensor,
+    teacher_temp: float,
+    student_temp: float,
+    xray_weight: float = 1.0,
+    stage_weights: Sequence[float] = (1.0, 1.0, 1.0, 1.0),
 ) -> LossTerms:
     """Cross-entropy between the teacher's last head and every head of the student, over the pairs of unlike views.
 
@@ -40,18 +48,26 @@ def deep_distillation_loss(
         center: (K,) running mean of the teacher's logits; not changed here (see `update_center`).
         teacher_temp: temperature of the teacher's softmax.
         student_temp: temperature of the student's softmax.
+        xray_weight: of the pairs CT1-X and CT2-X against the other two.
+        stage_weights: of the stages' losses in the total.
     """
     targets = F.softmax((teacher_logits.detach().float() - center) / teacher_temp, dim=-1)
     first, second = targets.chunk(2)
     # each student view against the sum of the teacher views it is paired with: one, one and two
-    paired = torch.cat([second, first, first + second])
-    pairs = 4 * len(first)
+    paired = torch.cat([second, first, xray_weight * (first + second)])
+    pairs = (2 + 2 * xray_weight) * len(first)
     levels = []
     for logits in student_logits:
         log_probabilities = F.log_softmax(logits.to(paired.dtype) / student_temp, dim=-1)
         levels.append(-torch.linalg.vecdot(paired, log_probabilities).sum() / pairs)
     stacked = torch.stack(levels)
-    return LossTerms(stacked.mean(), stacked.detach(), targets)
+    return LossTerms(weighted_mean(stacked, stage_weights), stacked.detach(), targets)
+
+
+def weighted_mean(levels: Tensor, weights: Sequence[float]) -> Tensor:
+    """Of the stages' losses (L,): ()."""
+    # numbers, not a tensor of them: copying one to a GPU would wait for it
+    return sum(weight * level for weight, level in zip(weights, levels.unbind(), strict=True)) / sum(weights)
 
 
 def update_center(center: Tensor, mean_logits: Tensor, momentum: float) -> Tensor:

@@ -15,7 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 from nnunetv2_cads.network_architecture.pvt_v2 import BRANCHES
 from pretraining.config import PretrainConfig
 from pretraining.distributed import ALONE, Processes
-from pretraining.loss import deep_distillation_loss, update_center
+from pretraining.loss import deep_distillation_loss, update_center, weighted_mean
 from pretraining.models.networks import Student, Teacher
 from pretraining.optimisation import clip_each_gradient, parameter_groups
 from pretraining.schedules import cosine, linspace, warmup_cosine
@@ -127,7 +127,8 @@ class Pretrainer:
         entropy, agreement = rest[0] / views, 2 * rest[1] / views
         information = torch.special.entr(probabilities / views).sum() - entropy
         health = entropy, information, agreement, *spread_and_rank(feature_sum / views, covariance)
-        return StepResult(levels.mean(), levels, norms, finite, *health, rates)
+        loss = weighted_mean(levels, self.config.loss.stage_weights)
+        return StepResult(loss, levels, norms, finite, *health, rates)
 
     def _noise(self, count: int) -> Tensor:
         """(samples, views, `BRANCHES`) numbers for stochastic depth: the teacher's two views, the student's three.
@@ -159,8 +160,15 @@ class Pretrainer:
         with torch.autocast(self.device.type, dtype=dtype, enabled=dtype is not None):
             teacher_logits, features = self._teacher(ct, teacher_noise)
             student_logits = self._student(ct, xray, student_noise)
+        loss = self.config.loss
         terms = deep_distillation_loss(
-            student_logits, teacher_logits, self.center, teacher_temp, self.config.loss.student_temp
+            student_logits,
+            teacher_logits,
+            self.center,
+            teacher_temp,
+            loss.student_temp,
+            loss.xray_weight,
+            loss.stage_weights,
         )
         self.scaler.scale(terms.total / self.config.run.accumulate).backward()
         features = features.float()

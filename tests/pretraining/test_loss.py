@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from pretraining.loss import deep_distillation_loss, update_center
 
 
-def pairwise_loss(student, teacher, center, teacher_temp, student_temp):
+def pairwise_loss(student, teacher, center, teacher_temp, student_temp, xray_weight=1.0):
     """The method to the letter: every pair of unlike views of every stage on its own."""
     teacher_views = F.softmax((teacher - center) / teacher_temp, -1).chunk(2)
     levels = []
@@ -23,7 +23,8 @@ def pairwise_loss(student, teacher, center, teacher_temp, student_temp):
             if i != j
         ]
         assert len(pairs) == 4
-        levels.append(sum(pairs) / 4)
+        weights = [1.0, xray_weight, 1.0, xray_weight]  # CT1-CT2, CT1-X, CT2-CT1, CT2-X
+        levels.append(sum(w * p for w, p in zip(weights, pairs, strict=True)) / sum(weights))
     return levels
 
 
@@ -43,6 +44,22 @@ def test_equals_the_loss_written_pair_by_pair(batch, width, teacher_temp, seed):
     theirs = torch.autograd.grad(sum(expected) / 4, student)
     for mine, plain in zip(ours, theirs, strict=True):
         torch.testing.assert_close(mine, plain, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("xray_weight", [0.0, 0.5, 3.0])
+def test_weights_of_pairs_and_stages_equal_the_weighted_mean_of_the_pairs(xray_weight):
+    generator = torch.Generator().manual_seed(0)
+    student = [torch.randn(9, 20, generator=generator).double().requires_grad_() for _ in range(4)]
+    teacher, center = torch.randn(6, 20, generator=generator).double(), torch.randn(20, generator=generator).double()
+    expected = pairwise_loss(student, teacher, center, 0.05, 0.1, xray_weight)
+    terms = deep_distillation_loss(student, teacher, center, 0.05, 0.1, xray_weight, (0.0, 1.0, 0.0, 3.0))
+    torch.testing.assert_close(terms.levels.double(), torch.stack(expected).detach(), rtol=1e-4, atol=1e-4)
+    gradients = torch.autograd.grad(terms.total, student, retain_graph=True)
+    plain = torch.autograd.grad((expected[1] + 3 * expected[3]) / 4, student, allow_unused=True)
+    for mine, other in zip(gradients, plain, strict=True):
+        torch.testing.assert_close(mine, torch.zeros_like(mine) if other is None else other, rtol=1e-3, atol=1e-5)
+    if xray_weight == 0:
+        assert all((gradient[6:] == 0).all() for gradient in gradients)
 
 
 def test_uniform_outputs_give_the_chance_level():

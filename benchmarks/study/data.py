@@ -1,0 +1,91 @@
+"""The study's data: an unlabelled archive and its store, and labelled tasks in nnU-Net's raw format.
+
+Synthetic torsos are scaled so that their voxels are 1 mm: pre-training, which always works at 1 mm, then sees organs
+at the size and resolution at which fine-tuning shows them. One voxel is 3 mm of an adult.
+"""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from nnunetv2_cads.demo.datasets import write_archive, write_nnunet_dataset
+from nnunetv2_cads.demo.torso import TorsoConfig
+from pretraining.data.preprocess import Part, preprocess
+
+TORSO_DATASET_ID, TORSO_DATASET_NAME = 801, "Torsos"
+
+HARD = TorsoConfig(
+    body_scale=1 / 3,
+    slice_spacing_mm=(1.0, 1.0),
+    pixel_spacing_mm=(1.0, 1.0),
+    organ_contrast_hu=(60.0, 120.0),
+    blood_contrast_hu=(0.0, 80.0),
+    noise_hu=(20.0, 50.0),
+    variation=1.4,
+)
+"""A third of the demo's contrast, more noise and more variation: docs/evidence.md says how it was chosen."""
+
+
+@dataclass(frozen=True)
+class DataSize:
+    """How much of everything."""
+
+    archive: int = 100
+    labelled: int = 8
+    held_out: int = 12
+    torso: TorsoConfig = field(default_factory=lambda: HARD)
+
+
+@dataclass(frozen=True)
+class StudyFolder:
+    """Where the study keeps its files below ``root``."""
+
+    root: Path
+
+    @property
+    def archive(self) -> Path:
+        """Unlabelled scans."""
+        return self.root / "archive"
+
+    @property
+    def store(self) -> Path:
+        """What `cads_preprocess` made of them."""
+        return self.root / "store"
+
+    @property
+    def runs(self) -> Path:
+        """Pre-trainings, one folder each."""
+        return self.root / "runs"
+
+    @property
+    def finetuned(self) -> Path:
+        """Fine-tunings: one JSON file of records each."""
+        return self.root / "finetuned"
+
+    def nnunet(self, kind: str) -> Path:
+        """nnU-Net's folder ``raw``, ``preprocessed`` or ``results``."""
+        return self.root / f"nnUNet_{kind}"
+
+
+def make_archive(folder: StudyFolder, size: DataSize, ct_dir: Path | None, seed: int = 0) -> None:
+    """Write the archive and its store; what exists is kept.
+
+    Args:
+        folder: of the study.
+        size: numbers of scans.
+        ct_dir: a folder of real CT scans, which join the archive; its subfolders (the labelled ones) do not.
+        seed: of the torsos.
+    """
+    write_archive(folder.archive, size.archive, size.torso, seed)
+    for scan in sorted(ct_dir.glob("*.nii.gz")) if ct_dir else ():
+        link = folder.archive / scan.name
+        if not link.exists():
+            link.symlink_to(scan.absolute())
+    preprocess(folder.archive, folder.store, 1, Part(0, 1))
+
+
+def make_torso_task(folder: StudyFolder, size: DataSize, seed: int = 0) -> Path:
+    """Write the labelled torsos as an nnU-Net raw data set and return its folder; what exists is kept."""
+    raw = folder.nnunet("raw")
+    return write_nnunet_dataset(
+        raw, TORSO_DATASET_ID, TORSO_DATASET_NAME, size.labelled, size.held_out, size.torso, seed
+    )
