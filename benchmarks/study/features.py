@@ -11,6 +11,7 @@ from torch import Tensor
 
 from nnunetv2_cads.network_architecture import PVTv2Encoder
 from nnunetv2_cads.network_architecture.encoder_checkpoint import load_encoder, read_encoder_checkpoint
+from nnunetv2_cads.network_architecture.pvt_v2 import MINIMUM_SIZE
 from pretraining.config import ViewConfig
 from pretraining.data.store import CLIP_HU, Store
 from pretraining.data.subvolumes import list_subvolumes
@@ -36,14 +37,16 @@ def voxel_features(encoder: PVTv2Encoder, image_hu: np.ndarray, voxels: np.ndarr
 
     Args:
         encoder: in eval mode.
-        image_hu: (D, H, W), seen whole.
+        image_hu: (D, H, W), seen whole; its last voxels are repeated where the encoder needs more.
         voxels: (N, 3) integer indices.
 
     Returns:
         Five tensors (N, channels).
     """
     image = torch.from_numpy(np.clip(image_hu, *CLIP_HU).astype(np.float32) / HU_SCALE)
-    maps = encoder(image[None, None])
+    missing = [max(0, least - n) for n, least in zip(image.shape, MINIMUM_SIZE[3], strict=True)]
+    image = F.pad(image[None, None], [edge for m in reversed(missing) for edge in (0, m)], mode="replicate")
+    maps = encoder(image)
     return [sample_map(m[0], torch.from_numpy(voxels), stride) for m, stride in zip(maps, STRIDES, strict=True)]
 
 

@@ -23,12 +23,14 @@ class LabelledCase:
 
     image_hu: np.ndarray
     labels: np.ndarray
+    spacing_mm: tuple[float, float, float] = (1.0, 1.0, 1.0)
 
 
 def read_case(image: Path, labels: Path) -> LabelledCase:
     """Read a case of an nnU-Net raw data set."""
-    arrays = [sitk.GetArrayFromImage(sitk.ReadImage(str(path))) for path in (image, labels)]
-    return LabelledCase(arrays[0], arrays[1].astype(np.int16))
+    images = [sitk.ReadImage(str(path)) for path in (image, labels)]
+    arrays = [sitk.GetArrayFromImage(image) for image in images]
+    return LabelledCase(arrays[0], arrays[1].astype(np.int16), images[0].GetSpacing()[::-1])
 
 
 def split_by_slices(case: LabelledCase, gap: int) -> tuple[LabelledCase, LabelledCase]:

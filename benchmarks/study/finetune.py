@@ -1,0 +1,172 @@
+"""One fine-tuning by nnU-Net's own trainer objects, in this process, and its score on the held-out cases."""
+
+import copy
+import os
+import random
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from nnunetv2.training.nnUNetTrainer.variants.data_augmentation.nnUNetTrainerNoMirroring import (
+    nnUNetTrainerNoMirroring,
+)
+from torch.utils.flop_counter import FlopCounterMode
+
+from nnunetv2_cads.demo.scoring import dice
+from nnunetv2_cads.training.pretrained_encoder import ENCODER_VARIABLE
+from nnunetv2_cads.training.variants import TRAINERS
+from pretraining.memory import peak_memory, reset_peak_memory
+from study.plans import CONFIGURATION
+from study.probing import LabelledCase
+from study.surface import normalised_surface_dice
+
+CLASSES: dict[str, type[nnUNetTrainer]] = {"nnUNetTrainerNoMirroring": nnUNetTrainerNoMirroring, **TRAINERS}
+TILE_STEP = 0.75
+"""Step of the sliding window, in patches: half of nnU-Net's overlap, for half of the time."""
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Length and rates of a fine-tuning; the same for all arms of one network.
+
+    Attributes:
+        epochs: units of the schedule.
+        iterations: steps of an epoch.
+        milestones: shares of the training after which a few held-out cases are scored.
+        milestone_cases: how many.
+        decoder_lr: of PVT-UNet's decoder; nnU-Net's own networks keep nnU-Net's rate.
+        encoder_lr: of its encoder.
+    """
+
+    epochs: int = 12
+    iterations: int = 40
+    milestones: tuple[float, ...] = (0.25, 0.5, 1.0)
+    milestone_cases: int = 3
+    decoder_lr: float = 2e-3
+    encoder_lr: float = 1e-3
+
+
+def finetune(
+    trainer_name: str,
+    plans: dict,
+    dataset_json: dict,
+    fold: int,
+    seed: int,
+    schedule: Schedule,
+    held_out: dict[str, LabelledCase],
+    encoder: Path | None = None,
+) -> dict[str, Any]:
+    """Train on the cases of a fold and score on the held-out ones.
+
+    Returns:
+        ``scores`` [{case, organ, dice, nsd}], None where neither truth nor prediction has the organ; ``curve`` (train
+        loss by epoch), ``milestones``, ``cost``.
+    """
+    for seeding in (random.seed, np.random.seed, torch.manual_seed):
+        seeding(seed)
+    reset_peak_memory(torch.device("cpu"))
+    with _environment(
+        nnUNet_n_proc_DA="0", nnUNet_compile="f", **({ENCODER_VARIABLE: str(encoder)} if encoder else {})
+    ):
+        trainer = _make_trainer(CLASSES[trainer_name], plans, fold, dataset_json, schedule)
+        trainer.after_epoch = lambda: _score_milestone(trainer, schedule, held_out)
+        started = time.perf_counter()
+        trainer.run_training()
+    seconds = time.perf_counter() - started - trainer.scoring_seconds
+    cost = {
+        "seconds_per_iteration": seconds / (schedule.epochs * schedule.iterations),
+        "peak_memory_bytes": peak_memory(torch.device("cpu")),
+        "flops_per_iteration": _flops(trainer),
+        "parameters": sum(p.numel() for p in trainer.network.parameters()),
+    }
+    return {
+        "scores": score(trainer, held_out),
+        "curve": [float(trainer.logger.get_value("train_losses", step=i)) for i in range(schedule.epochs)],
+        "milestones": trainer.milestone_scores,
+        "cost": cost,
+    }
+
+
+def _make_trainer(
+    base: type[nnUNetTrainer], plans: dict, fold: int, dataset_json: dict, schedule: Schedule
+) -> nnUNetTrainer:
+    class StudyTrainer(base):
+        """``base`` with a call after each epoch."""
+
+        def on_epoch_end(self) -> None:
+            super().on_epoch_end()
+            self.after_epoch()
+
+    plans = copy.deepcopy(plans) | {"continue_training": False}  # nnU-Net takes it out again
+    trainer = StudyTrainer(plans, CONFIGURATION, fold, dataset_json, torch.device("cpu"))
+    trainer.num_epochs, trainer.num_iterations_per_epoch = schedule.epochs, schedule.iterations
+    trainer.num_val_iterations_per_epoch = 1
+    trainer.disable_checkpointing = True
+    trainer.milestone_scores, trainer.scoring_seconds = [], 0.0
+    if base in TRAINERS.values():
+        trainer.mirroring = False
+        trainer.initial_lr, trainer.encoder_lr = schedule.decoder_lr, schedule.encoder_lr
+    return trainer
+
+
+def _score_milestone(trainer: nnUNetTrainer, schedule: Schedule, held_out: dict[str, LabelledCase]) -> None:
+    """Score some held-out cases where the epoch that has just ended is a milestone."""
+    if trainer.current_epoch not in {round(share * schedule.epochs) for share in schedule.milestones}:
+        return
+    started = time.perf_counter()
+    some = dict(list(held_out.items())[: schedule.milestone_cases])
+    mean = float(np.mean([row["dice"] for row in score(trainer, some) if row["dice"] is not None]))
+    trainer.milestone_scores.append({"iteration": trainer.current_epoch * schedule.iterations, "dice": mean})
+    trainer.scoring_seconds += time.perf_counter() - started
+
+
+def score(trainer: nnUNetTrainer, cases: dict[str, LabelledCase]) -> list[dict[str, Any]]:
+    """Dice and normalised surface Dice of every organ in every case, predicted as nnU-Net predicts."""
+    predictor = nnUNetPredictor(
+        tile_step_size=TILE_STEP, use_mirroring=False, perform_everything_on_device=False,
+        device=trainer.device, allow_tqdm=False,
+    )  # fmt: skip
+    predictor.manual_initialization(
+        trainer.network, trainer.plans_manager, trainer.configuration_manager, [trainer.network.state_dict()],
+        trainer.dataset_json, trainer.__class__.__name__, None,
+    )  # fmt: skip
+    trainer.set_deep_supervision_enabled(False)
+    rows = []
+    for name, case in cases.items():
+        properties = {"spacing": case.spacing_mm}
+        predicted = predictor.predict_single_npy_array(case.image_hu[None].astype(np.float32), properties)
+        for organ, label in trainer.dataset_json["labels"].items():
+            if label:
+                surface = normalised_surface_dice(predicted == label, case.labels == label, case.spacing_mm)
+                rows.append({"case": name, "organ": organ, "dice": dice(predicted, case.labels, label), "nsd": surface})
+    trainer.set_deep_supervision_enabled(trainer.enable_deep_supervision)
+    return rows
+
+
+def _flops(trainer: nnUNetTrainer) -> float:
+    """Of a training step on the shared patch: forward counted, backward taken as twice of it."""
+    manager = trainer.configuration_manager
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        trainer.network(torch.zeros(manager.batch_size, trainer.num_input_channels, *manager.patch_size))
+    return 3.0 * counter.get_total_flops()
+
+
+@contextmanager
+def _environment(**variables: str) -> Iterator[None]:
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value

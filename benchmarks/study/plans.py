@@ -1,0 +1,56 @@
+"""nnU-Net's own planning and preprocessing, with the patch and batch that every arm of the study shares."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+from nnunetv2.experiment_planning.experiment_planners.default_experiment_planner import ExperimentPlanner
+from nnunetv2.experiment_planning.experiment_planners.residual_unets.residual_encoder_unet_planners import (
+    nnUNetPlannerResEncM,
+)
+from nnunetv2.experiment_planning.plan_and_preprocess_api import extract_fingerprint_dataset, preprocess_dataset
+
+PLANS = {"nnUNetPlans": ExperimentPlanner, "nnUNetResEncUNetMPlans": nnUNetPlannerResEncM}
+"""Planner of each plans file; both plan the same data, so they share what is preprocessed."""
+CONFIGURATION = "3d_fullres"
+AMPLE_GB = 8
+"""GPU memory that the planners may plan with: more than the small patch needs, so that it is never made smaller."""
+
+
+def plan_and_preprocess(
+    dataset: Path, preprocessed: Path, patch_size: tuple[int, int, int], batch_size: int
+) -> dict[str, dict]:
+    """Plan and preprocess a raw data set once; nnU-Net's folders must be in the environment.
+
+    Args:
+        dataset: folder of the raw data set, below ``nnUNet_raw``.
+        preprocessed: the folder ``nnUNet_preprocessed``.
+        patch_size: of every arm.
+        batch_size: of every arm.
+
+    Returns:
+        The plans by name.
+    """
+    folder, dataset_id = preprocessed / dataset.name, int(dataset.name[7:10])
+    done = folder / "study.json"
+    if not done.exists():
+        extract_fingerprint_dataset(dataset_id, num_processes=1, show_progress_bar=False)
+        for name, planner in PLANS.items():
+            _with_fixed_patch(planner, patch_size, batch_size)(dataset_id, AMPLE_GB, plans_name=name).plan_experiment()
+        preprocess_dataset(dataset_id, "nnUNetPlans", (CONFIGURATION,), (1,), show_progress_bar=False)
+        done.write_text(json.dumps({"patch_size": patch_size, "batch_size": batch_size}), encoding="utf-8")
+    return {name: json.loads((folder / f"{name}.json").read_text(encoding="utf-8")) for name in PLANS}
+
+
+def _with_fixed_patch(
+    planner: type[ExperimentPlanner], patch_size: tuple[int, int, int], batch_size: int
+) -> type[ExperimentPlanner]:
+    """The planner, with a median image of ``patch_size``: no larger patch makes sense to it then."""
+
+    class FixedPatchPlanner(planner):
+        def get_plans_for_configuration(self, spacing, median_shape, data_identifier, n_voxels, _cache) -> dict:
+            largest = np.minimum(median_shape, patch_size[-len(spacing) :])
+            plan = super().get_plans_for_configuration(spacing, largest, data_identifier, n_voxels, _cache)
+            return plan | {"batch_size": batch_size}
+
+    return FixedPatchPlanner

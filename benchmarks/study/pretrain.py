@@ -1,0 +1,91 @@
+"""The pre-trained encoders of the study: CADS by its own command, its ablations, and the peers."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from peers.masked_autoencoder import MaskedAutoencoder
+from peers.moco_v3 import MoCoV3
+from peers.training import pretrain_peer
+from torch.utils.flop_counter import FlopCounterMode
+
+from pretraining.cli import pretrain
+from pretraining.config import PRESETS, PretrainConfig
+from pretraining.estimate import flops_per_step
+from pretraining.memory import peak_memory, reset_peak_memory
+from pretraining.metrics import read_metrics
+from pretraining.pretrainer import Pretrainer
+from study.arms import PRETRAININGS, Pretraining
+
+PEERS = {"moco_v3": MoCoV3, "masked_autoencoder": MaskedAutoencoder}
+
+
+def pretrained_encoder(name: str, store: Path, runs: Path, settings: Mapping[str, Any]) -> Path:
+    """Pre-train, or go on with, the encoder of this name; returns its file. What is finished is not done again.
+
+    Args:
+        name: in `PRETRAININGS`.
+        store: what to train on.
+        runs: folder of all runs.
+        settings: of the recipe, on top of the preset `demo`.
+    """
+    run, method = runs / name, PRETRAININGS[name]
+    encoder = run / "cads_encoder.pth"
+    if encoder.exists():
+        return encoder
+    config = PretrainConfig().replace(**{**PRESETS["demo"], **settings, **method.changes})
+    reset_peak_memory(torch.device("cpu"))
+    if method.method in PEERS:
+        torch.manual_seed(config.run.seed)
+        pretrain_peer(PEERS[method.method](), store, config, run)
+    else:
+        begun = (run / "config.json").exists()
+        flags = ["--c"] if begun else ["--preset", "demo", *_flags({**settings, **method.changes})]
+        code = pretrain([str(store), str(run), *flags])
+        if code:
+            raise RuntimeError(f"cads_pretrain of {name} ended with exit code {code}; its run is {run}")
+    cost = {"peak_memory_bytes": peak_memory(torch.device("cpu")), "batch_size": config.optim.batch_size}
+    (run / "study.json").write_text(json.dumps(cost), encoding="utf-8")
+    return encoder
+
+
+def pretraining_cost(name: str, runs: Path, settings: Mapping[str, Any]) -> dict[str, float]:
+    """FLOPs, seconds and peak memory of a finished pre-training; FLOPs are counted anew on noise."""
+    run, method = runs / name, PRETRAININGS[name]
+    config = PretrainConfig().replace(**{**PRESETS["demo"], **settings, **method.changes})
+    cost = json.loads((run / "study.json").read_text(encoding="utf-8"))
+    if method.method in PEERS:
+        seconds = json.loads((run / "cost.json").read_text(encoding="utf-8"))["seconds_per_sample"]
+    else:
+        lines = read_metrics(run / "metrics.jsonl")
+        seconds = sum(1 / line["samples_per_second"] for line in lines) / len(lines)
+    return {
+        "gflop_per_sample": _flops_per_sample(method, config) / 1e9,
+        "seconds_per_sample": seconds,
+        "peak_memory_bytes": cost["peak_memory_bytes"],
+    }
+
+
+def _flops_per_sample(method: Pretraining, config: PretrainConfig) -> float:
+    if method.method == "cads":
+        return flops_per_step(Pretrainer(config, 1, torch.device("cpu"))) / config.optim.batch_size
+    peer = PEERS[method.method]()
+    depth, height, width = config.view.crop_size
+    views = torch.randn(2, 2, 1, depth, height, width).unbind()  # batch normalisation needs two samples
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        peer.loss(*views, torch.Generator())
+    return peer.step_over_forward * counter.get_total_flops() / 2
+
+
+def _flags(settings: Mapping[str, Any]) -> list[str]:
+    """Settings as flags of cads_pretrain."""
+    flags = []
+    for name, value in settings.items():
+        flag = name.replace("_", "-")
+        if isinstance(value, bool):
+            flags.append(f"--{flag}" if value else f"--no-{flag}")
+        else:
+            flags += [f"--{flag}", *map(str, value if isinstance(value, tuple) else (value,))]
+    return flags

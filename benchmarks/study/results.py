@@ -1,0 +1,123 @@
+"""From the finished fine-tunings to one results file, one table, and the paired comparisons."""
+
+import json
+import math
+from collections import defaultdict
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from scipy import stats
+
+RECORD = ("task", "arm", "labels", "seed", "case", "organ", "dice", "nsd")
+
+Records = list[dict[str, Any]]
+
+
+def collect(finetuned: Path) -> tuple[Records, list[dict[str, Any]]]:
+    """Read all finished fine-tunings.
+
+    Returns:
+        Records, one per arm, label budget, seed, case and organ; and runs: arm, labels, seed, curve, milestones, cost.
+    """
+    records, runs = [], []
+    for path in sorted(finetuned.glob("*.json")):
+        run = json.loads(path.read_text(encoding="utf-8"))
+        of_run = {key: run[key] for key in ("task", "arm", "labels", "seed")}
+        records += [of_run | row for row in run.pop("scores")]
+        runs.append(run)
+    return records, runs
+
+
+def case_scores(records: Iterable[dict[str, Any]], task: str, metric: str = "dice") -> dict[tuple, float]:
+    """Mean over the organs, by (arm, labels, seed, case); organs that are nowhere (NaN) do not count."""
+    values = defaultdict(list)
+    for row in records:
+        if row["task"] == task and row[metric] is not None and not math.isnan(row[metric]):
+            values[row["arm"], row["labels"], row["seed"], row["case"]].append(row[metric])
+    return {key: float(np.mean(scores)) for key, scores in values.items()}
+
+
+def mean_and_sd(scores: dict[tuple, float], arm: str, labels: int) -> tuple[float, float] | None:
+    """Of an arm at a label budget: mean over the cases and seeds, standard deviation of the seeds' means."""
+    by_seed = defaultdict(list)
+    for (of_arm, of_labels, seed, _), value in scores.items():
+        if (of_arm, of_labels) == (arm, labels):
+            by_seed[seed].append(value)
+    if not by_seed:
+        return None
+    means = [np.mean(values) for values in by_seed.values()]
+    return float(np.mean(means)), float(np.std(means, ddof=1)) if len(means) > 1 else math.nan
+
+
+def paired(scores: dict[tuple, float], arm: str, other: str, labels: int) -> tuple[float, float, int] | None:
+    """Mean difference arm - other over what both have of cases and seeds, Wilcoxon's two-sided p, number of pairs."""
+    pairs = [
+        (value, scores[(other, *key[1:])])
+        for key, value in scores.items()
+        if key[0] == arm and key[1] == labels and (other, *key[1:]) in scores
+    ]
+    if not pairs:
+        return None
+    differences = np.subtract(*np.array(pairs).T)
+    p = stats.wilcoxon(differences).pvalue if np.any(differences) else 1.0
+    return float(differences.mean()), float(p), len(pairs)
+
+
+def table(records: Records, task: str, arms: Iterable[str], budgets: Iterable[int], baseline: str) -> str:
+    """Markdown: Dice by arm and budget, mean ± sd over seeds, and the difference to the baseline with its p."""
+    budgets = list(budgets)
+    dice, nsd = case_scores(records, task), case_scores(records, task, "nsd")
+    heads = ["arm", *(f"Dice, {n} labelled" for n in budgets), *(f"- {baseline}, {n}" for n in budgets), "NSD, fewest"]
+    lines = ["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
+    for arm in arms:
+        cells = [arm]
+        for n in budgets:
+            found = mean_and_sd(dice, arm, n)
+            cells.append("" if found is None else f"{found[0]:.3f} ± {found[1]:.3f}")
+        for n in budgets:
+            found = None if arm == baseline else paired(dice, arm, baseline, n)
+            cells.append("" if found is None else f"{100 * found[0]:+.1f} (p = {found[1]:.2g}, n = {found[2]})")
+        surface = mean_and_sd(nsd, arm, budgets[0])
+        cells.append("" if surface is None else f"{surface[0]:.3f}")
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def cost_table(runs: list[dict[str, Any]], pretraining: dict[str, dict[str, float]]) -> str:
+    """Markdown: what a step of fine-tuning costs by arm, and a sample of pre-training by method."""
+    lines = [
+        "| fine-tuning | parameters, M | GFLOP per iteration | s per iteration | peak memory, GiB |",
+        "|---|---|---|---|---|",
+    ]
+    for arm in dict.fromkeys(run["arm"] for run in runs):
+        costs = [run["cost"] for run in runs if run["arm"] == arm]
+        seconds = np.median([cost["seconds_per_iteration"] for cost in costs])
+        memory = max(cost["peak_memory_bytes"] for cost in costs) / 2**30
+        lines.append(
+            f"| {arm} | {costs[0]['parameters'] / 1e6:.1f} | {costs[0]['flops_per_iteration'] / 1e9:.0f} | "
+            f"{seconds:.2f} | {memory:.1f} |"
+        )
+    lines += ["", "| pre-training | GFLOP per sample | s per sample | peak memory, GiB |", "|---|---|---|---|"]
+    for name, cost in pretraining.items():
+        lines.append(
+            f"| {name} | {cost['gflop_per_sample']:.1f} | {cost['seconds_per_sample']:.3f} | "
+            f"{cost['peak_memory_bytes'] / 2**30:.1f} |"
+        )
+    return "\n".join(lines)
+
+
+def iterations_to_reach(runs: list[dict[str, Any]], task: str, arm: str, goal: str, labels: int) -> str:
+    """The first milestone at which the mean of an arm's runs is at the mean of the last milestone of ``goal``."""
+    curves = {
+        name: [r["milestones"] for r in runs if (r["task"], r["arm"], r["labels"]) == (task, name, labels)]
+        for name in (arm, goal)
+    }
+    if not all(curves.values()):
+        return "not measured"
+    target = np.mean([curve[-1]["dice"] for curve in curves[goal]])
+    for step in zip(*curves[arm], strict=True):
+        if np.mean([point["dice"] for point in step]) >= target:
+            return f"{step[0]['iteration']} of {curves[goal][0][-1]['iteration']}"
+    return f"not within {curves[arm][0][-1]['iteration']}"

@@ -1,0 +1,90 @@
+"""The whole experiment, tiny: real pre-training, nnU-Net's own trainers, results, and going on."""
+
+import itertools
+import json
+
+import evidence
+import pytest
+import SimpleITK as sitk
+from study import tasks
+from study.data import StudyFolder
+
+from nnunetv2_cads.network_architecture import PVTv2Encoder
+from nnunetv2_cads.network_architecture.encoder_checkpoint import compare_encoder_state, read_encoder_checkpoint
+
+ARMS = ("nnUNetTrainer", "MAE", "CADS")
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """The folder of an experiment that was run for some arms, then for all."""
+    folder = tmp_path_factory.mktemp("evidence")
+    command = [str(folder), "--quick", "--out", str(folder / "out"), "--arms"]
+    with pytest.MonkeyPatch.context() as patch:
+        for kind in ("raw", "preprocessed", "results"):
+            patch.setenv(f"nnUNet_{kind}", "")  # the experiment sets its own; what it set is undone afterwards
+        assert evidence.main([*command, *ARMS[:1]]) == 0
+        times = {path: path.stat().st_mtime_ns for path in (folder / "finetuned").glob("*.json")}
+        assert len(times) == 1
+        assert evidence.main([*command, *ARMS]) == 0
+    assert all(path.stat().st_mtime_ns == before for path, before in times.items())
+    return folder
+
+
+def test_records_name_arm_labels_seed_case_and_organ(finished):
+    results = json.loads((finished / "out" / "results.json").read_text(encoding="utf-8"))
+    assert {row["arm"] for row in results["records"]} == set(ARMS)
+    assert len(results["records"]) == len(ARMS) * 8  # one budget, seed and held-out case, eight organs
+    for row in results["records"]:
+        assert {"labels", "seed", "case", "organ", "dice", "nsd"} <= set(row)
+        assert row["dice"] is None or 0 <= row["dice"] <= 1
+    assert set(results["pretraining"]) == {"CADS", "MAE"}
+    assert all(cost["gflop_per_sample"] > 0 for cost in results["pretraining"].values())
+    flops = {run["arm"]: run["cost"]["flops_per_iteration"] for run in results["runs"]}
+    assert flops["CADS"] == flops["MAE"] != flops["nnUNetTrainer"] > 0
+
+
+def test_table_and_figure_are_written(finished):
+    text = (finished / "out" / "table.md").read_text(encoding="utf-8")
+    assert all(f"| {arm} | 0." in text for arm in ARMS)
+    assert (finished / "out" / "evidence.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_pretrained_arms_began_with_their_own_encoder(finished):
+    for arm in ("CADS", "MAE"):
+        encoder = finished / "runs" / arm / "cads_encoder.pth"
+        checkpoint = read_encoder_checkpoint(encoder)
+        report = compare_encoder_state(PVTv2Encoder(), checkpoint.state)
+        assert not (report.missing or report.unexpected or report.mismatched)
+        log = (finished / "finetuned" / f"torsos__{arm}__1__0.log").read_text(encoding="utf-8")
+        assert checkpoint.sha256 in log
+
+
+def test_no_time_left_begins_no_training(finished, tmp_path, capsys):
+    size = evidence.QUICK
+    experiment = evidence.Experiment(StudyFolder(finished), size, None, ["ResEncM"])
+    assert experiment.run(deadline=0.0) is False
+    assert not list((finished / "finetuned").glob("*ResEncM*"))
+
+
+def test_torso_folds_use_other_cases_for_each_seed_and_never_a_held_out_one(finished):
+    task = tasks.torso_task(StudyFolder(finished), evidence.QUICK.data, (1,), 2)
+    assert [(fold.labels, fold.seed) for fold in task.folds] == [(1, 0), (1, 1)]
+    assert not {name for fold in task.folds for name in fold.train} & set(task.folds[0].test)
+
+
+@pytest.mark.parametrize("name", tasks.REAL_SOURCES)
+def test_real_slabs_do_not_touch_and_all_have_labels(name, ct_dir, tmp_path):
+    source = tasks.REAL_SOURCES[name]
+    task = tasks.real_task(name, ct_dir, StudyFolder(tmp_path))
+    whole = sitk.DICOMOrient(sitk.ReadImage(str(ct_dir / source.image)), "LPS")
+    places = {}
+    for fold in task.folds:
+        assert len(fold.train) == source.slabs - 1 and not set(fold.train) & set(fold.test)
+        (case,) = task.test_cases(fold).values()
+        assert case.image_hu.shape == case.labels.shape and case.labels.any()
+        image = sitk.ReadImage(str(task.dataset / "imagesTr" / f"{fold.test[0]}_0000.nii.gz"))
+        places[fold.test[0]] = whole.TransformPhysicalPointToIndex(image.GetOrigin())[2], len(case.labels)
+    starts = sorted(places.values())
+    gaps = [b - (a + n) for (a, n), (b, _) in itertools.pairwise(starts)]
+    assert all(gap * whole.GetSpacing()[2] == tasks.GAP_MM for gap in gaps)

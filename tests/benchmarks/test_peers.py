@@ -1,0 +1,54 @@
+"""The peers learn one batch, and mask and contrast what they should."""
+
+import pytest
+import torch
+from peers.masked_autoencoder import BLOCK, MaskedAutoencoder, draw_mask
+from peers.moco_v3 import MoCoV3, contrast
+
+
+@pytest.mark.parametrize("method", [MoCoV3, MaskedAutoencoder])
+def test_the_loss_of_one_batch_goes_down_and_reaches_the_encoder(method):
+    torch.manual_seed(0)
+    peer = method()
+    views = torch.rand(2, 2, 1, 16, 32, 32).unbind()
+    before = {name: p.detach().clone() for name, p in peer.encoder.named_parameters() if "_2D" not in name}
+    optimizer = torch.optim.AdamW(peer.parameters(), lr=1e-3)
+    losses = []
+    for _ in range(4):
+        loss = peer.loss(*views, torch.Generator().manual_seed(0))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        peer.after_step(0.9)
+        losses.append(loss.item())
+    assert losses[-1] < 0.9 * losses[0]
+    unmoved = [name for name, p in peer.encoder.named_parameters() if name in before and torch.equal(p, before[name])]
+    assert not unmoved
+
+
+def test_the_momentum_encoder_follows_without_a_gradient():
+    torch.manual_seed(0)
+    peer = MoCoV3()
+    with torch.no_grad():
+        for p in peer.encoder.parameters():
+            p.add_(1.0)
+    own, source = next(peer.momentum_encoder.parameters()), next(peer.encoder.parameters())
+    expected = own + 0.25 * (source - own)
+    peer.after_step(0.75)
+    torch.testing.assert_close(own, expected.detach())
+    assert not own.requires_grad
+
+
+def test_contrast_is_smallest_where_each_query_meets_its_own_key():
+    keys = torch.eye(4)
+    assert contrast(keys, keys) < contrast(keys.roll(1, 0), keys)
+
+
+def test_the_mask_covers_three_quarters_in_whole_blocks():
+    mask = draw_mask((5, 1, 16, 64, 70), torch.Generator().manual_seed(0))
+    assert mask.shape == (5, 1, 16, 64, 70)
+    blocks = mask[..., :64].unflatten(2, (-1, BLOCK[0])).unflatten(4, (-1, BLOCK[1])).unflatten(6, (-1, BLOCK[2]))
+    share = blocks.float().mean((3, 5, 7))
+    assert set(share.unique().tolist()) == {0.0, 1.0}
+    whole = draw_mask((5, 1, 16, 64, 64), torch.Generator().manual_seed(0))
+    assert whole.float().mean((1, 2, 3, 4)).tolist() == [0.75] * 5

@@ -1,0 +1,91 @@
+"""Surface Dice, and tables from records whose answer is known."""
+
+import math
+
+import numpy as np
+import pytest
+from study.results import case_scores, iterations_to_reach, mean_and_sd, paired, table
+from study.surface import normalised_surface_dice
+
+
+def cube(start: int, size: int = 10) -> np.ndarray:
+    mask = np.zeros((30, 30, 30), bool)
+    mask[start : start + size, 10:20, 10:20] = True
+    return mask
+
+
+def test_surface_dice_counts_what_lies_within_the_tolerance():
+    assert normalised_surface_dice(cube(5), cube(5), (1, 1, 1), 0.0) == 1.0
+    assert normalised_surface_dice(cube(5), cube(6), (1, 1, 1), 1.0) == 1.0
+    # moved by 3: the two end faces of 100 voxels each are 3 off, of each cube's 488; so are rings of 2 x 36 voxels
+    # that the other does not reach within 1 mm
+    off = normalised_surface_dice(cube(5), cube(8), (1, 1, 1), 1.0)
+    assert off == normalised_surface_dice(cube(8), cube(5), (1, 1, 1), 1.0)
+    assert 0.5 < off < 0.8
+    assert normalised_surface_dice(cube(5), cube(8), (1 / 3, 1, 1), 1.0) == 1.0
+
+
+def test_surface_dice_of_a_missing_organ():
+    nothing = np.zeros((30, 30, 30), bool)
+    assert normalised_surface_dice(nothing, cube(5), (1, 1, 1)) == 0.0
+    assert math.isnan(normalised_surface_dice(nothing, nothing, (1, 1, 1)))
+
+
+def rows(arm: str, labels: int, seed: int, dice: dict[str, tuple]) -> list[dict]:
+    return [
+        {
+            "task": "torsos",
+            "arm": arm,
+            "labels": labels,
+            "seed": seed,
+            "case": case,
+            "organ": f"o{i}",
+            "dice": d,
+            "nsd": d,
+        }
+        for case, values in dice.items()
+        for i, d in enumerate(values)
+    ]
+
+
+RECORDS = [
+    *rows("a", 1, 0, {"x": (0.4, 0.6), "y": (0.2, None)}),
+    *rows("a", 1, 1, {"x": (0.7, 0.7), "y": (0.5, 0.5)}),
+    *rows("b", 1, 0, {"x": (0.3, 0.3), "y": (0.1, 0.1)}),
+    *rows("b", 2, 0, {"x": (0.9, 0.9)}),
+]
+
+
+def test_means_are_over_organs_then_cases_and_the_deviation_over_seeds():
+    scores = case_scores(RECORDS, "torsos")
+    assert scores["a", 1, 0, "x"] == pytest.approx(0.5) and scores["a", 1, 0, "y"] == pytest.approx(0.2)
+    mean, sd = mean_and_sd(scores, "a", 1)
+    assert mean == pytest.approx((0.35 + 0.6) / 2) and sd == pytest.approx(0.25 / math.sqrt(2))
+    assert mean_and_sd(scores, "b", 4) is None
+
+
+def test_differences_are_paired_over_what_both_arms_have():
+    difference, _, pairs = paired(case_scores(RECORDS, "torsos"), "a", "b", 1)
+    assert pairs == 2 and difference == pytest.approx((0.5 - 0.3 + 0.2 - 0.1) / 2)
+    many = [
+        row
+        for case in range(12)
+        for row in rows("a", 1, 0, {str(case): (0.5 + 0.01 * case,)}) + rows("b", 1, 0, {str(case): (0.4,)})
+    ]
+    assert paired(case_scores(many, "torsos"), "a", "b", 1)[1] < 0.001
+
+
+def test_table_has_a_row_per_arm_with_the_difference_to_the_baseline():
+    lines = table(RECORDS, "torsos", ["b", "a"], [1, 2], "b").splitlines()
+    assert lines[2].startswith("| b | 0.200 ± nan | 0.900 ± nan |  |  |")
+    assert lines[3].startswith("| a | 0.475 ± 0.177 |  | +15.0 (p = ")
+
+
+def test_iterations_to_reach_the_others_last_value():
+    def run(arm, values):
+        points = [{"iteration": 10 * (i + 1), "dice": value} for i, value in enumerate(values)]
+        return {"task": "torsos", "arm": arm, "labels": 1, "milestones": points}
+
+    runs = [run("slow", (0.1, 0.3, 0.5)), run("fast", (0.2, 0.6, 0.6)), run("never", (0.1, 0.1, 0.1))]
+    assert iterations_to_reach(runs, "torsos", "fast", "slow", 1) == "20 of 30"
+    assert iterations_to_reach(runs, "torsos", "never", "slow", 1) == "not within 30"
