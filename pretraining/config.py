@@ -14,7 +14,6 @@ from pretraining.errors import UserError
 INTENSITY_LEVELS = ("published", "weak", "none")
 AMP = ("none", "bf16", "fp16")
 ON_NAN = ("stop", "skip")
-CENTERING = ("mean", "sinkhorn")
 
 
 def _setting(default: Any, doc: str, choices: tuple[str, ...] | None = None) -> Any:
@@ -57,7 +56,6 @@ class LossConfig:
     teacher_temp: tuple[float, float] = _setting((0.04, 0.07), "teacher temperature, first epoch and after warm-up")
     warmup_teacher_temp_epochs: int = _setting(50, "epochs over which the teacher temperature rises")
     center_momentum: float = _setting(0.9, "momentum of the center of the teacher outputs")
-    centering: str = _setting("mean", "what keeps the teacher's outputs from being all alike", CENTERING)
     xray_weight: float = _setting(1.0, "weight of the pairs with the X-ray view; 0 leaves them out")
     stage_weights: tuple[float, float, float, float] = _setting(
         (1.0, 1.0, 1.0, 1.0), "weights of the stages' losses, shallow to deep; 0 0 0 1 teaches the last stage alone"
@@ -224,8 +222,6 @@ def _check(config: PretrainConfig) -> None:
         ("amp", config.run.amp in AMP, f"one of {', '.join(AMP)}"),
         ("on_nan", config.run.on_nan in ON_NAN, f"one of {', '.join(ON_NAN)}"),
         ("accumulate", config.run.accumulate >= 1, "at least 1"),
-        ("accumulate", config.run.accumulate == 1 or config.loss.centering == "mean", "1 with --centering sinkhorn"),
-        ("centering", config.loss.centering in CENTERING, f"one of {', '.join(CENTERING)}"),
         ("max_hours", config.run.max_hours >= 0, "0 or more"),
         ("save_minutes", config.run.save_minutes >= 0, "0 or more"),
         ("window_slices", view.window_slices >= view.crop_size[0], f"at least crop_size's {view.crop_size[0]} slices"),

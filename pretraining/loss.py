@@ -3,18 +3,15 @@
 Paper: CADS (IEEE TMI 2025), after DINO (Caron et al., ICCV 2021); CADS method, section 4.
 Deviations: none in value. The cross-entropy is linear in the teacher's probabilities, so those that a student view is
 paired with are added up first; each student output is then normalised once per stage, not once per pair. Weights of
-the X-ray's pairs and of the stages, 1 as published, are for ablations. In place of the center, Sinkhorn-Knopp (Caron et
-al., SwAV, NeurIPS 2020) can balance the teacher's outputs over the batch.
+the X-ray's pairs and of the stages, 1 as published, are for ablations.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-
-SINKHORN_ITERATIONS = 3
 
 
 @dataclass(frozen=True)
@@ -40,7 +37,6 @@ def deep_distillation_loss(
     student_temp: float,
     xray_weight: float = 1.0,
     stage_weights: Sequence[float] = (1.0, 1.0, 1.0, 1.0),
-    sum_over_processes: Callable[[Tensor], Tensor] | None = None,
 ) -> LossTerms:
     """Cross-entropy between the teacher's last head and every head of the student, over the pairs of unlike views.
 
@@ -54,13 +50,8 @@ def deep_distillation_loss(
         student_temp: temperature of the student's softmax.
         xray_weight: of the pairs CT1-X and CT2-X against the other two.
         stage_weights: of the stages' losses in the total.
-        sum_over_processes: given, `sinkhorn_knopp` takes the center's place.
     """
-    teacher_logits = teacher_logits.detach().float()
-    if sum_over_processes:
-        targets = sinkhorn_knopp(teacher_logits, teacher_temp, sum_over_processes)
-    else:
-        targets = F.softmax((teacher_logits - center) / teacher_temp, dim=-1)
+    targets = F.softmax((teacher_logits.detach().float() - center) / teacher_temp, dim=-1)
     first, second = targets.chunk(2)
     # each student view against the sum of the teacher views it is paired with: one, one and two
     paired = torch.cat([second, first, xray_weight * (first + second)])
@@ -77,21 +68,6 @@ def weighted_mean(levels: Tensor, weights: Sequence[float]) -> Tensor:
     """Of the stages' losses (L,): ()."""
     # numbers, not a tensor of them: copying one to a GPU would wait for it
     return sum(weight * level for weight, level in zip(weights, levels.unbind(), strict=True)) / sum(weights)
-
-
-def sinkhorn_knopp(logits: Tensor, temp: float, sum_over_processes: Callable[[Tensor], Tensor]) -> Tensor:
-    """Probabilities (N, K) of logits that are cosines, of which each of the K outputs gets an equal share.
-
-    Args:
-        logits: (N, K) of this process.
-        temp: temperature.
-        sum_over_processes: what gives each process the sum of a tensor over all of them.
-    """
-    shares = ((logits - 1.0) / temp).exp()
-    for _ in range(SINKHORN_ITERATIONS):
-        shares = shares / sum_over_processes(shares.sum(0))
-        shares = shares / shares.sum(1, keepdim=True)
-    return shares
 
 
 def update_center(center: Tensor, mean_logits: Tensor, momentum: float) -> Tensor:

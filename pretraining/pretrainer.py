@@ -169,7 +169,6 @@ class Pretrainer:
             loss.student_temp,
             loss.xray_weight,
             loss.stage_weights,
-            self.processes.sum_ if loss.centering == "sinkhorn" else None,
         )
         self.scaler.scale(terms.total / self.config.run.accumulate).backward()
         features = features.float()

@@ -90,7 +90,7 @@ REAL_SOURCES = {
         "labelled/thorax_crop_1.5mm.nii.gz",
         "labelled/thorax_crop_1.5mm_pulmonary_artery.nii.gz",
         {"pulmonary_artery": (1,)},
-        3,
+        2,
     ),
     "abdominal_organs": RealSource(
         813,
