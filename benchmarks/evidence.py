@@ -165,6 +165,7 @@ class Experiment:
 
 
 def main(argv: list[str] | None = None) -> int:
+    """The command."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, help="working folder; 6 GB")
     parser.add_argument("--ct", type=Path, help="folder of real CT (docs/evidence.md), with a folder `labelled`")

@@ -79,14 +79,15 @@ def probe(source: str, dataset: Path, store: Path | None, ct_dir: Path | None, v
     return result | {"seconds": time.perf_counter() - started}
 
 
-def main() -> None:
+def main(argv: list[str] | None = None) -> None:
+    """The command."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("dataset", type=Path)
     parser.add_argument("store", type=Path)
     parser.add_argument("encoders", nargs="+")
     parser.add_argument("--ct", type=Path, help="folder of real CT with a folder `labelled`")
     parser.add_argument("--crop-size", type=int, nargs=3, default=(16, 64, 64), help="of the sub-volumes")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
     view = PretrainConfig().replace(crop_size=tuple(arguments.crop_size)).view
     for source in arguments.encoders:
         result = probe(source, arguments.dataset, arguments.store, arguments.ct, view)

@@ -1,11 +1,9 @@
 """The probes on features whose answer is known, and the command on a small data set."""
 
 import json
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
+import probes
 import pytest
 import torch
 from study.features import PooledFeatures, effective_rank, sample_map
@@ -87,9 +85,7 @@ def test_crops_and_slabs_keep_image_and_labels_together():
     assert lower.labels[tuple(voxels.T)].tolist() == [2] * 6 + [5] * 6
 
 
-def test_the_command_probes_a_random_encoder(tmp_path, small_torsos):
-    script = Path(__file__).parents[2] / "benchmarks" / "probes.py"
-    command = [sys.executable, str(script), str(small_torsos["dataset"]), str(small_torsos["store"]), "random"]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    result = json.loads(done.stdout.splitlines()[-1])
+def test_the_command_probes_a_random_encoder(small_torsos, capsys):
+    probes.main([str(small_torsos["dataset"]), str(small_torsos["store"]), "random"])
+    result = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert 1 / 9 < result["linear"] <= 1 and 0 <= result["top1"] <= result["top5"] <= 1 and len(result["ranks"]) == 4
