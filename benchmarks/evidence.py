@@ -62,7 +62,7 @@ QUICK = Size(
     budgets=(1,),
     seeds=1,
     patch_size=(16, 32, 32),
-    schedule={"epochs": 1, "iterations": 1, "milestones": (1.0,), "milestone_cases": 1},
+    schedule={"epochs": 1, "iterations": 1, "milestones": ()},
     recipe={**RECIPE, "batch_size": 2, "epoch_samples": 2, "epochs": 1, "num_workers": 0, "head_hidden_dim": 64},
 )
 

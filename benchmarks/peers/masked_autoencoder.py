@@ -32,9 +32,9 @@ class MaskedAutoencoder(nn.Module):
         self.decoder = PyramidDecoder(PVTv2Encoder.channels, STRIDES[3], 1, nn.Conv3d, deep_supervision=False)
         self.mask_value = nn.Parameter(torch.zeros(()))
 
-    def loss(self, view_1: Tensor, view_2: Tensor, generator: torch.Generator) -> Tensor:
+    def loss(self, view_1: Tensor, view_2: Tensor) -> Tensor:
         """Mean squared error of the masked voxels of the first view (B, 1, D, H, W), ()."""
-        masked = draw_mask(view_1.shape, generator)
+        masked = draw_mask(view_1.shape)
         maps = self.encoder(torch.where(masked, self.mask_value, view_1))
         restored = self.decoder(maps, view_1.shape[2:])
         return F.mse_loss(restored.float()[masked], view_1[masked])
@@ -43,11 +43,11 @@ class MaskedAutoencoder(nn.Module):
         """There is no teacher."""
 
 
-def draw_mask(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
+def draw_mask(shape: tuple[int, ...]) -> Tensor:
     """Which voxels (B, 1, D, H, W) to mask: `MASK_RATIO` of the blocks of each sample."""
     grid = [-(-size // block) for size, block in zip(shape[2:], BLOCK, strict=True)]
     blocks = grid[0] * grid[1] * grid[2]
-    order = torch.rand(shape[0], blocks, generator=generator).argsort(1).argsort(1)
+    order = torch.rand(shape[0], blocks).argsort(1).argsort(1)
     mask = (order < round(MASK_RATIO * blocks)).view(shape[0], 1, *grid)
     for axis, (block, size) in enumerate(zip(BLOCK, shape[2:], strict=True), start=2):
         mask = mask.repeat_interleave(block, axis).narrow(axis, 0, size)

@@ -46,7 +46,7 @@ class MoCoV3(nn.Module):
         self.predictor = mlp((out_dim, hidden_dim, out_dim), last_norm=True)
         self.momentum_encoder, self.momentum_projector = frozen_copy(self.encoder), frozen_copy(self.projector)
 
-    def loss(self, view_1: Tensor, view_2: Tensor, generator: torch.Generator) -> Tensor:
+    def loss(self, view_1: Tensor, view_2: Tensor) -> Tensor:
         """Symmetric InfoNCE of two views (B, 1, D, H, W), ()."""
         views = torch.cat([view_1, view_2])
         queries = [self.predictor(self.projector(z)) for z in pool(self.encoder(views)[-1]).chunk(2)]

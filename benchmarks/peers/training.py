@@ -30,7 +30,7 @@ class Method(Protocol):
     encoder: nn.Module
     step_over_forward: float
 
-    def loss(self, view_1: Tensor, view_2: Tensor, generator: torch.Generator) -> Tensor:
+    def loss(self, view_1: Tensor, view_2: Tensor) -> Tensor:
         """Of two views (B, 1, D, H, W) of each sample, ()."""
 
     def after_step(self, momentum: float) -> None:
@@ -86,9 +86,9 @@ class _Run:
             for group in self.optimizer.param_groups:
                 group["lr"] = warmup_cosine(self.config.peak_lr, optim.min_lr, warmup, self.total, self.step)
                 group["weight_decay"] = cosine(*optim.weight_decay, self.total, self.step) if group["decayed"] else 0.0
-            generator = torch.Generator().manual_seed(self.config.run.seed * 1_000_003 + self.step)
+            torch.manual_seed(self.config.run.seed * 1_000_003 + self.step)  # masks and stochastic depth follow it
             with torch.autocast("cpu", torch.bfloat16, enabled=self.config.run.amp == "bf16"):
-                loss = self.method.loss(view_1, view_2, generator)
+                loss = self.method.loss(view_1, view_2)
             self.optimizer.zero_grad(set_to_none=True)
             loss.backward()
             clip_each_gradient(self.method.parameters(), optim.clip_grad)

@@ -75,7 +75,7 @@ def _flops_per_sample(method: Pretraining, config: PretrainConfig) -> float:
     depth, height, width = config.view.crop_size
     views = torch.randn(2, 2, 1, depth, height, width).unbind()  # batch normalisation needs two samples
     with FlopCounterMode(display=False) as counter, torch.no_grad():
-        peer.loss(*views, torch.Generator())
+        peer.loss(*views)
     return peer.step_over_forward * counter.get_total_flops() / 2
 
 

@@ -114,7 +114,7 @@ def iterations_to_reach(runs: list[dict[str, Any]], task: str, arm: str, goal: s
         name: [r["milestones"] for r in runs if (r["task"], r["arm"], r["labels"]) == (task, name, labels)]
         for name in (arm, goal)
     }
-    if not all(curves.values()):
+    if not all(found and all(found) for found in curves.values()):
         return "not measured"
     target = np.mean([curve[-1]["dice"] for curve in curves[goal]])
     for step in zip(*curves[arm], strict=True):

@@ -4,18 +4,24 @@ import pytest
 import torch
 from peers.masked_autoencoder import BLOCK, MaskedAutoencoder, draw_mask
 from peers.moco_v3 import MoCoV3, contrast
+from peers.training import pretrain_peer
+
+from nnunetv2_cads.network_architecture import PVTv2Encoder
+from nnunetv2_cads.network_architecture.encoder_checkpoint import compare_encoder_state, read_encoder_checkpoint
+from pretraining.config import PretrainConfig
 
 
 @pytest.mark.parametrize("method", [MoCoV3, MaskedAutoencoder])
 def test_the_loss_of_one_batch_goes_down_and_reaches_the_encoder(method):
     torch.manual_seed(0)
     peer = method()
-    views = torch.rand(2, 2, 1, 16, 32, 32).unbind()
+    views = torch.rand(2, 3, 1, 16, 32, 32).unbind()
     before = {name: p.detach().clone() for name, p in peer.encoder.named_parameters() if "_2D" not in name}
     optimizer = torch.optim.AdamW(peer.parameters(), lr=1e-3)
     losses = []
-    for _ in range(4):
-        loss = peer.loss(*views, torch.Generator().manual_seed(0))
+    for _ in range(5):
+        torch.manual_seed(0)
+        loss = peer.loss(*views)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -24,6 +30,35 @@ def test_the_loss_of_one_batch_goes_down_and_reaches_the_encoder(method):
     assert losses[-1] < 0.9 * losses[0]
     unmoved = [name for name, p in peer.encoder.named_parameters() if name in before and torch.equal(p, before[name])]
     assert not unmoved
+
+
+def test_a_stopped_run_goes_on_to_the_same_encoder(small_torsos, tmp_path, monkeypatch):
+    config = PretrainConfig().replace(
+        crop_size=(16, 32, 32), uniform_sampling=False, batch_size=1, epochs=2, epoch_samples=1, warmup_epochs=0,
+        intensity="none", num_workers=0,
+    )  # fmt: skip
+
+    def run(output):
+        torch.manual_seed(0)
+        peer = MaskedAutoencoder()
+        return read_encoder_checkpoint(pretrain_peer(peer, small_torsos["store"], config, output)).state
+
+    whole = run(tmp_path / "whole")
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            MaskedAutoencoder, "after_step", lambda self, momentum: stop_after_first_epoch(tmp_path / "parts")
+        )
+        with pytest.raises(KeyboardInterrupt):
+            run(tmp_path / "parts")
+    parts = run(tmp_path / "parts")
+    assert compare_encoder_state(PVTv2Encoder(), parts).missing == []
+    assert all(torch.equal(whole[key], parts[key]) for key in whole)
+
+
+def stop_after_first_epoch(output):
+    """Stop the way Ctrl-C does, once an epoch has been saved."""
+    if (output / "checkpoint_latest.pth").exists():
+        raise KeyboardInterrupt
 
 
 def test_the_momentum_encoder_follows_without_a_gradient():
@@ -45,10 +80,10 @@ def test_contrast_is_smallest_where_each_query_meets_its_own_key():
 
 
 def test_the_mask_covers_three_quarters_in_whole_blocks():
-    mask = draw_mask((5, 1, 16, 64, 70), torch.Generator().manual_seed(0))
+    mask = draw_mask((5, 1, 16, 64, 70))
     assert mask.shape == (5, 1, 16, 64, 70)
     blocks = mask[..., :64].unflatten(2, (-1, BLOCK[0])).unflatten(4, (-1, BLOCK[1])).unflatten(6, (-1, BLOCK[2]))
     share = blocks.float().mean((3, 5, 7))
     assert set(share.unique().tolist()) == {0.0, 1.0}
-    whole = draw_mask((5, 1, 16, 64, 64), torch.Generator().manual_seed(0))
+    whole = draw_mask((5, 1, 16, 64, 64))
     assert whole.float().mean((1, 2, 3, 4)).tolist() == [0.75] * 5
