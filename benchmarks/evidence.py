@@ -22,11 +22,13 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from probes import probe
 from study.arms import ALL_BUDGETS, ARMS, PRETRAININGS, Arm
-from study.data import DataSize, StudyFolder, make_archive
+from study.data import DataSize, StudyFolder, make_archive, make_probe_store, make_torso_task
 from study.tasks import REAL_SOURCES, Fold, Task, real_task, torso_task
 
 from nnunetv2_cads.demo.torso import TorsoConfig
+from pretraining.config import PRESETS, PretrainConfig
 from pretraining.files import write_json
 from pretraining.memory import keep_freed_memory
 
@@ -39,6 +41,7 @@ RECIPE: dict[str, Any] = {
 }
 """What the pre-trainings have in common, on top of the preset `demo`."""
 TORSOS = "torsos"
+PROBES = "probes.json"
 MAIN_ARMS = ("nnUNetTrainer", "ResEncM", "CADS_scratch", "CADS")
 """The arms that are run on the real scans, too."""
 
@@ -58,7 +61,7 @@ class Size:
 
 FULL = Size()
 QUICK = Size(
-    data=DataSize(2, 1, 1, TorsoConfig(body_scale=0.2, slice_spacing_mm=(2.0, 2.0), pixel_spacing_mm=(2.0, 2.0))),
+    data=DataSize(2, 1, 1, 2, TorsoConfig(body_scale=0.2, slice_spacing_mm=(2.0, 2.0), pixel_spacing_mm=(2.0, 2.0))),
     budgets=(1,),
     seeds=1,
     patch_size=(16, 32, 32),
@@ -134,18 +137,33 @@ class Experiment:
 
         return pretrained_encoder(name, self.folder.store, self.folder.runs, self.size.recipe)
 
+    def probe_encoders(self) -> None:
+        """Probe every finished pre-training that has not been probed, and a random encoder."""
+        make_probe_store(self.folder, self.size.data)
+        dataset = make_torso_task(self.folder, self.size.data)
+        view = PretrainConfig().replace(crop_size=PRESETS["demo"]["crop_size"]).view
+        for name in ("random", *PRETRAININGS):
+            path, encoder = self.folder.runs / name / PROBES, self.folder.runs / name / "cads_encoder.pth"
+            if not path.exists() and (name == "random" or encoder.exists()):
+                path.parent.mkdir(parents=True, exist_ok=True)
+                source = name if name == "random" else str(encoder)
+                write_json(path, probe(source, dataset, self.folder.probe_store, self.ct_dir, view))
+
     def write_results(self, out: Path) -> None:
         """Write `results.json`, `table.md` and `evidence.png` of what is done so far."""
         from study.figure import draw
         from study.pretrain import pretraining_cost
-        from study.results import collect, cost_table, iterations_to_reach, table
+        from study.results import collect, cost_table, iterations_to_reach, probe_table, table
 
         records, runs = collect(self.folder.finetuned)
         done = [name for name in PRETRAININGS if (self.folder.runs / name / "study.json").exists()]
         costs = {name: pretraining_cost(name, self.folder.runs, self.size.recipe) for name in done}
         out.mkdir(parents=True, exist_ok=True)
         settings = {"recipe": self.size.recipe, "size": asdict(self.size)}
-        write_json(out / "results.json", {"records": records, "runs": runs, "pretraining": costs, **settings})
+        found = {name: self.folder.runs / name / PROBES for name in ("random", *PRETRAININGS)}
+        probes = {name: json.loads(path.read_text(encoding="utf-8")) for name, path in found.items() if path.exists()}
+        content = {"records": records, "runs": runs, "pretraining": costs, "probes": probes}
+        write_json(out / "results.json", {**content, **settings})
         budgets = list(self.size.budgets)
         parts = [table(records, TORSOS, ARMS, budgets, "CADS_scratch")]
         parts += [
@@ -158,7 +176,7 @@ class Experiment:
             + iterations_to_reach(runs, TORSOS, "CADS", "CADS_scratch", n)
             for n in budgets
         ]
-        text = "\n\n".join([*parts, cost_table(runs, costs)]) + "\n"
+        text = "\n\n".join([*parts, cost_table(runs, costs), probe_table(probes)]) + "\n"
         (out / "table.md").write_text(text, encoding="utf-8")
         draw(out / "evidence.png", records, runs, ARMS, budgets)
         print(text)
@@ -180,6 +198,8 @@ def main(argv: list[str] | None = None) -> int:
     folder = StudyFolder(arguments.folder.absolute())
     experiment = Experiment(folder, QUICK if arguments.quick else FULL, arguments.ct, arguments.arms)
     finished = arguments.tables or experiment.run(deadline)
+    if not arguments.tables:
+        experiment.probe_encoders()
     experiment.write_results(arguments.out)
     if not finished:
         print("the time is over; give the same command again to go on")

@@ -3,8 +3,8 @@
     python benchmarks/probes.py DATASET STORE random run/cads_encoder.pth run/checkpoint_latest.pth [--ct DIR]
 
 DATASET: an nnU-Net raw data set with imagesTr, labelsTr, imagesTs, labelsTs. STORE: scans that no encoder was
-pre-trained on, for retrieval. Each further argument is an encoder: `random`, a `cads_encoder.pth` or a run's
-checkpoint, whose teacher is taken. Prints one JSON object per encoder:
+pre-trained on, for retrieval. Each further argument is an encoder: `random` or `random:SEED`, a `cads_encoder.pth`,
+or a run's checkpoint, whose teacher is taken. Prints one JSON object per encoder:
 
 - `linear`, `knn`: balanced accuracy of the organ of a voxel, from features of all maps at that voxel; `linear_*` from
   one map alone. Learnt on the training cases, measured on the test cases.

@@ -32,6 +32,7 @@ class DataSize:
     archive: int = 100
     labelled: int = 8
     held_out: int = 12
+    probe_scans: int = 32
     torso: TorsoConfig = field(default_factory=lambda: HARD)
 
 
@@ -50,6 +51,11 @@ class StudyFolder:
     def store(self) -> Path:
         """What `cads_preprocess` made of them."""
         return self.root / "store"
+
+    @property
+    def probe_store(self) -> Path:
+        """A store of scans that nothing is trained on, for retrieval."""
+        return self.root / "probe_store"
 
     @property
     def runs(self) -> Path:
@@ -81,6 +87,13 @@ def make_archive(folder: StudyFolder, size: DataSize, ct_dir: Path | None, seed:
         if not link.exists():
             link.symlink_to(scan.absolute())
     preprocess(folder.archive, folder.store, 1, Part(0, 1))
+
+
+def make_probe_store(folder: StudyFolder, size: DataSize) -> None:
+    """Write the scans that only probes see, and their store; what exists is kept."""
+    archive = folder.root / "probe_archive"
+    write_archive(archive, size.probe_scans, size.torso, seed=1)
+    preprocess(archive, folder.probe_store, 1, Part(0, 1))
 
 
 def make_torso_task(folder: StudyFolder, size: DataSize, seed: int = 0) -> Path:

@@ -22,11 +22,15 @@ STRIDES = ((2, 2, 2), (2, 4, 4), (4, 8, 8), (8, 16, 16), (16, 32, 32))
 MAPS = ("stem", "stage1", "stage2", "stage3", "stage4")
 
 
-def load_frozen(source: str, seed: int = 0) -> PVTv2Encoder:
-    """The encoder of a file (`cads_encoder.pth`, or a run's checkpoint: its teacher), or "random", in eval mode."""
-    torch.manual_seed(seed)
+def load_frozen(source: str) -> PVTv2Encoder:
+    """An encoder in eval mode: of a file (`cads_encoder.pth`, or a run's checkpoint: its teacher), or random weights.
+
+    ``source``: the file, or ``random`` or ``random:SEED``.
+    """
+    name, _, seed = source.partition(":")
+    torch.manual_seed(int(seed or 0) if name == "random" else 0)
     encoder = PVTv2Encoder()
-    if source != "random":
+    if name != "random":
         load_encoder(encoder, read_encoder_checkpoint(Path(source)).state)
     return encoder.eval().requires_grad_(False)
 

@@ -108,6 +108,16 @@ def cost_table(runs: list[dict[str, Any]], pretraining: dict[str, dict[str, floa
     return "\n".join(lines)
 
 
+def probe_table(probes: dict[str, dict[str, Any]]) -> str:
+    """Markdown: what `benchmarks/probes.py` finds of each frozen encoder."""
+    keys = ("linear", "knn", "real_linear", "real_knn", "top1", "top5")
+    lines = ["| frozen encoder | " + " | ".join(keys) + " | rank, stage 4 |", "|" + "---|" * (len(keys) + 2)]
+    for name, found in probes.items():
+        cells = [f"{found[key]:.3f}" if key in found else "" for key in keys]
+        lines.append(f"| {name} | " + " | ".join(cells) + f" | {found['ranks'][-1]:.1f} |")
+    return "\n".join(lines)
+
+
 def iterations_to_reach(runs: list[dict[str, Any]], task: str, arm: str, goal: str, labels: int) -> str:
     """The first milestone at which the mean of an arm's runs is at the mean of the last milestone of ``goal``."""
     curves = {

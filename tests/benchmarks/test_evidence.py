@@ -39,6 +39,9 @@ def test_records_name_arm_labels_seed_case_and_organ(finished):
         assert row["dice"] is None or 0 <= row["dice"] <= 1
     assert set(results["pretraining"]) == {"CADS"}
     assert all(cost["gflop_per_sample"] > 0 for cost in results["pretraining"].values())
+    assert set(results["probes"]) == {"random", "CADS"}
+    for found in results["probes"].values():
+        assert 1 / 9 < found["linear"] <= 1 and 0 <= found["top1"] <= found["top5"] <= 1 and len(found["ranks"]) == 4
     flops = {run["arm"]: run["cost"]["flops_per_iteration"] for run in results["runs"]}
     assert flops["CADS"] != flops["nnUNetTrainer"] > 0
 

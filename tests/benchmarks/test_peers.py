@@ -32,7 +32,7 @@ def test_the_loss_of_one_batch_goes_down_and_reaches_the_encoder(method):
     assert not unmoved
 
 
-def test_a_stopped_run_goes_on_to_the_same_encoder(small_torsos, tmp_path, monkeypatch):
+def test_a_stopped_run_goes_on_to_the_same_encoder(small_torso_store, tmp_path, monkeypatch):
     config = PretrainConfig().replace(
         crop_size=(16, 32, 32), uniform_sampling=False, batch_size=1, epochs=2, epoch_samples=1, warmup_epochs=0,
         intensity="none", num_workers=0,
@@ -41,7 +41,7 @@ def test_a_stopped_run_goes_on_to_the_same_encoder(small_torsos, tmp_path, monke
     def run(output):
         torch.manual_seed(0)
         peer = MaskedAutoencoder()
-        return read_encoder_checkpoint(pretrain_peer(peer, small_torsos["store"], config, output)).state
+        return read_encoder_checkpoint(pretrain_peer(peer, small_torso_store, config, output)).state
 
     whole = run(tmp_path / "whole")
     with monkeypatch.context() as patch:

@@ -1,9 +1,6 @@
-"""The probes on features whose answer is known, and the command on a small data set."""
-
-import json
+"""The probes on features whose answer is known; `test_evidence.py` runs them on real encoders."""
 
 import numpy as np
-import probes
 import pytest
 import torch
 from study.features import PooledFeatures, effective_rank, sample_map
@@ -83,9 +80,3 @@ def test_crops_and_slabs_keep_image_and_labels_together():
     voxels, targets = draw_voxels(lower.labels, [2, 5], 6, seed=0)
     assert targets.tolist() == [0] * 6 + [1] * 6
     assert lower.labels[tuple(voxels.T)].tolist() == [2] * 6 + [5] * 6
-
-
-def test_the_command_probes_a_random_encoder(small_torsos, capsys):
-    probes.main([str(small_torsos["dataset"]), str(small_torsos["store"]), "random"])
-    result = json.loads(capsys.readouterr().out.splitlines()[-1])
-    assert 1 / 9 < result["linear"] <= 1 and 0 <= result["top1"] <= result["top5"] <= 1 and len(result["ranks"]) == 4
