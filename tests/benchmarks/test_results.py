@@ -72,7 +72,9 @@ def test_differences_are_paired_over_what_both_arms_have():
         for case in range(12)
         for row in rows("a", 1, 0, {str(case): (0.5 + 0.01 * case,)}) + rows("b", 1, 0, {str(case): (0.4,)})
     ]
-    assert paired(case_scores(many, "torsos"), "a", "b", 1)[1] < 0.001
+    many += rows("a", 2, 0, {"x": (0.0,)}) + rows("b", 2, 0, {"x": (1.0,)})
+    difference, p, pairs = paired(case_scores(many, "torsos"), "a", "b", 1)
+    assert difference > 0.1 and p < 0.001 and pairs == 12
 
 
 def test_table_has_a_row_per_arm_with_the_difference_to_the_baseline():
