@@ -46,12 +46,13 @@ CASES = (  # patch, batch, input channels, classes
 QUICK = (0, 1, 4, 5, 9)
 
 
-def loss_function() -> nn.Module:
-    """nnU-Net's Dice and cross-entropy, at every resolution but the coarsest, as its trainer builds it."""
+def loss_function(outputs: int = 5) -> nn.Module:
+    """nnU-Net's Dice and cross-entropy, at every one of the resolutions but the coarsest, as its trainer builds it."""
     loss = DC_and_CE_loss(
         {"batch_dice": False, "smooth": 1e-5, "do_bg": False, "ddp": False}, {}, dice_class=MemoryEfficientSoftDiceLoss
     )
-    return DeepSupervisionWrapper(loss, [8 / 15, 4 / 15, 2 / 15, 1 / 15, 0])
+    weights = [2.0**-i for i in range(outputs - 1)]
+    return DeepSupervisionWrapper(loss, [*(weight / sum(weights) for weight in weights), 0])
 
 
 def measure(patch: list[int], batch: int, channels: int, classes: int, device: torch.device) -> dict[str, int]:

@@ -11,11 +11,18 @@ import itertools
 import math
 from collections.abc import Sequence
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-FULL_RESOLUTION_CHANNELS = 32
-NEGATIVE_SLOPE = 0.01
+from nnunetv2_cads.network_architecture.devices import channels_last, is_eager_float32_on_cpu
+from nnunetv2_cads.network_architecture.instance_norm import NEGATIVE_SLOPE, instance_norm_leaky_relu, norm_act_conv
+from nnunetv2_cads.network_architecture.pointwise import class_scores
+from nnunetv2_cads.network_architecture.pvt_blocks import keep_input_only
 
+FULL_RESOLUTION_CHANNELS = 32
+
+_TRANSPOSE = {nn.ConvTranspose2d: F.conv_transpose2d, nn.ConvTranspose3d: F.conv_transpose3d}
 _TRANSPOSED = {nn.Conv2d: nn.ConvTranspose2d, nn.Conv3d: nn.ConvTranspose3d}
 _INSTANCE_NORM = {nn.Conv2d: nn.InstanceNorm2d, nn.Conv3d: nn.InstanceNorm3d}
 
@@ -51,11 +58,21 @@ class ResidualBlock(nn.Module):
             conv_op(channels, channels, 3, padding=1, bias=False),
             norm(channels, affine=True),
         )
-        self.activation = nn.LeakyReLU(NEGATIVE_SLOPE, inplace=True)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, C, [D,] H, W) -> the same shape."""
-        return self.activation(self.layers(x) + x)
+    def forward(self, x: Tensor, head: nn.Module | None = None) -> Tensor:
+        """(B, C, [D,] H, W) -> the same shape; with a segmentation head its scores instead, and no other map is kept.
+
+        For the backward pass, what norms and activations give is computed again from the convolutions' outputs.
+        """
+        conv_1, norm_1, _, conv_2, norm_2 = self.layers
+        y = keep_input_only(norm_act_conv, conv_1(x), conv_2, norm_1.weight, norm_1.bias)
+        if head is None:
+            return instance_norm_leaky_relu(y, norm_2.weight, norm_2.bias, x)
+        return keep_input_only(_norm_act_head, y, norm_2, x, head)
+
+
+def _norm_act_head(y: Tensor, norm: nn.Module, residual: Tensor, head: nn.Module) -> Tensor:
+    return class_scores(head, instance_norm_leaky_relu(y, norm.weight, norm.bias, residual))
 
 
 class PyramidDecoder(nn.Module):
@@ -103,25 +120,42 @@ class PyramidDecoder(nn.Module):
             Class scores (B, num_classes, [D,] H, W) of exactly ``input_size``; with deep supervision a list of
             them, full resolution first, whose sizes are `output_sizes` of ``input_size``.
         """
-        targets = [*(skip.shape[2:] for skip in reversed(maps[:-1])), input_size]
-        sizes = reversed(output_sizes(input_size, self.strides))
+        *sizes, full = reversed(output_sizes(input_size, self.strides))
         outputs = []
         x = maps[-1]
-        for i, (target, size) in enumerate(zip(targets, sizes, strict=True)):
-            x = crop(self.upsamplings[i](x), target)
-            if i < len(maps) - 1:
-                x = x + maps[-2 - i]
-            x = self.blocks[i](x)
-            if self.deep_supervision or i == len(maps) - 1:
-                outputs.append(crop(self.seg_layers[i](x), size))
+        for i, (skip, size) in enumerate(zip(reversed(maps[:-1]), sizes, strict=True)):
+            x = self.blocks[i](crop(upsample(self.upsamplings[i], x), skip.shape[2:]) + skip)
+            if self.deep_supervision:
+                outputs.append(crop(class_scores(self.seg_layers[i], x), size))
+        outputs.append(self._full_resolution(x, full))
         return outputs[::-1] if self.deep_supervision else outputs[0]
+
+    def _full_resolution(self, x: Tensor, size: Sequence[int]) -> Tensor:
+        """The last step, from (B, C, [D,] H, W) to class scores; it holds most of the network's memory.
+
+        On the CPU it takes one sample after the other, which changes nothing (instance norm is per sample) but what
+        is held at a time.
+        """
+        if is_eager_float32_on_cpu(x) and len(x) > 1:
+            return torch.cat([self._full_resolution(sample, size) for sample in x.split(1)])
+        return self.blocks[-1](crop(upsample(self.upsamplings[-1], x), size), self.seg_layers[-1])
 
 
 def crop(x: Tensor, size: Sequence[int]) -> Tensor:
     """The leading ``size`` voxels of (B, C, [D,] H, W) along each spatial axis, as a view."""
     for axis, length in enumerate(size, start=2):
-        x = x.narrow(axis, 0, length)
+        if x.shape[axis] != length:  # the gradient of a view of everything would be copied into zeros
+            x = x.narrow(axis, 0, length)
     return x
+
+
+def upsample(layer: nn.ConvTranspose2d | nn.ConvTranspose3d, x: Tensor) -> Tensor:
+    """Apply a transposed convolution with kernel = stride: (B, C, [D,] H, W) -> (B, C', [D',] H', W')."""
+    if not is_eager_float32_on_cpu(x):
+        return layer(x)
+    # PyTorch's bias gradient of a channels-last transposed convolution takes twice as long as the rest of it
+    y = _TRANSPOSE[type(layer)](channels_last(x), layer.weight, stride=layer.stride)
+    return y.add_(layer.bias.view(1, -1, *(1,) * (x.dim() - 2)))
 
 
 def _initialise(module: nn.Module) -> None:

@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from nnunetv2_cads.network_architecture.devices import is_eager_float32_on_cpu
+
 FEWEST_TOKENS = 256
 """Below, preparing the convolution costs more than it saves."""
 
@@ -27,12 +29,7 @@ class TokenLinear(nn.Linear):
 
 def convolution_is_faster(x: Tensor) -> bool:
     """Whether `multiply` and `multiply_transposed` are the faster way for numbers like those of ``x``."""
-    return (
-        x.device.type == "cpu"
-        and x.dtype == torch.float32
-        and not torch.is_autocast_enabled("cpu")
-        and not torch.compiler.is_compiling()
-    )
+    return is_eager_float32_on_cpu(x)
 
 
 def multiply(tokens: Tensor, matrix: Tensor, bias: Tensor | None = None) -> Tensor:

@@ -1,8 +1,10 @@
+import copy
+
 import pytest
 import torch
 from torch import nn
 
-from nnunetv2_cads.network_architecture.decoder import PyramidDecoder, output_sizes
+from nnunetv2_cads.network_architecture.decoder import PyramidDecoder, ResidualBlock, output_sizes
 
 CHANNELS, STRIDES = (4, 6, 8), ((2, 2, 2), (1, 2, 2), (2, 2, 2))
 
@@ -42,6 +44,50 @@ def test_every_encoder_map_reaches_the_output():
 def test_upsampling_undoes_the_strides():
     decoder = PyramidDecoder(CHANNELS, STRIDES, 3, nn.Conv3d, deep_supervision=True)
     assert [step.stride for step in decoder.upsamplings] == [(2, 2, 2), (1, 2, 2), (2, 2, 2)]
+
+
+@pytest.mark.parametrize("size", [(8, 16, 24), (7, 13, 22)])
+def test_the_fast_path_equals_the_stock_operators_with_all_gradients(size):
+    """In float64 every operator is PyTorch's."""
+    decoder = PyramidDecoder(CHANNELS, STRIDES, 3, nn.Conv3d, deep_supervision=True)
+    double = copy.deepcopy(decoder).double()
+    maps = maps_of(tuple(-(-n // 8) * 8 for n in size))
+    sizes = output_sizes(size, (*STRIDES, (1, 1, 1)))[1:]
+    maps = [m[:, :, :d, :h, :w] for m, (d, h, w) in zip(maps, sizes, strict=True)]
+    gradients = [torch.randn(2, 3, *s).double() for s in output_sizes(size, STRIDES)]
+    results = []
+    for network, dtype in ((decoder, torch.float32), (double, torch.float64)):
+        inputs = [m.detach().to(dtype).requires_grad_() for m in maps]
+        outputs = network(inputs, size)
+        leaves = [*inputs, *network.parameters()]
+        results.append(
+            [*outputs, *torch.autograd.grad(outputs, leaves, [g.to(dtype) for g in gradients])],
+        )
+    for ours, expected in zip(*results, strict=True):
+        error = (ours - expected).norm() / expected.norm()
+        assert error < 1e-4, (tuple(ours.shape), error)
+
+
+def test_the_last_step_keeps_only_its_input_and_the_convolutions_outputs():
+    block, head = ResidualBlock(4, nn.Conv3d), nn.Conv3d(4, 3, 1)
+    x = torch.randn(1, 4, 6, 7, 8, requires_grad=True)
+    kept = {}
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.setdefault(t.data_ptr(), t), lambda t: t):
+        block(x, head)
+    assert sum(t.numel() == x.numel() for t in kept.values()) == 3
+
+
+def test_compiles_into_one_graph_and_runs_in_bf16():
+    decoder = PyramidDecoder(CHANNELS, STRIDES, 3, nn.Conv3d, deep_supervision=True)
+    maps = maps_of((8, 16, 16))
+    expected = decoder(maps, (8, 16, 16))
+    compiled = torch.compile(decoder, backend="aot_eager", fullgraph=True)(maps, (8, 16, 16))
+    torch.testing.assert_close(compiled, expected, rtol=1e-3, atol=1e-3)
+    with torch.autocast("cpu", torch.bfloat16):
+        rough = decoder(maps, (8, 16, 16))
+    sum(o.float().square().mean() for o in (*compiled, *rough)).backward()
+    assert all(torch.isfinite(p.grad).all() for p in decoder.parameters())
+    assert all((a - b.float()).abs().mean() < 0.1 * a.abs().mean() for a, b in zip(expected, rough, strict=True))
 
 
 @pytest.mark.parametrize(
