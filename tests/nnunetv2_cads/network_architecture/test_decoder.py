@@ -48,7 +48,9 @@ def test_upsampling_undoes_the_strides():
 
 @pytest.mark.parametrize("size", [(8, 16, 24), (7, 13, 22)])
 def test_the_fast_path_equals_the_stock_operators_with_all_gradients(size):
-    """In float64 every operator is PyTorch's."""
+    """In float64 every operator is PyTorch's. Seeded: in one of 15 draws a number is so close to 0 that float32, ours
+    or PyTorch's, has the other sign there, and the activation's gradient jumps."""
+    torch.manual_seed(1)
     decoder = PyramidDecoder(CHANNELS, STRIDES, 3, nn.Conv3d, deep_supervision=True)
     double = copy.deepcopy(decoder).double()
     maps = maps_of(tuple(-(-n // 8) * 8 for n in size))
