@@ -9,12 +9,13 @@ is a forward pass without deep supervision. Both in float32 on the CPU, with mal
 
 Seconds are medians; a ratio of times is the median of the ratios within a round, since whatever else a machine does
 slows neighbours alike. Memory is the peak of a process of its own above its imports, and FLOPs are PyTorch's count.
-``--quick`` leaves ResEnc-M's times out, and takes one patch of (48, 192, 192) per step instead of two.
+``--quick`` leaves ResEnc-M out, and takes one step on one patch of (48, 192, 192) instead of several on two.
 
 The last line is a JSON object: per patch, PVT-UNet's `flops`, `train`, `infer` and `memory` over PlainConvUNet's.
 """
 
 import argparse
+import copy
 import json
 import os
 import statistics
@@ -66,7 +67,7 @@ class Job:
         self.network = build(side, patch, spacing)
         self.image = torch.randn(batch, 1, *patch, generator=generator)
         with torch.no_grad():
-            sizes = [output.shape[2:] for output in self.network(self.image)]
+            sizes = [output.shape[2:] for output in copy.deepcopy(self.network).to("meta")(self.image.to("meta"))]
         self.targets = [torch.randint(0, CLASSES, (batch, 1, *s), generator=generator).float() for s in sizes]
         self.criterion = loss_function(len(sizes))
         if side == "PVT-UNet":
@@ -118,12 +119,21 @@ def print_peak_memory(*case) -> None:
     sys.stdout.write(json.dumps(peaks) + "\n")
 
 
-def peak_memory_of(*case) -> list[int]:
-    """`print_peak_memory` in a process of its own, whose malloc gives back at once what is freed."""
-    command = [sys.executable, __file__, "--memory", json.dumps(case)]
+def peak_memory_of(sides: tuple[str, ...], case: tuple, at_once: bool) -> dict[str, list[int]]:
+    """`print_peak_memory`, each side in a process of its own, whose malloc gives back at once what is freed."""
     environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536"}
-    done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)
-    return json.loads(done.stdout.splitlines()[-1])
+    children, answers = {}, {}
+    for side in sides:
+        command = [sys.executable, __file__, "--memory", json.dumps([side, *case])]
+        children[side] = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
+        if not at_once:
+            children[side].wait()  # it prints less than a pipe holds
+    for side, child in children.items():
+        output, _ = child.communicate()
+        if child.returncode:
+            raise RuntimeError(f"measuring the memory of {side} ended with exit code {child.returncode}")
+        answers[side] = json.loads(output.splitlines()[-1])
+    return answers
 
 
 def seconds(action) -> float:
@@ -133,16 +143,18 @@ def seconds(action) -> float:
     return time.perf_counter() - start
 
 
-def compare(patch: tuple[int, ...], batch: int, spacing: tuple[float, ...], rounds: int, sides) -> dict[str, float]:
+def compare(
+    patch: tuple[int, ...], batch: int, spacing: tuple[float, ...], warm_up: int, rounds: int, sides: tuple[str, ...]
+) -> dict[str, float]:
     """Measure all sides on one patch, print the table, return PVT-UNet's ratios to PlainConvUNet."""
-    memory = {side: peak_memory_of(side, patch, batch, spacing) for side in sides}
+    memory = peak_memory_of(sides, (patch, batch, spacing), at_once=len(sides) < len(SIDES))
     jobs = {side: Job(side, patch, batch, spacing) for side in sides}
     train, infer = ({side: [] for side in sides} for _ in range(2))
-    for i in range(rounds + 1):
+    for i in range(warm_up + rounds):
         for results, name in ((train, "train"), (infer, "infer")):
             for side, job in jobs.items():
                 taken = seconds(getattr(job, name))
-                if i:  # the first round is the warm-up
+                if i >= warm_up:
                     results[side].append(taken)
     flops = {side: job.flops() for side, job in jobs.items()}
     plain = sides[0]
@@ -189,11 +201,13 @@ def main() -> None:
         return
     ratios = {}
     for patch in [tuple(arguments.patch)] if arguments.patch else PATCHES:
-        batch, rounds, sides = arguments.batch, arguments.rounds, SIDES
+        batch, warm_up, rounds, sides = arguments.batch, 1, arguments.rounds, SIDES
         if arguments.quick:
             large = patch[0] * patch[1] * patch[2] >= LARGE
-            batch, rounds, sides = 1 if large else batch, 1 if large else 3, (SIDES[0], SIDES[2])
-        ratios["x".join(map(str, patch))] = compare(patch, batch, tuple(arguments.spacing), rounds, sides)
+            batch, warm_up, rounds = (1, 0, 1) if large else (batch, 1, 2)
+            sides = (SIDES[0], SIDES[2])
+        case = (patch, batch, tuple(arguments.spacing))
+        ratios["x".join(map(str, patch))] = compare(*case, warm_up, rounds, sides)
     print(json.dumps(ratios))
 
 

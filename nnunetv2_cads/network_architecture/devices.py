@@ -17,11 +17,5 @@ def is_eager_float32_on_cpu(x: Tensor) -> bool:
 
 
 def channels_last(x: Tensor) -> Tensor:
-    """(B, C, [D,] H, W) with the channels' numbers side by side; copied only where they are not yet.
-
-    A map of one channel has the same order of numbers either way; its strides are rewritten, since operators choose
-    their layout by them.
-    """
-    if x.shape[1] == 1 and x.is_contiguous():
-        return x.squeeze(1).unsqueeze(-1).movedim(-1, 1)
+    """(B, C, [D,] H, W) with the channels' numbers side by side; copied only where they are not yet."""
     return x.contiguous(memory_format=_CHANNELS_LAST[x.dim()])

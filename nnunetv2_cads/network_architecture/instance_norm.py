@@ -71,18 +71,19 @@ class _InstanceNormLeakyReLU(torch.autograd.Function):
         before = torch.empty_like(x)  # gradient of what the activation got, which is also the residual's
         total, covariance = torch.zeros_like(mean), torch.zeros_like(mean)
         for part, gradient_part, out, *added in _parts(x, gradient, before, *_if_given(residual)):
-            y = torch.addcmul(offset, part, scale)
+            centred = part - mean
+            y = torch.addcmul(offset, centred, scale)
             for other in added:
                 y += other
             torch.ops.aten.leaky_relu_backward.grad_input(gradient_part, y, NEGATIVE_SLOPE, False, grad_input=out)
             total += out.sum(_space(x), keepdim=True)
-            covariance += torch.sub(part, mean, out=y).mul_(out).sum(_space(x), keepdim=True)
+            covariance += centred.mul_(out).sum(_space(x), keepdim=True)
         covariance *= inverse_std  # of the normalised map and its gradient
         slope = -scale * inverse_std * covariance / _voxels(x)
-        constant = -scale * total / _voxels(x) - slope * mean
+        constant = -scale * total / _voxels(x)
         grad_x = before if residual is None else torch.empty_like(x)
         for part, before_part, out in _parts(x, before, grad_x):
-            torch.addcmul(constant, before_part, scale, out=out).addcmul_(part, slope)
+            torch.addcmul(constant, before_part, scale, out=out).addcmul_(part - mean, slope)
         return (
             grad_x,
             None if weight is None else covariance.sum(0).flatten(),
@@ -110,7 +111,8 @@ def _normalise(
     """The output from the statistics, written to ``out``, which may be x itself."""
     scale, offset = _affine(mean, inverse_std, weight, bias)
     for part, y, *added in _parts(x, out, *_if_given(residual)):
-        torch.addcmul(offset, part, scale, out=y)
+        torch.sub(part, mean, out=y)  # first, since a mean far from 0 would cost digits later
+        torch.addcmul(offset, y, scale, out=y)
         for other in added:
             y += other
         F.leaky_relu_(y, NEGATIVE_SLOPE)
@@ -134,9 +136,9 @@ def _voxels(x: Tensor) -> int:
 
 
 def _affine(mean: Tensor, inverse_std: Tensor, weight: Tensor | None, bias: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Scale and offset per sample and channel, of the shape of ``mean``, that normalise and apply the weights."""
+    """What the map without its mean is multiplied with, and what is added then, of the shape of ``mean``."""
     scale = inverse_std if weight is None else inverse_std * weight.view_as(mean[:1])
-    offset = -mean * scale if bias is None else bias.view_as(mean[:1]) - mean * scale
+    offset = torch.zeros_like(mean) if bias is None else bias.view_as(mean[:1]).expand_as(mean)
     return scale, offset
 
 

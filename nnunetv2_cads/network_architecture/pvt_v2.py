@@ -15,8 +15,6 @@ import math
 import torch
 from torch import Tensor, nn
 
-from nnunetv2_cads.network_architecture.devices import channels_last, is_eager_float32_on_cpu
-from nnunetv2_cads.network_architecture.instance_norm import instance_norm_leaky_relu, norm_act_conv
 from nnunetv2_cads.network_architecture.pvt_blocks import (
     CONV,
     EPS,
@@ -60,11 +58,11 @@ class StemEmbedding(nn.Module):
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor, tuple[int, ...]]:
         """(B, C, [D,] H, W) -> stem map (B, 64, ...), tokens (B, N, 64), their spatial size."""
         suffix = SUFFIX[x.dim() - 2]
-        first, _, _, second, _, _, third, *_ = getattr(self, "proj" + suffix)
-        stem = first(channels_last(x) if is_eager_float32_on_cpu(x) else x)
-        for conv in (second, third):
-            stem = keep_input_only(norm_act_conv, stem, conv)
-        stem = instance_norm_leaky_relu(stem)
+        proj = getattr(self, "proj" + suffix)
+        stem = proj[0](x)
+        for layers in (proj[1:4], proj[4:7]):  # norm, activation, convolution: only the norm's input is kept
+            stem = keep_input_only(layers, stem)
+        stem = proj[7:](stem)
         tokens, size = _embed(getattr(self, "proj_next" + suffix), self.norm, stem)
         return stem, tokens, size
 
