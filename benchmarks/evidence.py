@@ -82,10 +82,9 @@ class Experiment:
 
     def __init__(self, folder: StudyFolder, size: Size, ct_dir: Path | None, arms: list[str]) -> None:
         self.folder, self.size, self.ct_dir, self.arms = folder, size, ct_dir, arms
-        for kind in ("raw", "preprocessed", "results"):
-            folder.nnunet(kind).mkdir(parents=True, exist_ok=True)
-            os.environ[f"nnUNet_{kind}"] = str(folder.nnunet(kind))
-        os.environ["nnUNet_def_n_proc"] = "1"
+        for path in folder.nnunet_variables().values():
+            Path(path).mkdir(parents=True, exist_ok=True)
+        os.environ.update(folder.nnunet_variables(), nnUNet_def_n_proc="1")
         folder.finetuned.mkdir(exist_ok=True)
 
     def run(self, deadline: float) -> bool:

@@ -28,10 +28,10 @@ from dynamic_network_architectures.architectures.unet import PlainConvUNet, Resi
 from finetune_memory import loss_function
 from nnunetv2.experiment_planning.experiment_planners.network_topology import get_pool_and_conv_props
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from nnunetv2_cads.network_architecture import PVTUNet
 from nnunetv2_cads.training.parameter_groups import parameter_groups
+from pretraining.estimate import forward_flops
 from pretraining.memory import peak_memory, reset_peak_memory, resident_memory
 
 SIDES = ("PlainConvUNet", "ResEnc-M", "PVT-UNet")
@@ -96,10 +96,7 @@ class Job:
 
     def flops(self) -> int:
         """Of a forward pass with deep supervision."""
-        network = self.network.to("meta")
-        with FlopCounterMode(display=False) as counter, torch.no_grad():
-            network(self.image.to("meta"))
-        return counter.get_total_flops()
+        return forward_flops(self.network.to("meta"), self.image.to("meta"))
 
 
 def print_peak_memory(*case) -> None:

@@ -3,7 +3,9 @@
 import math
 import statistics
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -62,12 +64,15 @@ def flops_per_step(pretrainer: Pretrainer) -> float:
     """Multiplications and additions of a step over all processes: forward counted, backward taken as twice of it."""
     view_1, view_2, xray = (view.to(pretrainer.device) for view in random_views(pretrainer.config, 1))
     ct = torch.cat([view_1, view_2])
-    counts = []
-    for network, inputs in ((pretrainer.teacher, (ct,)), (pretrainer.student, (ct, xray))):
-        with FlopCounterMode(display=False) as counter, torch.no_grad():
-            network(*inputs)
-        counts.append(counter.get_total_flops())
-    return pretrainer.config.optim.batch_size * (counts[0] + 3 * counts[1])
+    teacher, student = forward_flops(pretrainer.teacher, ct), forward_flops(pretrainer.student, ct, xray)
+    return pretrainer.config.optim.batch_size * (teacher + 3 * student)
+
+
+def forward_flops(function: Callable[..., Any], *inputs: torch.Tensor) -> int:
+    """Multiplications and additions of ``function(*inputs)``, as PyTorch counts them."""
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        function(*inputs)
+    return counter.get_total_flops()
 
 
 def estimate(

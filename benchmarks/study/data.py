@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from nnunetv2_cads.demo.datasets import write_archive, write_nnunet_dataset
+from nnunetv2_cads.demo.folder import WorkingFolder
 from nnunetv2_cads.demo.torso import TorsoConfig
 from pretraining.data.preprocess import Part, preprocess
 
@@ -22,7 +23,7 @@ HARD = TorsoConfig(
     noise_hu=(20.0, 50.0),
     variation=1.4,
 )
-"""A third of the demo's contrast, more noise and more variation: docs/evidence.md says how it was chosen."""
+"""A third of the demo's contrast, more noise and variation; how hard that is has yet to be measured (evidence.md)."""
 
 
 @dataclass(frozen=True)
@@ -37,20 +38,8 @@ class DataSize:
 
 
 @dataclass(frozen=True)
-class StudyFolder:
+class StudyFolder(WorkingFolder):
     """Where the study keeps its files below ``root``."""
-
-    root: Path
-
-    @property
-    def archive(self) -> Path:
-        """Unlabelled scans."""
-        return self.root / "archive"
-
-    @property
-    def store(self) -> Path:
-        """What `cads_preprocess` made of them."""
-        return self.root / "store"
 
     @property
     def probe_store(self) -> Path:
@@ -66,10 +55,6 @@ class StudyFolder:
     def finetuned(self) -> Path:
         """Fine-tunings: one JSON file of records each."""
         return self.root / "finetuned"
-
-    def nnunet(self, kind: str) -> Path:
-        """nnU-Net's folder ``raw``, ``preprocessed`` or ``results``."""
-        return self.root / f"nnUNet_{kind}"
 
 
 def make_archive(folder: StudyFolder, size: DataSize, ct_dir: Path | None, seed: int = 0) -> None:

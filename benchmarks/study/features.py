@@ -11,13 +11,15 @@ from torch import Tensor
 
 from nnunetv2_cads.network_architecture import PVTv2Encoder
 from nnunetv2_cads.network_architecture.encoder_checkpoint import load_encoder, read_encoder_checkpoint
+from nnunetv2_cads.network_architecture.pvt_unet import STRIDES as STEP_STRIDES
 from nnunetv2_cads.network_architecture.pvt_v2 import MINIMUM_SIZE
 from pretraining.config import ViewConfig
 from pretraining.data.store import CLIP_HU, Store
 from pretraining.data.subvolumes import list_subvolumes
 from pretraining.data.views import HU_SCALE, read_box, resize_in_plane, xray_view
+from pretraining.step_result import spread_and_rank
 
-STRIDES = ((2, 2, 2), (2, 4, 4), (4, 8, 8), (8, 16, 16), (16, 32, 32))
+STRIDES = np.cumprod(STEP_STRIDES[3], axis=0).tolist()
 """Of the encoder's five maps, relative to its input."""
 MAPS = ("stem", "stage1", "stage2", "stage3", "stage4")
 
@@ -119,8 +121,7 @@ def _central_crop(store: Store, subvolume, view: ViewConfig) -> Tensor:
 
 
 def effective_rank(features: Tensor) -> float:
-    """In how many directions (N, C) features spread: trace of the covariance, squared, over its squared norm."""
-    centred = (features - features.mean(0)).double()
-    covariance = centred.T @ centred
-    squares = covariance.square().sum().item()
-    return covariance.trace().item() ** 2 / squares if squares else 0.0
+    """In how many directions (N, C) features spread, as pre-training records it of its batches."""
+    mean = features.double().mean(0)
+    centred = features - mean
+    return spread_and_rank(mean, centred.T @ centred / len(features))[1].item()

@@ -1,11 +1,8 @@
 """One fine-tuning by nnU-Net's own trainer objects, in this process, and its score on the held-out cases."""
 
 import copy
-import os
 import random
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,11 +14,12 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.training.nnUNetTrainer.variants.data_augmentation.nnUNetTrainerNoMirroring import (
     nnUNetTrainerNoMirroring,
 )
-from torch.utils.flop_counter import FlopCounterMode
 
 from nnunetv2_cads.demo.scoring import dice
 from nnunetv2_cads.training.pretrained_encoder import ENCODER_VARIABLE
 from nnunetv2_cads.training.variants import TRAINERS
+from pretraining.environment import changed_environment
+from pretraining.estimate import forward_flops
 from pretraining.memory import peak_memory, reset_peak_memory
 from study.plans import CONFIGURATION
 from study.probing import LabelledCase
@@ -72,9 +70,8 @@ def finetune(
     for seeding in (random.seed, np.random.seed, torch.manual_seed):
         seeding(seed)
     reset_peak_memory(torch.device("cpu"))
-    with _environment(
-        nnUNet_n_proc_DA="0", nnUNet_compile="f", **({ENCODER_VARIABLE: str(encoder)} if encoder else {})
-    ):
+    variables = {"nnUNet_n_proc_DA": "0", "nnUNet_compile": "f"}
+    with changed_environment(variables | ({ENCODER_VARIABLE: str(encoder)} if encoder else {})):
         trainer = _make_trainer(CLASSES[trainer_name], plans, fold, dataset_json, schedule)
         trainer.after_epoch = lambda: _score_milestone(trainer, schedule, held_out)
         started = time.perf_counter()
@@ -153,20 +150,5 @@ def score(trainer: nnUNetTrainer, cases: dict[str, LabelledCase]) -> list[dict[s
 def _flops(trainer: nnUNetTrainer) -> float:
     """Of a training step on the shared patch: forward counted, backward taken as twice of it."""
     manager = trainer.configuration_manager
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        trainer.network(torch.zeros(manager.batch_size, trainer.num_input_channels, *manager.patch_size))
-    return 3.0 * counter.get_total_flops()
-
-
-@contextmanager
-def _environment(**variables: str) -> Iterator[None]:
-    before = {name: os.environ.get(name) for name in variables}
-    os.environ.update(variables)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
+    images = torch.zeros(manager.batch_size, trainer.num_input_channels, *manager.patch_size)
+    return 3.0 * forward_flops(trainer.network, images)

@@ -9,11 +9,10 @@ import torch
 from peers.masked_autoencoder import MaskedAutoencoder
 from peers.moco_v3 import MoCoV3
 from peers.training import pretrain_peer
-from torch.utils.flop_counter import FlopCounterMode
 
 from pretraining.cli import pretrain
 from pretraining.config import PRESETS, PretrainConfig
-from pretraining.estimate import flops_per_step
+from pretraining.estimate import flops_per_step, forward_flops
 from pretraining.memory import peak_memory, reset_peak_memory
 from pretraining.metrics import read_metrics
 from pretraining.pretrainer import Pretrainer
@@ -74,9 +73,7 @@ def _flops_per_sample(method: Pretraining, config: PretrainConfig) -> float:
     peer = PEERS[method.method]()
     depth, height, width = config.view.crop_size
     views = torch.randn(2, 2, 1, depth, height, width).unbind()  # batch normalisation needs two samples
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        peer.loss(*views)
-    return peer.step_over_forward * counter.get_total_flops() / 2
+    return peer.step_over_forward * forward_flops(peer.loss, *views) / 2
 
 
 def _flags(settings: Mapping[str, Any]) -> list[str]:

@@ -8,6 +8,7 @@ from typing import Any
 
 DATASET_ID, DATASET_NAME = 1, "Torso"
 
+NNUNET_KINDS = ("raw", "preprocessed", "results")
 _RECORD = "cads_demo.json"
 
 
@@ -16,8 +17,8 @@ class DemoError(Exception):
 
 
 @dataclass(frozen=True)
-class DemoFolder:
-    """Paths below the demo's folder ``root``."""
+class WorkingFolder:
+    """Paths below a folder ``root`` that holds everything from an archive to nnU-Net's results."""
 
     root: Path
 
@@ -28,7 +29,21 @@ class DemoFolder:
 
     @property
     def store(self) -> Path:
+        """What `cads_preprocess` makes of it."""
         return self.root / "store"
+
+    def nnunet(self, kind: str) -> Path:
+        """nnU-Net's folder ``kind``: raw, preprocessed or results."""
+        return self.root / f"nnUNet_{kind}"
+
+    def nnunet_variables(self) -> dict[str, str]:
+        """The environment variables that tell nnU-Net its three folders."""
+        return {f"nnUNet_{kind}": str(self.nnunet(kind).absolute()) for kind in NNUNET_KINDS}
+
+
+@dataclass(frozen=True)
+class DemoFolder(WorkingFolder):
+    """Paths below the demo's folder ``root``."""
 
     @property
     def run(self) -> Path:
@@ -55,10 +70,6 @@ class DemoFolder:
     @property
     def scores(self) -> Path:
         return self.root / "dice.json"
-
-    def nnunet(self, kind: str) -> Path:
-        """nnU-Net's folder ``kind``: raw, preprocessed or results."""
-        return self.root / f"nnUNet_{kind}"
 
     def log(self, step: str) -> Path:
         """The file that takes a step's output."""
@@ -109,7 +120,7 @@ class DemoFolder:
     def _clear(self) -> None:
         """Remove what a demo makes, and nothing that somebody else put beside it; the record goes last."""
         folders = [self.archive, self.store, self.run, self.predictions, self.root / "logs"]
-        for folder in [*folders, *(self.nnunet(kind) for kind in ("raw", "preprocessed", "results"))]:
+        for folder in [*folders, *(self.nnunet(kind) for kind in NNUNET_KINDS)]:
             if folder.exists():
                 shutil.rmtree(folder)
         for file in (self.overlay, self.scores, self.root / _RECORD):

@@ -95,7 +95,7 @@ def command_steps(folder: DemoFolder, size: DemoSize, device: str) -> Iterator[S
             *("-gpu_memory_target", "0.2"),  # GB: patches that two cores train on in seconds
             *("-npfp", "1", "-np", "1"),
         ),
-        _nnunet_folders(folder),
+        folder.nnunet_variables(),
     )
     yield Step(
         "train",
@@ -104,7 +104,7 @@ def command_steps(folder: DemoFolder, size: DemoSize, device: str) -> Iterator[S
             *("nnUNetv2_train", str(DATASET_ID), "3d_fullres", "0", "-tr", size.trainer, "-device", device),
             *(("--c",) if _has_checkpoint(folder, size.trainer) else ()),
         ),
-        {**_nnunet_folders(folder), "nnUNet_cads_encoder": str(folder.encoder.absolute())},
+        {**folder.nnunet_variables(), "nnUNet_cads_encoder": str(folder.encoder.absolute())},
         {**FEW_CORES, "nnUNet_n_proc_DA": "0"},  # augmentation takes a fiftieth of a step: no worker is worth its start
     )
     yield Step(
@@ -115,12 +115,8 @@ def command_steps(folder: DemoFolder, size: DemoSize, device: str) -> Iterator[S
             *("-d", str(DATASET_ID), "-c", "3d_fullres", "-f", "0", "-tr", size.trainer, "-device", device),
             *("-npp", "1", "-nps", "1"),
         ),
-        _nnunet_folders(folder),
+        folder.nnunet_variables(),
     )
-
-
-def _nnunet_folders(folder: DemoFolder) -> dict[str, str]:
-    return {f"nnUNet_{kind}": str(folder.nnunet(kind).absolute()) for kind in ("raw", "preprocessed", "results")}
 
 
 def _has_checkpoint(folder: DemoFolder, trainer: str) -> bool:

@@ -7,7 +7,6 @@ with it, and the parent's end makes every process leave after its task.
 
 import logging
 import multiprocessing
-import os
 import signal
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -16,6 +15,8 @@ from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from typing import Any
+
+from pretraining.environment import changed_environment
 
 logger = logging.getLogger(__name__)
 
@@ -27,7 +28,7 @@ THREAD_VARIABLES = (
     "BLOSC_NTHREADS",
     "ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS",
 )
-
+"""What libraries read once, when they load."""
 
 CRASHES = (signal.SIGSEGV, signal.SIGABRT, signal.SIGFPE, signal.SIGILL)
 
@@ -89,25 +90,10 @@ def _start(function: Callable[[Any], Any]) -> tuple[Connection, BaseProcess]:
     context = multiprocessing.get_context("spawn")  # fork would copy the threads' locks, not the threads
     ours, theirs = context.Pipe()
     process = context.Process(target=_work, args=(theirs, function), daemon=True)
-    with _one_thread(), _interrupts_blocked():
+    with changed_environment(dict.fromkeys(THREAD_VARIABLES, "1")), _interrupts_blocked():
         process.start()
     theirs.close()
     return ours, process
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """Let processes that start meanwhile use one thread each: the libraries read this once, when they load."""
-    before = {name: os.environ.get(name) for name in THREAD_VARIABLES}
-    os.environ.update(dict.fromkeys(THREAD_VARIABLES, "1"))
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
 
 
 @contextmanager
