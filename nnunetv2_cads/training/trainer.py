@@ -137,7 +137,8 @@ class nnUNetTrainerCADS(nnUNetTrainer):
 
     def _check_checkpoint(self, file: str) -> None:
         try:
-            checkpoint = torch.load(file, map_location="cpu", weights_only=False, mmap=True)  # reads no tensor yet
+            # mmap reads no tensor yet; nnU-Net's own loading, which follows, unpickles the file just as well
+            checkpoint = torch.load(file, map_location="cpu", weights_only=False, mmap=True)
             theirs = {key: value.shape for key, value in checkpoint["network_weights"].items()}
             groups = [len(group["params"]) for group in checkpoint["optimizer_state"]["param_groups"]]
             trainer = checkpoint["trainer_name"]
