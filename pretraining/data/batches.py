@@ -2,14 +2,18 @@
 
 `torch.utils.data` wraps what a worker raises into its own text, and raises the death of a worker from a signal handler,
 that is, anywhere in the training process. A worker ignores SIGTERM (`pretraining.data.loader`), so workers that an
-exception leaves behind would keep the process from ending.
+exception leaves behind would keep the process from ending. And a worker without a file handle left for its batch loses
+it, and the training process would wait for it for ever; so handles are counted before any worker starts.
 """
 
 import errno
+import multiprocessing
 import re
+import resource
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor
@@ -19,6 +23,10 @@ from pretraining.errors import UserError
 
 _DEATH = re.compile(r"DataLoader worker \(pid.*?\) (?:is killed by signal: (?P<signal>[^.]+)|exited unexpectedly)")
 _FEWER = "give a lower --num-workers (0 needs no other process)"
+_OPEN_FILES = Path("/dev/fd")
+_TENSORS = 3
+"""Of a batch: two CT views and the X-ray. Each is a file in /dev/shm, which both processes hold open."""
+_PIPES_OF_WORKER, _OTHER_FILES = 8, 16
 
 
 def collate(samples: list[Any] | UserError) -> Any:
@@ -30,22 +38,37 @@ def batches(loader: DataLoader) -> Iterator[list[Tensor]]:
     """The batches of a loader with `collate`; its workers end with the iteration, however that ends.
 
     Raises:
-        UserError: a sample could not be read.
+        UserError: a sample could not be read, or there are too few file handles for the workers.
     """
-    iterator = iter(loader)
-    workers = getattr(iterator, "_workers", [])
+    _check_file_handles(loader)
+    others, iterator = set(multiprocessing.active_children()), None
     try:
+        iterator = iter(loader)  # starts the workers; where the second cannot start, the first one is left behind
         for batch in iterator:
             if isinstance(batch, UserError):
                 raise batch
             yield batch
     finally:
-        if workers:
+        if loader.num_workers and iterator is not None:
             # torch does so only when nothing refers to the iterator any more, which the traceback of an error does
             iterator._shutdown_workers()
-        for worker in workers:
-            if worker.is_alive():  # it hangs in a read from a disk that does not answer
-                worker.kill()
+        for worker in set(multiprocessing.active_children()) - others:  # or it hangs in a read from a dead disk
+            worker.kill()
+
+
+def _check_file_handles(loader: DataLoader) -> None:
+    """Compare the limit on open files with what the loader may need, counted generously."""
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    if not loader.num_workers or not _OPEN_FILES.exists() or limit == resource.RLIM_INFINITY:
+        return
+    batches_ahead = loader.num_workers * loader.prefetch_factor
+    needed = sum(1 for _ in _OPEN_FILES.iterdir()) + _OTHER_FILES
+    needed += _PIPES_OF_WORKER * loader.num_workers + 2 * _TENSORS * (batches_ahead + 1)
+    if limit < needed:
+        raise UserError(
+            f"only {limit} files may be open at once, and --num-workers {loader.num_workers} needs {needed}: raise the "
+            f"limit (ulimit -n 4096), or {_FEWER}; then start again with --c"
+        )
 
 
 @contextmanager
