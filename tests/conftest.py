@@ -4,6 +4,11 @@ A test that needs outside data is skipped, with the reason, where they are missi
 """
 
 import os
+
+# Before torch is imported, and for every command that a test starts: threads of OpenMP otherwise spin while they wait
+# for each other, which takes most of the time where a test has several processes, or the machine other work.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
 import zlib
 from collections.abc import Callable
 from pathlib import Path
