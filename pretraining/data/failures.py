@@ -9,10 +9,22 @@ from collections.abc import Collection
 from pathlib import Path
 
 from pretraining.data.anonymise import PRIVATE
-from pretraining.data.scan import name_bytes
+from pretraining.data.scan import UnusableScanError, name_bytes
+from pretraining.data.worker_pool import WorkerDiedError
 from pretraining.files import write_json
 
 FAILED = "failed.json"
+
+
+def reason_of(error: Exception) -> str:
+    """Why a scan failed, in words, from what ended its task in a process."""
+    if isinstance(error, UnusableScanError):
+        return str(error)
+    if isinstance(error, WorkerDiedError) and error.crashed:
+        return f"crashed the library that read it ({error}), so it is damaged; copy or export it again"
+    if isinstance(error, WorkerDiedError | MemoryError):
+        return f"ended the process that read it ({error}), most likely for want of memory; crop it or lower -np"
+    return f"could not be preprocessed because of an unexpected {type(error).__name__} ({error}); please report this"
 
 
 class Failures:

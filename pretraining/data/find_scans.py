@@ -6,8 +6,9 @@ from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 
-import SimpleITK as sitk
+from tqdm import tqdm
 
+from pretraining.data.dicom_series import SECONDS_WITHOUT_BAR, find_series
 from pretraining.data.scan import Scan, is_text, volume_id
 from pretraining.errors import UserError
 
@@ -22,17 +23,23 @@ NOT_SLICES = tuple(
 )
 
 
-def find_scans(source: Path, store: Path) -> tuple[list[Scan], dict[str, str]]:
+def find_scans(source: Path, store: Path, processes: int = 1) -> tuple[list[Scan], dict[str, str]]:
     """Every scan in ``source``, a file or a folder with all below it, and what looked like one but cannot be.
 
     Hidden files, links that lead round in a circle, and the store itself are passed over; so is, silently, all that
     is no image.
 
+    Args:
+        source: where to search.
+        store: the store's folder.
+        processes: how many read DICOM headers at a time.
+
     Returns:
         The scans, sorted by name, and the reason for each file that looked like a scan and is none.
 
     Raises:
-        UserError: ``source`` does not exist, cannot be read, is a file of another kind, or is the store.
+        UserError: ``source`` does not exist, cannot be read, is a file of another kind, or is the store; or no more
+            files can be opened.
     """
     try:
         if source.is_file():
@@ -46,25 +53,25 @@ def find_scans(source: Path, store: Path) -> tuple[list[Scan], dict[str, str]]:
         raise UserError(f"{source}: cannot be read ({error.strerror}); check its permissions") from None
     scans: list[Scan] = []
     unusable: dict[str, str] = {}
-    for folder, names in _walk(source, store.resolve()):
-        slices = []
-        for name in names:
-            path = folder / name
-            relative = path.relative_to(source).as_posix()
-            stem = _without_suffix(relative)
-            if not is_text(relative):
-                if stem is not None or _is_slice(path):
-                    unusable[relative] = "has a name that is not valid UTF-8, which ITK cannot open; rename it"
-            elif stem is not None and not _may_be_read(path):
+    slices: list[Path] = []
+    files = _walk(source, store.resolve())
+    for path in tqdm(files, desc="searching", unit="file", delay=SECONDS_WITHOUT_BAR, dynamic_ncols=True):
+        relative = path.relative_to(source).as_posix()
+        stem = _without_suffix(relative)
+        if not _may_be_read(path):
+            if stem is not None or _has_dicom_suffix(path):
                 unusable[relative] = "is no regular file (a pipe, socket or device); remove it"
-            elif stem is not None:
-                scans.append(Scan(volume_id(stem), relative, (path,)))
-            elif _is_slice(path):
-                slices.append(path)
-        if slices:
-            series, unreadable = _find_series(source, folder, slices)
-            scans.extend(series)
-            unusable.update(unreadable)
+        elif stem is None and not _is_slice(path):
+            continue
+        elif not is_text(relative):
+            unusable[relative] = "has a name that is not valid UTF-8, which ITK cannot open; rename it"
+        elif stem is None:
+            slices.append(path)
+        else:
+            scans.append(Scan(volume_id(stem), relative, (path,)))
+    series, unreadable = find_series(slices, processes)
+    scans.extend(_series_scan(source, identifier, paths) for identifier, paths in series)
+    unusable.update({path.relative_to(source).as_posix(): str(reason) for path, reason in unreadable.items()})
     return sorted(scans, key=lambda scan: scan.name), unusable
 
 
@@ -117,8 +124,8 @@ def _without_suffix(name: str) -> str | None:
     return None
 
 
-def _walk(source: Path, store: Path) -> Iterator[tuple[Path, list[str]]]:
-    """Folders at and below ``source`` with their visible files, each real folder once, without ``store``."""
+def _walk(source: Path, store: Path) -> Iterator[Path]:
+    """The visible files at and below ``source``, each real folder once, without ``store``."""
     seen = {store}
     for folder, subfolders, names in os.walk(source, followlinks=True):
         real = Path(folder).resolve()
@@ -127,7 +134,7 @@ def _walk(source: Path, store: Path) -> Iterator[tuple[Path, list[str]]]:
             continue
         seen.add(real)
         subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
-        yield Path(folder), sorted(name for name in names if not name.startswith("."))
+        yield from (Path(folder, name) for name in sorted(names) if not name.startswith("."))
 
 
 def _may_be_read(path: Path) -> bool:
@@ -138,42 +145,32 @@ def _may_be_read(path: Path) -> bool:
         return True
 
 
+def _has_dicom_suffix(path: Path) -> bool:
+    return path.suffix.lower() in DICOM_SUFFIXES
+
+
 def _is_slice(path: Path) -> bool:
     """Whether a file is or claims to be a DICOM image, by its first bytes (the suffix where they do not tell)."""
-    if not _may_be_read(path):
-        return False
     try:
         with path.open("rb") as file:
             head = file.read(1024)
     except OSError:
-        return False
+        return _has_dicom_suffix(path)
     if head[128:132] != b"DICM":
-        return path.suffix.lower() in DICOM_SUFFIXES
+        return _has_dicom_suffix(path)
     tag = head.find(b"\x02\x00\x02\x00UI")  # (0002,0002): the storage class
     length = int.from_bytes(head[tag + 6 : tag + 8], "little") if tag >= 0 else 0
     storage_class = head[tag + 8 : tag + 8 + length].decode("ascii", "replace")
     return path.name != "DICOMDIR" and not storage_class.startswith(NOT_SLICES)
 
 
-def _find_series(source: Path, folder: Path, slices: list[Path]) -> tuple[list[Scan], dict[str, str]]:
-    """The DICOM series of one folder, and the reason for each file that is in none.
+def _series_scan(source: Path, identifier: str, paths: tuple[Path, ...]) -> Scan:
+    """The scan that a DICOM series is, whose files are all in one folder.
 
-    A series whose slices differ in size, thickness or orientation is several volumes (GDCM's "series details").
     Its name carries a hash of the series' identifier: the same whatever else comes into the folder, and telling
     nothing of the patient.
     """
-    relative = folder.relative_to(source).as_posix()
+    relative = paths[0].parent.relative_to(source).as_posix()
     prefix = "" if relative == "." else f"{relative}/"
-    sitk.ProcessObject.SetGlobalWarningDisplay(False)  # one for each file that is not DICOM
-    allowed = set(slices)
-    listed: set[Path] = set()
-    scans = []
-    for identifier in sitk.ImageSeriesReader.GetGDCMSeriesIDs(str(folder), True):
-        names = sitk.ImageSeriesReader.GetGDCMSeriesFileNames(str(folder), identifier, True)
-        files = tuple(path for path in map(Path, names) if path in allowed)
-        listed.update(files)
-        if files:
-            name = f"{prefix}series-{hashlib.sha256(identifier.encode()).hexdigest()[:8]}"
-            scans.append(Scan(volume_id(name), name, files, is_dicom=True))
-    reason = "cannot be read as DICOM, it is truncated or damaged; copy it again or remove it"
-    return scans, {f"{prefix}{path.name}": reason for path in slices if path not in listed}
+    name = f"{prefix}series-{hashlib.sha256(identifier.encode()).hexdigest()[:8]}"
+    return Scan(volume_id(name), name, paths, is_dicom=True)

@@ -13,13 +13,13 @@ from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from pretraining.data.anonymise import Pseudonyms
-from pretraining.data.failures import Failures
+from pretraining.data.failures import Failures, reason_of
 from pretraining.data.find_scans import find_scans, split_name_clashes
 from pretraining.data.preprocess_scan import Task, preprocess_scan
 from pretraining.data.scan import Scan, UnusableScanError, printable
 from pretraining.data.store import Store
 from pretraining.data.store_writer import StoreWriter
-from pretraining.data.worker_pool import WorkerDiedError, run_in_processes
+from pretraining.data.worker_pool import run_in_processes
 from pretraining.errors import UserError, environment_error, is_environment_error
 from pretraining.lock import store_lock
 
@@ -80,7 +80,7 @@ def _preprocess(source: Path, writer: StoreWriter, processes: int, part: Part) -
     """`preprocess` without the signals."""
     writer.check_folder()
     logger.info("searching %s", source)
-    scans, unusable = find_scans(source, writer.path)
+    scans, unusable = find_scans(source, writer.path, processes)
     if not scans and not unusable:
         raise UserError(f"{source}: holds no CT scan; put NIfTI, NRRD or MHA files or DICOM series there")
     with store_lock(writer.path, part.number, part.count):
@@ -148,7 +148,7 @@ def _run(tasks: list[Task], processes: int, already_done: int, failures: Failure
             if isinstance(error, UserError):
                 raise error
             if error is not None:
-                _record(failures, task.scan.name, _reason(error))
+                _record(failures, task.scan.name, reason_of(error))
             bar.update()
 
 
@@ -164,17 +164,6 @@ def _record(failures: Failures, name: str, reason: str) -> None:
         if not is_environment_error(error):
             raise
         raise environment_error(error, failures.summary.parent) from None
-
-
-def _reason(error: Exception) -> str:
-    """Why a scan failed, in words."""
-    if isinstance(error, UnusableScanError):
-        return str(error)
-    if isinstance(error, WorkerDiedError) and error.crashed:
-        return f"crashed the library that read it ({error}), so it is damaged; copy or export it again"
-    if isinstance(error, WorkerDiedError | MemoryError):
-        return f"ended the process that read it ({error}), most likely for want of memory; crop it or lower -np"
-    return f"could not be preprocessed because of an unexpected {type(error).__name__} ({error}); please report this"
 
 
 def _is_same_source(scan: Scan, known: dict[str, Any]) -> bool:

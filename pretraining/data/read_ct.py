@@ -22,8 +22,9 @@ from pretraining.data.checks import (
     check_stored_bytes,
     check_values,
 )
+from pretraining.data.dicom_series import ORIENTATION, PIXEL_SPACING, POSITION, numbers
 from pretraining.data.scan import Scan, UnusableScanError
-from pretraining.data.text_header import check_spacing
+from pretraining.data.text_header import SPACING_TOLERANCE, check_spacing
 from pretraining.errors import environment_error
 
 UNREADABLE = "cannot be read, it is truncated, damaged or not what its suffix says; copy or export it again"
@@ -103,9 +104,9 @@ def _read_series(files: tuple[Path, ...]) -> CTImage:
     check_pixels(
         image.GetDimension(), image.GetSize(), image.GetNumberOfComponentsPerPixel(), image.GetPixelIDTypeAsString()
     )
-    check_grid(image.GetSize(), image.GetSpacing())
     if len(files) > 1:
-        _check_slices(reader, len(files))
+        _check_slices(reader, len(files), image.GetSpacing()[:2])
+    check_grid(image.GetSize(), image.GetSpacing())
     return CTImage(sitk.GetArrayFromImage(image), image.GetSpacing(), np.array(image.GetDirection()).reshape(3, 3))
 
 
@@ -120,21 +121,28 @@ def _check_slice_header(files: tuple[Path, ...]) -> None:
     check_stored_bytes(size, sum(file.stat().st_size for file in files))
 
 
-def _check_slices(reader: sitk.ImageSeriesReader, count: int) -> None:
-    """Raise `UnusableScanError` where slices of a series are missing or double."""
-    tags = ("0020|0032", "0020|0037")
+def _check_slices(reader: sitk.ImageSeriesReader, count: int, spacing_xy_mm: tuple[float, float]) -> None:
+    """Raise `UnusableScanError` where slices of a series are missing, double, or do not lie in one grid."""
+    tags = (POSITION, ORIENTATION, PIXEL_SPACING)
     if not all(tag in reader.GetMetaDataKeys(index) for index in range(count) for tag in tags):
-        raise UnusableScanError("has slices without position or orientation; export the original CT series")
-    positions = [[float(x) for x in reader.GetMetaData(index, tags[0]).split("\\")] for index in range(count)]
-    cosines = [float(x) for x in reader.GetMetaData(0, tags[1]).split("\\")]
-    normal = np.cross(cosines[:3], cosines[3:])
-    steps = np.diff(np.array(positions), axis=0)
+        raise UnusableScanError(
+            "has slices without position, orientation or pixel spacing; export the original CT series"
+        )
+    positions, cosines, edges = (
+        np.array([numbers(reader.GetMetaData(index, tag)) for index in range(count)]) for tag in tags
+    )
+    if not np.allclose(edges, spacing_xy_mm[::-1], rtol=SPACING_TOLERANCE, atol=0):  # ITK takes 1 mm for 0
+        raise UnusableScanError("has slices that differ in pixel spacing, or state none; export the whole series again")
+    if not np.allclose(cosines, cosines[0], rtol=0, atol=MAX_TILT):
+        raise UnusableScanError("has slices that differ in orientation; export each orientation as a series of its own")
+    normal = np.cross(cosines[0, :3], cosines[0, 3:])
+    steps = np.diff(positions, axis=0)
     if np.linalg.norm(steps - np.outer(steps @ normal, normal)) > MAX_TILT * np.linalg.norm(steps):
         raise UnusableScanError("was taken with a tilted gantry; straighten it (resample it to upright slices)")
     gaps = np.abs(steps @ normal)
     usual = float(np.median(gaps))
     worst = int(np.argmax(np.abs(gaps - usual)))
-    if abs(gaps[worst] - usual) > SLICE_GAP_TOLERANCE * usual:
+    if not usual > 0 or not abs(gaps[worst] - usual) <= SLICE_GAP_TOLERANCE * usual:  # also where one is NaN
         raise UnusableScanError(
             f"has slices {usual:g} mm apart but {gaps[worst]:g} mm between slices {worst + 1} and {worst + 2}: slices "
             "are missing or double; export the whole series again"

@@ -45,21 +45,19 @@ class WorkerDiedError(Exception):
         self.crashed = crashed
 
 
-def run_in_processes(
-    function: Callable[[Any], Any], tasks: Iterable[Any], processes: int
-) -> Iterator[tuple[Any, Exception | None]]:
+def run_in_processes(function: Callable[[Any], Any], tasks: Iterable[Any], processes: int) -> Iterator[tuple[Any, Any]]:
     """Run ``function(task)`` for every task in spawned processes of one thread each.
 
     Closing the iterator, or leaving it by an exception, ends the processes at once.
 
     Args:
-        function: importable by name; what it returns is dropped.
+        function: importable by name; what it returns must pickle.
         tasks: what to call it with; they must pickle.
         processes: how many at a time.
 
     Yields:
-        Each task as it comes to an end, and the exception that ended it: None, the function's own, or
-        `WorkerDiedError`.
+        Each task as it comes to an end, and its outcome: what the function returned or the exception that it raised,
+        or `WorkerDiedError`.
     """
     waiting = deque(tasks)
     busy: dict[Connection, tuple[BaseProcess, Any]] = {}
@@ -70,14 +68,14 @@ def run_in_processes(
         while busy:
             for connection in wait(list(busy)):
                 process, task = busy.pop(connection)
-                error = _result(connection, process)
-                if waiting and isinstance(error, WorkerDiedError):
+                outcome = _result(connection, process)
+                if waiting and isinstance(outcome, WorkerDiedError):
                     connection, process = _start(function)
                 if waiting:
                     busy[connection] = (process, _hand_out(connection, waiting))
                 else:
                     connection.close()
-                yield task, error
+                yield task, outcome
     finally:
         for connection, (process, _task) in busy.items():
             connection.close()
@@ -120,7 +118,7 @@ def _hand_out(connection: Connection, waiting: deque) -> Any:
     return task
 
 
-def _result(connection: Connection, process: BaseProcess) -> Exception | None:
+def _result(connection: Connection, process: BaseProcess) -> Any:
     """What became of the task that a process had."""
     try:
         return connection.recv()
@@ -137,11 +135,10 @@ def _work(connection: Connection, function: Callable[[Any], Any]) -> None:
     try:
         while True:
             task = connection.recv()
-            error = None
             try:
-                function(task)
+                outcome = function(task)
             except Exception as raised:
-                error = raised
-            connection.send(error)
+                outcome = raised
+            connection.send(outcome)
     except (EOFError, OSError):
         return

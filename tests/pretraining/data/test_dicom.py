@@ -1,5 +1,9 @@
 """DICOM series: several in a folder, files without suffix, what is no slice, and series that are not whole."""
 
+import hashlib
+import os
+import shutil
+
 import numpy as np
 import pytest
 import SimpleITK as sitk
@@ -12,7 +16,7 @@ from pretraining.data.scan import UnusableScanError
 PATIENT = "DOE^JANE"
 
 
-def write_series(folder, body, uid="1.2.3.4", suffix=".dcm", direction=1, modality="CT", shear_mm=0.0):
+def write_series(folder, body, uid="1.2.3.4", suffix=".dcm", direction=1, modality="CT", shear_mm=0.0, **header):
     """Write each slice of a volume as a DICOM file, headward (direction 1) or footward."""
     folder.mkdir(parents=True, exist_ok=True)
     writer = sitk.ImageFileWriter()
@@ -34,6 +38,7 @@ def write_series(folder, body, uid="1.2.3.4", suffix=".dcm", direction=1, modali
             "0020|0037": "1\\0\\0\\0\\1\\0",
             "0028|1052": "-1024",
             "0028|1053": "1",
+            **header,
         }
         for tag, value in tags.items():
             piece.SetMetaData(tag, value)
@@ -76,6 +81,79 @@ def test_several_series_without_suffix_beside_other_files(tmp_path, make_body):
     assert before < {scan.volume_id for scan in scans_of(tmp_path)[0]}  # names do not depend on what else is there
 
 
+def by_gdcm(folder):
+    """The names and the files, in their order, of the series in a folder that holds nothing else, as GDCM has them."""
+    reader = sitk.ImageSeriesReader
+    return {
+        f"series-{hashlib.sha256(identifier.encode()).hexdigest()[:8]}": reader.GetGDCMSeriesFileNames(
+            str(folder), identifier, True
+        )
+        for identifier in reader.GetGDCMSeriesIDs(str(folder), True)
+    }
+
+
+HEADERS = [
+    {}, {"0020|0011": "77"}, {"0018|0024": "seq *x"}, {"0018|0050": "2.50"}, {"0020|0011": "3", "0018|0050": "1e-1"},
+    {"0020|0037": "-1\\0\\0\\0\\1\\0"}, {"0020|0037": "1\\0\\0\\0\\0.8\\-0.6"}, {"0020|0013": "1"},
+]  # fmt: skip
+
+
+def test_series_are_called_and_ordered_as_by_gdcm(tmp_path, make_body):
+    """Stores have volumes with these names, and checksums of the slices in this order."""
+    for index, header in enumerate(HEADERS):
+        body = make_body((3 + index % 2, 8, 9), (1, 1, 2.5))
+        write_series(tmp_path, body, f"1.2.3.{200 + index}", direction=(-1) ** index, **header)
+    scans, unusable = scans_of(tmp_path)
+    found = {scan.name: tuple(map(str, scan.files)) for scan in scans}
+    assert not unusable and len(found) == len(HEADERS)
+    assert found == by_gdcm(tmp_path)
+
+
+def test_slices_of_another_size_are_a_volume_of_their_own(tmp_path, make_body):
+    write_series(tmp_path, make_body())
+    expected, _ = scans_of(tmp_path)
+    write_series(tmp_path, make_body((2, 60, 60)), suffix=".localizer")
+    scans, unusable = scans_of(tmp_path)
+    assert not unusable and sorted(len(scan.files) for scan in scans) == [2, 30]
+    assert expected[0] in scans
+
+
+def link_to(target):
+    return lambda path: path.symlink_to(target)
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, link_to("nowhere"), link_to("/dev/zero"), link_to("neighbour")])
+@pytest.mark.parametrize("name", ["neighbour", "neighbour.dcm"])
+def test_a_series_beside_what_is_no_file_is_whole(tmp_path, make_body, make, name):
+    """GDCM, given the folder, opens whatever lies there, and loses slices over it."""
+    write_series(tmp_path, make_body())
+    expected, _ = scans_of(tmp_path)
+    make(tmp_path / name)
+    scans, unusable = scans_of(tmp_path)
+    assert scans == expected and len(scans[0].files) == 30
+    assert list(unusable) == [name] * name.endswith(".dcm")
+
+
+@pytest.mark.parametrize("which", [(12,), range(30)])
+def test_a_header_that_gdcm_raises_over_costs_its_file_alone(tmp_path, make_body, which):
+    write_series(tmp_path / "good", make_body())
+    shutil.copytree(tmp_path / "good", tmp_path / "bad")
+    files = sorted((tmp_path / "bad").iterdir())
+    for index in which:
+        content = files[index].read_bytes()
+        assert content.count(b"\x28\x00\x02\x00\x02\x00\x00\x00\x01\x00") == 1
+        files[index].write_bytes(
+            content.replace(b"\x28\x00\x02\x00\x02\x00\x00\x00\x01", b"\x28\x00\x02\x00\x02\0\0\0\xff")
+        )
+    scans, unusable = scans_of(tmp_path)
+    assert set(unusable) == {f"bad/{files[index].name}" for index in which}
+    assert [len(scan.files) for scan in scans if scan.name.startswith("good/")] == [30]
+    for scan in scans:
+        if scan.name.startswith("bad/"):
+            with pytest.raises(UnusableScanError, match="slices are missing"):
+                read_ct(scan)
+
+
 def test_names_tell_nothing_of_the_patient(tmp_path, make_body):
     write_series(tmp_path, make_body())
     ((scan,), _) = scans_of(tmp_path)
@@ -105,6 +183,38 @@ def test_truncated_slice_is_named(tmp_path, make_body):
     scans, unusable = scans_of(tmp_path)
     assert list(unusable) == [last.name]
     assert len(scans) == 1
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "reason"),
+    [
+        (b"1\\1 ", b"1\\3 ", "differ in pixel spacing"),
+        (b"1\\1 ", b"0\\1 ", "differ in pixel spacing"),
+        (b"1\\1 ", b"nan ", "cannot be read|differ in pixel spacing"),
+        (b"1\\0\\0\\0\\1\\0", b"0\\0\\1\\0\\1\\0", "differ in orientation|tilted"),
+        (b"0\\0\\%d", b"0\\0\\9e9"[:5], "missing or double|tilted|differ"),
+        (b"0\\0\\%d", b"0\\9\\%d", "tilted|missing|differ"),
+        (b"0\\0\\%d", b"x\\y\\%d", "cannot be read"),
+    ],
+)
+@pytest.mark.parametrize("where", [0, 12, 29])
+def test_one_slice_with_another_geometry(tmp_path, make_body, old, new, reason, where):
+    write_series(tmp_path, make_body())
+    path = sorted(tmp_path.iterdir())[where]
+    old, new = (text % where if b"%" in text else text for text in (old, new))
+    assert path.read_bytes().count(old) >= 1
+    path.write_bytes(path.read_bytes().replace(old, new.ljust(len(old))[: len(old)]))
+    scans, unusable = scans_of(tmp_path)
+    assert len(scans) == 1 and not unusable
+    with pytest.raises(UnusableScanError, match=reason):
+        read_ct(scans[0])
+
+
+def test_all_slices_in_one_place(tmp_path, make_body):
+    write_series(tmp_path, make_body(), **{"0020|0032": "0\\0\\5"})
+    ((scan,), _) = scans_of(tmp_path)
+    with pytest.raises(UnusableScanError, match="missing or double"):
+        read_ct(scan)
 
 
 @pytest.mark.parametrize(("modality", "shear_mm", "reason"), [("MR", 0, "modality MR"), ("CT", 0.5, "tilted gantry")])

@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from pretraining.data.failures import Failures
-from pretraining.data.read_ct import read_ct
+from pretraining.data.read_ct import CTImage, read_ct
 from pretraining.data.scan import Scan, UnusableScanError
 from pretraining.data.store import Store
 from pretraining.data.store_writer import StoreWriter
@@ -70,10 +70,10 @@ def test_headers_of_all_kinds_of_bytes(written, tmp_path):
     bytes_anywhere()
     numbers_in_text()
     outcomes = {"read": 0, "refused": 0, "crashed": 0}
-    for scan, error in run_in_processes(read_ct, scans, 1):
-        crashed = isinstance(error, WorkerDiedError) and error.crashed
-        assert error is None or crashed or isinstance(error, UnusableScanError), (scan.name, error)
-        outcomes["read" if error is None else "crashed" if crashed else "refused"] += 1
+    for scan, outcome in run_in_processes(read_ct, scans, 1):
+        crashed = isinstance(outcome, WorkerDiedError) and outcome.crashed
+        assert isinstance(outcome, CTImage | UnusableScanError) or crashed, (scan.name, outcome)
+        outcomes["read" if isinstance(outcome, CTImage) else "crashed" if crashed else "refused"] += 1
     assert outcomes["refused"] > 50 and outcomes["read"] > 20 and outcomes["crashed"] < 20, outcomes
 
 
