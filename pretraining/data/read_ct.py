@@ -23,6 +23,7 @@ from pretraining.data.checks import (
     check_values,
 )
 from pretraining.data.dicom_series import ORIENTATION, PIXEL_SPACING, POSITION, numbers
+from pretraining.data.packed import check_packed
 from pretraining.data.scan import Scan, UnusableScanError
 from pretraining.data.text_header import SPACING_TOLERANCE, check_spacing
 from pretraining.errors import environment_error
@@ -87,6 +88,7 @@ def _read_file(path: Path) -> CTImage:
     else:
         check_spacing(path, spacing)
         values = sitk.GetArrayFromImage(reader.Execute())
+        check_packed(path, values.nbytes)
     return CTImage(values, spacing, direction)
 
 

@@ -1,4 +1,4 @@
-"""The voxel spacing of NRRD and MetaImage files, as their text headers state it.
+"""The text headers of NRRD and MetaImage files, and the voxel spacing as they state it.
 
 ITK takes 1 mm, without a word, where a header states no spacing or one that it cannot compute with.
 """
@@ -17,7 +17,7 @@ _VECTOR = re.compile(r"\(([^)]*)\)")
 
 def check_spacing(path: Path, spacing_xyz_mm: tuple[float, float, float]) -> None:
     """Raise `UnusableScanError` unless the header of a file states the spacing that ITK has read."""
-    stated = _nrrd_spacing(path) if path.suffix.lower() in (".nrrd", ".nhdr") else _metaimage_spacing(path)
+    stated = _nrrd_spacing(path) if is_nrrd(path) else _metaimage_spacing(path)
     if stated is None:
         raise UnusableScanError("states no voxel spacing; export it again, with its geometry")
     if not np.allclose(stated, spacing_xyz_mm, rtol=SPACING_TOLERANCE, atol=0):
@@ -26,31 +26,39 @@ def check_spacing(path: Path, spacing_xyz_mm: tuple[float, float, float]) -> Non
 
 
 def _nrrd_spacing(path: Path) -> list[float] | None:
-    fields = _fields(path, ":")
-    if "space directions" in fields:
-        vectors = [_numbers(vector) for vector in _VECTOR.findall(fields["space directions"])]
+    header = fields(path)
+    if "space directions" in header:
+        vectors = [_numbers(vector) for vector in _VECTOR.findall(header["space directions"])]
         with np.errstate(over="ignore", invalid="ignore"):
             return _three([float(np.linalg.norm(vector)) for vector in vectors])
-    return _three(_numbers(fields.get("spacings", "")))
+    return _three(_numbers(header.get("spacings", "")))
 
 
 def _metaimage_spacing(path: Path) -> list[float] | None:
-    fields = _fields(path, "=")
-    return _three(_numbers(fields.get("ElementSpacing") or fields.get("ElementSize") or ""))
+    header = fields(path)
+    return _three(_numbers(header.get("ElementSpacing") or header.get("ElementSize") or ""))
 
 
-def _fields(path: Path, separator: str) -> dict[str, str]:
+def fields(path: Path) -> dict[str, str]:
     """The header's lines, by what stands before the separator; it ends with an empty line, or where voxels begin."""
+    separator = ":" if is_nrrd(path) else "="
     with path.open("rb") as file:
         text = file.read(MAX_HEADER_BYTES).decode("latin-1")
-    fields = {}
+    found = {}
     for line in text.splitlines():
-        key, found, value = line.partition(separator)
-        if not line or key.strip() == "ElementDataFile":
+        key, separated, value = line.partition(separator)
+        if not line:
             break
-        if found:
-            fields.setdefault(key.strip(), value.strip())
-    return fields
+        if separated:
+            found.setdefault(key.strip(), value.strip())
+        if key.strip() == "ElementDataFile":
+            break
+    return found
+
+
+def is_nrrd(path: Path) -> bool:
+    """Whether a file has a suffix of NRRD; those of MetaImage are the others with a text header."""
+    return path.suffix.lower() in (".nrrd", ".nhdr")
 
 
 def _numbers(text: str) -> list[float]:

@@ -1,5 +1,6 @@
 """Reading scans of every format, and the sentence that each unusable one gets."""
 
+import re
 import struct
 
 import nibabel
@@ -75,6 +76,27 @@ def test_truncated_file(tmp_path, make_body, name, kept):
     content = path.read_bytes()
     path.write_bytes(content[: int(kept * len(content)) if isinstance(kept, float) else kept])
     assert "truncated" in refusal(tmp_path)
+
+
+@pytest.mark.parametrize(("name", "packed"), [
+    ("a.nii.gz", "a.nii.gz"), ("a.nrrd", "a.nrrd"), ("a.nhdr", "a.raw.gz"), ("a.mha", "a.mha"), ("a.mhd", "a.zraw"),
+])  # fmt: skip
+@pytest.mark.parametrize("part", [0.1, 0.5, 0.99, 0.9999])
+def test_a_bit_flipped_in_compressed_voxels(tmp_path, make_body, name, packed, part):
+    """ITK gives what it has unpacked of MetaImage, and compares no checksum of NRRD."""
+    sitk.WriteImage(make_body(), str(tmp_path / name), useCompression=True)
+    content = (tmp_path / packed).read_bytes()
+    place = int(part * len(content))
+    patch(tmp_path / packed, place, bytes([content[place] ^ 16]))
+    assert "truncated, damaged" in refusal(tmp_path)
+
+
+@pytest.mark.parametrize("line", [b"CompressedDataSize = 1\n", b""])
+def test_a_metaimage_file_that_does_not_say_how_long_its_voxels_are(tmp_path, make_body, line):
+    path = tmp_path / "a.mha"
+    sitk.WriteImage(make_body(), str(path), useCompression=True)
+    path.write_bytes(re.sub(rb"CompressedDataSize = \d+\n", line, path.read_bytes()))
+    assert "truncated, damaged" in refusal(tmp_path)
 
 
 @pytest.mark.parametrize("offset", [0.0, 100.0, -352.0, 1e12, np.inf, np.nan])
