@@ -2,7 +2,6 @@
 
 import logging
 import signal
-from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from pretraining.data.anonymise import Pseudonyms
+from pretraining.data.doubles import without_doubles
 from pretraining.data.failures import Failures, reason_of
 from pretraining.data.find_scans import find_scans, split_name_clashes
 from pretraining.data.preprocess_scan import Task, preprocess_scan
@@ -131,9 +131,8 @@ def _add(
     if to_do := len(open_names - failed.keys()):
         logger.info("part %d of %d is done (exit code %d)", part.number, part.count, code)
         logger.info("scans left to other parts: %d; the part that ends last completes the store", to_do)
-    else:
-        _complete(source, writer, failures, failed, code)
-    return code
+        return code
+    return _complete(source, writer, failures, failed, clear, code)
 
 
 def _run(tasks: list[Task], processes: int, already_done: int, failures: Failures) -> None:
@@ -154,16 +153,20 @@ def _run(tasks: list[Task], processes: int, already_done: int, failures: Failure
 
 def _record(failures: Failures, name: str, reason: str) -> None:
     """Say and keep why a scan could not be used."""
-    if failures.are_private:
-        logger.warning("a scan could not be used: see %s", failures.folder)
-    else:
-        logger.warning("%s: %s", printable(name), printable(reason))
+    _tell(failures, name, reason)
     try:
         failures.record(name, reason)
     except OSError as error:
         if not is_environment_error(error):
             raise
         raise environment_error(error, failures.summary.parent) from None
+
+
+def _tell(failures: Failures, name: str, reason: str) -> None:
+    if failures.are_private:
+        logger.warning("a scan could not be used: see %s", failures.folder)
+    else:
+        logger.warning("%s: %s", printable(name), printable(reason))
 
 
 def _is_same_source(scan: Scan, known: dict[str, Any]) -> bool:
@@ -177,33 +180,43 @@ def _is_same_source(scan: Scan, known: dict[str, Any]) -> bool:
     return mtime_ns == known["mtime_ns"] or scan.sha256() == known["sha256"]
 
 
-def _complete(source: Path, writer: StoreWriter, failures: Failures, failed: dict[str, str], code: int) -> None:
-    """Write failed.json, the manifest and the contact sheets; parts that end at the same moment write the same."""
+def _complete(
+    source: Path, writer: StoreWriter, failures: Failures, failed: dict[str, str], names: dict[str, str], code: int
+) -> int:
+    """Write failed.json, the manifest and the contact sheets; parts that end at the same moment write the same.
+
+    Args:
+        source: where the scans are.
+        writer: of the store.
+        failures: of the store.
+        failed: the reason for each scan that could not be used.
+        names: of the scans, by their source as the store has it.
+        code: the exit code so far.
+
+    Returns:
+        The exit code.
+    """
     from pretraining.data.contact_sheet import write_contact_sheets  # matplotlib takes a second to load: last of all
 
+    entries, doubles = without_doubles(writer.finished(), names)
+    for name, reason in doubles.items():
+        _tell(failures, name, reason)
+    failed = doubles | failed
     failures.write_summary(failed)
-    manifest = writer.write_manifest(complete=True)
+    manifest = writer.write_manifest(True, entries)
     if not manifest["volumes"]:
         name, reason = next(iter(failed.items()))
         others = f" (and {len(failed) - 1} more)" if len(failed) > 1 else ""
         first = "" if failures.are_private else f": {printable(name)}{others}: {printable(reason)}"
         raise UserError(f"{source}: no scan could be used{first}; see {failures.summary}")
-    for ids in _of_same_voxels(manifest):
-        logger.warning("volumes with the same voxels: %s; training shows each, so remove all scans but one", ids)
     store = Store(writer.path, manifest)
     sheets = write_contact_sheets(store)
     logger.info("volumes in %s: %d; look at %s: every body frontal, head up?", writer.path, len(store), sheets[0])
+    code = 1 if doubles else code
     if failed:
         whose = f"exit code {code}" if code else "all of other parts"
         logger.warning("scans that could not be used: %d (%s), see %s", len(failed), whose, failures.summary)
-
-
-def _of_same_voxels(manifest: dict[str, Any]) -> Iterator[str]:
-    """The ids of volumes that are the same, a line for each group."""
-    groups = defaultdict(list)
-    for volume_id, entry in manifest["volumes"].items():
-        groups[entry["sha256"]].append(volume_id)
-    return (", ".join(ids) for ids in groups.values() if len(ids) > 1)
+    return code
 
 
 @contextmanager

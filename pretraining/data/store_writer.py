@@ -1,7 +1,7 @@
 """Writing a store so that a stop at any point costs at most the volumes in the works.
 
 Each volume is three files, each put in place by one rename: the array, the radiograph, and last its manifest entry.
-Only the entry makes a volume count. The manifest is the sum of the entries, so that being killed between a volume
+Only the entry makes a volume count. The manifest is made of the entries, so that being killed between a volume
 and the manifest loses nothing: the next run reads the entries again.
 """
 
@@ -193,8 +193,13 @@ class StoreWriter:
                 entries[volume_id] = entry
         return entries
 
-    def write_manifest(self, complete: bool) -> dict[str, Any]:
-        """Write ``manifest.json`` from the entries and return it; ``complete`` says that every scan was tried."""
-        manifest = self._manifest(self.finished(), complete)
+    def write_manifest(self, complete: bool, volumes: dict[str, dict[str, Any]] | None = None) -> dict[str, Any]:
+        """Write ``manifest.json`` and return it.
+
+        Args:
+            complete: whether every scan was tried.
+            volumes: the entries to list by id; by default those of all volumes that are whole.
+        """
+        manifest = self._manifest(self.finished() if volumes is None else volumes, complete)
         write_json(layout.manifest_path(self.path), manifest)
         return manifest

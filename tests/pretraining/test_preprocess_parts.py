@@ -69,6 +69,24 @@ def test_parts_at_the_same_time_make_the_store_of_one_process(scans, tmp_path):
     assert not list(parts.rglob(".*.tmp"))
 
 
+@pytest.mark.parametrize("order", [(0, 1), (1, 0)])
+def test_of_scans_with_the_same_voxels_the_first_by_name_gets_in_whichever_part_ends_last(tmp_path, make_body, order):
+    (tmp_path / "scans").mkdir()
+    for name, seed in (("a.nii", 1), ("b.nii", 0), ("c.nii", 2), ("d.mha", 0)):  # b and d are both part 1's
+        sitk.WriteImage(make_body(seed=seed), str(tmp_path / "scans" / name))
+    sitk.WriteImage(make_body(seed=1), str(tmp_path / "scans" / "e.mha"))  # as a, both part 0's
+    sitk.WriteImage(make_body(seed=2), str(tmp_path / "scans" / "f.mha"))  # as c, of the other part
+    store = tmp_path / "store"
+    codes = [run(tmp_path / "scans", store, *part(number, 2))[0] for number in order]
+    assert codes == [0, 1]  # known once the store is complete
+    assert Store.open(store).ids == ["a", "b", "c"] and failures(store) == ["d.mha", "e.mha", "f.mha"]
+    code, _ = run(tmp_path / "scans", store)
+    assert code == 1 and Store.open(store).ids == ["a", "b", "c"] and failures(store) == ["d.mha", "e.mha", "f.mha"]
+    assert run(tmp_path / "scans", tmp_path / "one")[0] == 1
+    assert read_manifest(tmp_path / "one") == read_manifest(store)
+    assert (tmp_path / "one" / "failed.json").read_bytes() == (store / "failed.json").read_bytes()
+
+
 def test_parts_one_by_one_in_any_order(scans, tmp_path):
     store = tmp_path / "store"
     for number, code in ((6, 0), (3, 0), (5, 1), (0, 0), (2, 1), (4, 1)):
