@@ -12,6 +12,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from pretraining.data.failures import Failures
+from pretraining.data.find_scans import find_scans
 from pretraining.data.read_ct import CTImage, read_ct
 from pretraining.data.scan import Scan, UnusableScanError
 from pretraining.data.store import Store
@@ -75,6 +76,56 @@ def test_headers_of_all_kinds_of_bytes(written, tmp_path):
         assert isinstance(outcome, CTImage | UnusableScanError) or crashed, (scan.name, outcome)
         outcomes["read" if isinstance(outcome, CTImage) else "crashed" if crashed else "refused"] += 1
     assert outcomes["refused"] > 50 and outcomes["read"] > 20 and outcomes["crashed"] < 20, outcomes
+
+
+def test_dicom_headers_of_all_kinds_of_bytes(make_body, tmp_path):
+    """150 mutated slices, each of a series of its own, beside a whole one: each is found or refused."""
+    writer = sitk.ImageFileWriter()
+    writer.SetImageIO("GDCMImageIO")
+    writer.KeepOriginalImageUIDOn()
+    body = make_body((3, 8, 9))
+    for index in range(3):
+        piece = body[:, :, index : index + 1]
+        header = {
+            "0020|000e": "1.2.4000",
+            "0008|0060": "CT",
+            "0020|0032": f"0\\0\\{index}",
+            "0028|1052": "-1024",
+            "0028|1053": "1",
+        }
+        for tag, value in (header | {"0020|0037": "1\\0\\0\\0\\1\\0"}).items():
+            piece.SetMetaData(tag, value)
+        writer.SetFileName(str(tmp_path / f"whole_{index}.dcm"))
+        writer.Execute(piece)
+    plain = (tmp_path / "whole_1.dcm").read_bytes()
+    names = []
+
+    @settings(max_examples=150)
+    @given(
+        st.lists(
+            st.tuples(st.integers(128, len(plain) - 145), st.binary(min_size=1, max_size=4)), min_size=1, max_size=3
+        )
+    )
+    def bytes_anywhere(changes):
+        content = bytearray(plain.replace(b"1.2.4000", b"1.2.4%03d" % (len(names) + 1)))
+        for offset, new in changes:
+            content[offset : offset + len(new)] = new
+        names.append(f"changed_{len(names)}.dcm")
+        (tmp_path / names[-1]).write_bytes(content)
+
+    bytes_anywhere()
+    scans, unusable = find_scans(tmp_path, tmp_path / "store")
+    assert [path.name for scan in scans for path in scan.files if path.name.startswith("whole")] == [
+        f"whole_{index}.dcm" for index in range(3)
+    ]
+    assert sorted([*unusable, *(path.name for scan in scans for path in scan.files)]) == sorted(
+        [*names, *(f"whole_{index}.dcm" for index in range(3))]
+    )
+    assert len(unusable) > 10 and len(scans) > 10
+    assert not [reason for reason in unusable.values() if "please report" in reason]
+    for scan, outcome in run_in_processes(read_ct, scans, 1):
+        crashed = isinstance(outcome, WorkerDiedError) and outcome.crashed
+        assert isinstance(outcome, CTImage | UnusableScanError) or crashed, (scan.name, outcome)
 
 
 @slow
