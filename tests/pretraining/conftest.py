@@ -1,5 +1,7 @@
 """A small body in HU that looks different from every side, and a store of such bodies."""
 
+import shutil
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
@@ -38,3 +40,27 @@ def small_store(tmp_path_factory: pytest.TempPathFactory, make_body: Callable[..
     store = folder.parent / f"{folder.name}_store"
     assert preprocess([str(folder), str(store), "-np", "1"]) == 0
     return store
+
+
+@pytest.fixture(scope="session")
+def with_mount() -> Callable[[str, Path, list[str]], list[str]]:
+    """Make of a command one with a file system of its own at a folder; nobody else sees it, and it goes with it."""
+    trial = ["unshare", "-m", "mount", "-t", "tmpfs", "tmpfs", "/mnt"]
+    if shutil.which("unshare") is None or subprocess.run(trial, capture_output=True).returncode != 0:
+        pytest.skip("file systems of a test's own need root and unshare")
+
+    def make(what: str, where: Path, words: list[str]) -> list[str]:
+        return ["unshare", "-m", "sh", "-c", f'mount {what} "$0" && exec "$@"', str(where), *words]
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def read_only(with_mount: Callable[[str, Path, list[str]], list[str]]) -> Callable[[Path, list[str]], list[str]]:
+    """Make of a command one that finds a folder read-only, root or not."""
+
+    def make(folder: Path, words: list[str]) -> list[str]:
+        remount = ["sh", "-c", 'mount -o remount,bind,ro "$0" && exec "$@"', str(folder), *words]
+        return with_mount(f'--bind "{folder}"', folder, remount)
+
+    return make

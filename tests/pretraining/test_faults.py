@@ -33,25 +33,8 @@ TINY = [
 ]  # fmt: skip
 
 
-def can_mount() -> bool:
-    """Whether this process may give a command a /dev/shm and file systems of its own."""
-    if shutil.which("unshare") is None:
-        return False
-    return (
-        subprocess.run(["unshare", "-m", "mount", "-t", "tmpfs", "tmpfs", "/mnt"], capture_output=True).returncode == 0
-    )
-
-
-needs_mount = pytest.mark.skipif(not can_mount(), reason="file systems of a test's own need root and unshare")
-
-
 def command(name: str, *arguments, before: str = "") -> list[str]:
     return [sys.executable, "-c", before + RUN.format(name), *map(str, arguments)]
-
-
-def with_mount(what: str, where: Path, words: list[str]) -> list[str]:
-    """The command with a file system of its own at ``where``; nobody else sees it, and it goes with the command."""
-    return ["unshare", "-m", "sh", "-c", f'mount {what} "$0" && exec "$@"', str(where), *words]
 
 
 def finish(words: list[str], timeout=150) -> tuple[int, str]:
@@ -91,8 +74,7 @@ def assert_as_before(folder: Path, stopped: Path) -> None:
     assert not list(folder.glob(".*.tmp"))
 
 
-@needs_mount
-def test_disk_full_during_a_checkpoint(small_store, stopped, tmp_path):
+def test_disk_full_during_a_checkpoint(with_mount, small_store, stopped, tmp_path):
     """The folder of the run is a file system with room for one checkpoint and not for two."""
     folder, size = tmp_path / "small", (stopped / CHECKPOINT).stat().st_size
     folder.mkdir()
@@ -103,8 +85,7 @@ def test_disk_full_during_a_checkpoint(small_store, stopped, tmp_path):
     assert_sentence(code, messages, CHECKPOINT, os.strerror(errno.ENOSPC), "make room", "--c")
 
 
-@needs_mount
-def test_disk_full_from_the_beginning(small_store, tmp_path):
+def test_disk_full_from_the_beginning(with_mount, small_store, tmp_path):
     folder = tmp_path / "full"
     folder.mkdir()
     words = [
@@ -118,17 +99,13 @@ def test_disk_full_from_the_beginning(small_store, tmp_path):
     assert_sentence(code, messages, str(folder / "run"), os.strerror(errno.ENOSPC))
 
 
-@needs_mount
-def test_read_only_run(small_store, stopped, run_folder):
-    words = ["sh", "-c", f'mount -o remount,bind,ro "{run_folder}" && exec "$@"', "sh"]
-    words += command("pretrain", small_store, run_folder, "--c")
-    code, messages = finish(with_mount(f'--bind "{run_folder}"', run_folder, words))
+def test_read_only_run(read_only, small_store, stopped, run_folder):
+    code, messages = finish(read_only(run_folder, command("pretrain", small_store, run_folder, "--c")))
     assert_sentence(code, messages, str(run_folder), os.strerror(errno.EROFS))
     assert_as_before(run_folder, stopped)
 
 
-@needs_mount
-def test_shared_memory_too_small(small_store, stopped, run_folder):
+def test_shared_memory_too_small(with_mount, small_store, stopped, run_folder):
     words = command("pretrain", small_store, run_folder, "--c", "--num-workers=1")
     code, messages = finish(with_mount("-t tmpfs -o size=64k tmpfs", Path("/dev/shm"), words))
     assert_sentence(code, messages, "/dev/shm has no room", "--shm-size", "--num-workers", "--c")
@@ -203,8 +180,7 @@ def archive(tmp_path, make_body):
     return tmp_path / "archive"
 
 
-@needs_mount
-def test_disk_full_while_preprocessing(archive, tmp_path):
+def test_disk_full_while_preprocessing(with_mount, archive, tmp_path):
     """The store is a file system with room for some of the volumes; with more room, the same command goes on."""
     store, after = tmp_path / "store", tmp_path / "after"
     store.mkdir()
@@ -218,6 +194,19 @@ def test_disk_full_while_preprocessing(archive, tmp_path):
     assert code == 0, messages
     finished = Store.open(after)
     assert len(finished) == 4 and all(finished.volume(name)[:].shape == (60, 60, 60) for name in finished.ids)
+
+
+@pytest.mark.parametrize("what", ["store", "around"])
+def test_read_only_store(read_only, archive, tmp_path, what):
+    """A store to add to, and the folder that a new one would come into."""
+    (tmp_path / "around" / "store").mkdir(parents=True)
+    store = tmp_path / "around" / ("store" if what == "store" else "new")
+    if what == "store":
+        assert finish(command("preprocess", archive / "0.nii", store))[0] == 0
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "around").rglob("*")}
+    code, messages = finish(read_only(tmp_path / "around", command("preprocess", archive, store)))
+    assert_sentence(code, messages, str(store), os.strerror(errno.EROFS))
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "around").rglob("*")} == before
 
 
 def test_too_few_file_handles_for_preprocessing(archive, tmp_path):
