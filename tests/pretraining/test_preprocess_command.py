@@ -80,8 +80,8 @@ def test_real_scans(tmp_path, ct_dir, reference_dir):
     assert "exit code 1" in output
     store = Store.open(tmp_path / "store")
     assert len(store) == len(files) - len(label_maps)
-    # The reference was made on another grid than the store's (linear, stored orientation, first voxel kept): the abdomen
-    # lies 2 mm apart, which costs 0.005. On the reference's own grid, test_radiograph.py asks for over 0.995.
+    # The reference was made on another grid than the store's (linear, stored orientation, first voxel kept): the
+    # abdomen lies 2 mm apart, which costs 0.005. On the reference's own grid, test_radiograph.py asks for over 0.995.
     with np.load(reference_dir / "frontal_drr_reference.npz") as reference:
         for volume_id, name in (("chest_2mm", "ricord"), ("abdomen_3mm", "abdomen")):
             radiograph, expected = store.radiograph(volume_id), reference[name]
