@@ -20,8 +20,6 @@ from nnunetv2_cads.pretraining_record import preprocessing_differences
 
 OK, WARNING, PROBLEM = "ok", "warning", "problem"
 OLDEST_PYTHON = (3, 10)
-FORMAT_VERSION = 1
-"""Of encoder files (`pretraining.checkpoint`, which this package does not import)."""
 
 
 class Finding(NamedTuple):
@@ -171,13 +169,8 @@ def check_encoder(encoder_file: str | None, plans_file: Path | None) -> Iterator
     report = compare_encoder_state(PVTv2Encoder(), checkpoint.state)
     level = PROBLEM if report.missing or report.mismatched else OK
     yield Finding(level, f"{file}: {report}", "" if level == OK else "cads_export RUN cads_encoder.pth")
-    record = checkpoint.record
-    if record.get("format_version", FORMAT_VERSION) != FORMAT_VERSION:
-        yield Finding(
-            PROBLEM, f"format version {record['format_version']}, known is {FORMAT_VERSION}", "pip install -U ."
-        )
     if plans_file is not None:
-        yield from _compare(record, plans_file)
+        yield from _compare(checkpoint.record, plans_file)
 
 
 def _compare(record: dict, plans_file: Path) -> Iterator[Finding]:

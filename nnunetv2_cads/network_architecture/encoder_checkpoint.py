@@ -21,6 +21,7 @@ from nnunetv2_cads.network_architecture.checkpoint_files import (
     load_archive,
     load_safetensors,
 )
+from nnunetv2_cads.network_architecture.encoder_record import checked_record
 
 TEACHER = "teacher"
 RECORD = "cads"
@@ -71,8 +72,8 @@ def read_encoder_checkpoint(path: str | os.PathLike) -> EncoderCheckpoint:
     """Read the encoder of a file.
 
     Raises:
-        EncoderCheckpointError: the file is missing, damaged, of another kind, would run code, or holds no encoder of
-            ordinary, finite tensors.
+        EncoderCheckpointError: the file is missing, damaged, of another kind, would run code, holds no encoder of
+            ordinary, finite tensors, or its record is malformed or of another format version.
     """
     path = Path(path)
     if not path.is_file():
@@ -94,7 +95,7 @@ def read_encoder_checkpoint(path: str | os.PathLike) -> EncoderCheckpoint:
                 ignored.append(name)
         if not state:
             raise CheckpointFileError(f"'{TEACHER}' holds no '{BACKBONE_PREFIX}' tensors, so there is no encoder in it")
-        return EncoderCheckpoint(state, _plain_record(content.get(RECORD)), file_sha256(path), tuple(ignored))
+        return EncoderCheckpoint(state, checked_record(content.get(RECORD)), file_sha256(path), tuple(ignored))
     except CheckpointFileError as error:
         raise EncoderCheckpointError(
             f"{path}: {error}; give a {ENCODER_FILES}, the checkpoint_latest.pth of a cads_pretrain run, or a "
@@ -110,20 +111,6 @@ def _load_safetensors(path: Path) -> dict[str, Any]:
     except (ValueError, RecursionError):
         record = {}  # the tensors are what counts, and their names are checked
     return {TEACHER: tensors, RECORD: record}
-
-
-def _plain_record(record: Any) -> dict[str, Any]:
-    """What of a record can be shown to a user: short plain values under short names."""
-
-    def is_plain(value: Any) -> bool:
-        if isinstance(value, list):
-            return len(value) <= 8 and all(not isinstance(part, list) and is_plain(part) for part in value)
-        if isinstance(value, str):
-            return len(value) <= 80 and value.isprintable()
-        return value is None or isinstance(value, float) or (isinstance(value, int) and abs(value) < 2**63)
-
-    record = record if isinstance(record, dict) else {}
-    return {key: value for key, value in record.items() if isinstance(key, str) and is_plain(key) and is_plain(value)}
 
 
 def compare_encoder_state(encoder: nn.Module, state: dict[str, Tensor]) -> MatchReport:

@@ -3,6 +3,7 @@
 import io
 import json
 import pickle
+import re
 import zipfile
 from pathlib import Path
 
@@ -13,6 +14,9 @@ from hypothesis import strategies as st
 
 from nnunetv2_cads.network_architecture.checkpoint_files import save_safetensors
 from nnunetv2_cads.network_architecture.encoder_checkpoint import EncoderCheckpointError, read_encoder_checkpoint
+from nnunetv2_cads.network_architecture.encoder_record import FIELDS, checked_record
+from pretraining.checkpoint import encoder_record
+from pretraining.config import PretrainConfig
 
 STATE = {"backbone.a": torch.arange(6.0).reshape(2, 3), "backbone.b": torch.full((300,), 7.0)}
 RECORD = {"format_version": 1, "spacing_mm": [1.0, 1.0, 1.0], "architecture": "PVTv2-b1"}
@@ -163,6 +167,35 @@ def test_records_show_plain_short_values_only(tmp_path):
     }
     torch.save({"teacher": STATE, "cads": record}, path)
     assert read_encoder_checkpoint(path).record == RECORD
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+@pytest.mark.parametrize(
+    ("field", "value", "part"),
+    [
+        ("format_version", 99, "format_version = 99 .* 1 .a later one needs a later nnunetv2-cads"),
+        ("format_version", True, "format_version = True"),
+        ("architecture", "ResNet-50", "architecture = 'ResNet-50' .*'PVTv2-b1' is needed"),
+        ("axes", "zzz", "axes = 'zzz'"),
+        ("spacing_mm", ["a", "b", "c"], "spacing_mm = .*'c'.* a list of three numbers above 0 is needed"),
+        ("spacing_mm", [[1], [1], [1]], "spacing_mm = a value of type list"),
+        ("spacing_mm", [1, 1, float("nan")], "spacing_mm"),
+        ("clip_hu", [1024, -1024], "clip_hu"),
+        ("clip_hu", [0, 10**400], "clip_hu = a value of type list"),
+        ("intensity_scale_hu", 0, "intensity_scale_hu = 0"),
+    ],
+)
+def test_a_malformed_record_is_refused(field, value, part, suffix, tmp_path, monkeypatch):
+    monkeypatch.setitem(RECORD, field, value)
+    path = tmp_path / f"encoder{suffix}"
+    write(path)
+    assert re.search(part, refusal(path))
+
+
+def test_the_format_is_that_of_pretraining():
+    record = encoder_record(PretrainConfig(), steps=1)
+    assert checked_record(record) == record
+    assert record.keys() >= FIELDS.keys()
 
 
 def test_a_record_that_is_no_json(tmp_path):

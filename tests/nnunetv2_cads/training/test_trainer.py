@@ -8,12 +8,16 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
 from nnunetv2.run.load_pretrained_weights import load_pretrained_weights
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from torch import nn
 
 from nnunetv2_cads.network_architecture import PVTv2Encoder
 from nnunetv2_cads.network_architecture.checkpoint_files import save_safetensors
 from nnunetv2_cads.network_architecture.decoder import output_sizes
+from nnunetv2_cads.network_architecture.encoder_record import FIELDS
 from nnunetv2_cads.network_architecture.pvt_unet import STRIDES
 from nnunetv2_cads.training import variants
 from nnunetv2_cads.training.discovery import nnunetv2_cads_trainers
@@ -104,6 +108,58 @@ def test_a_file_that_does_not_fit_is_refused_in_a_sentence(write, message, make_
     assert "\n" not in str(raised.value)
     assert raised.value.code == str(raised.value)  # what Python prints when the command ends with it
     assert trainer.dataloader_train is None
+
+
+@pytest.fixture
+def trainer_of_records(make_trainer, monkeypatch, tmp_path):
+    """Loads an encoder file with a record into a trainer of the project; returns its log, or the refusal.
+
+    The encoder is a tiny one, since records are what differs.
+    """
+    trainer, path = make_trainer(), tmp_path / "encoder.pth"
+    trainer.network, trainer.num_input_channels = nn.Module(), 1
+    trainer.network.encoder = nn.Linear(1, 1)
+    trainer.network.encoder.input_channels = 1
+    state = {f"backbone.{key}": value for key, value in trainer.network.encoder.state_dict().items()}
+    monkeypatch.setenv("nnUNet_cads_encoder", str(path))
+
+    def load(record) -> str:
+        torch.save({"teacher": state, "cads": record}, path)
+        Path(trainer.log_file).write_text("")
+        try:
+            trainer._load_encoder()
+        except TrainingCannotStart as error:
+            assert str(path) in str(error) and "\n" not in str(error)
+            return f"refused: {error}"
+        return log_of(trainer)
+
+    return load
+
+
+VALUE = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=3)
+VALUES = VALUE | st.lists(VALUE, max_size=4) | st.dictionaries(st.text(max_size=2), VALUE, max_size=2)
+NAMES = st.sampled_from(sorted(FIELDS)) | st.text(max_size=3)
+
+
+@settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(record=st.dictionaries(NAMES, VALUES, min_size=1, max_size=2))
+@example(record={"spacing_mm": 1.0})
+@example(record={"spacing_mm": [1.0]})
+@example(record={"spacing_mm": [1, 1, None]})
+@example(record={"clip_hu": [-1024]})
+@example(record={"clip_hu": None})
+@example(record={"intensity_scale_hu": "x"})
+@example(record={"format_version": 99})
+def test_any_record_is_compared_with_the_plans_or_refused_in_a_sentence(record, trainer_of_records):
+    said = trainer_of_records(record)
+    assert "Its pre-training saw" in said or any(f"says {name} = " in said for name in record)
+
+
+def test_a_known_record_is_loaded(trainer_of_records):
+    record = {"format_version": 1, "architecture": "PVTv2-b1", "axes": "zxy", "spacing_mm": [2, 1.5, 1.5], "new": 7}
+    said = trainer_of_records(record)
+    assert "the plans have 3 x 1.5 x 1.5 mm, the encoder saw 2 x 1.5 x 1.5 mm" in said
+    assert "nnU-Net shows zyx, the encoder saw zxy" in said and "new 7" in said
 
 
 def test_weights_from_a_checkpoint_need_no_encoder(make_trainer, skip_nnunets_start, tmp_path):
