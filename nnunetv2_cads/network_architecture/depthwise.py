@@ -31,7 +31,20 @@ def depthwise_conv3d(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
             dtype = torch.get_autocast_dtype("cpu")
             x, weight, bias = x.to(dtype), weight.to(dtype), bias.to(dtype)
         return _DepthwiseConv3dCPU.apply(x, weight, bias)
+    if x.device.type == "cpu" and torch.is_autocast_enabled("cpu"):
+        return _compiled_on_cpu(x, weight, bias)
     return F.conv3d(x, weight, bias, padding=1, groups=channels)
+
+
+def _compiled_on_cpu(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """The stock operator in float32, with operands rounded as autocast rounds them.
+
+    In bf16 oneDNN's weight gradient of channels-last maps of two slices holds whatever lay in memory (PyTorch 2.14.1).
+    """
+    dtype = torch.get_autocast_dtype("cpu")
+    x, weight, bias = (tensor.to(dtype).float() for tensor in (x, weight, bias))
+    with torch.autocast("cpu", enabled=False):
+        return F.conv3d(x, weight, bias, padding=1, groups=x.shape[1]).to(dtype)
 
 
 class _DepthwiseConv3dCPU(torch.autograd.Function):
