@@ -6,6 +6,7 @@ import torch
 from batchgeneratorsv2.transforms.utils.deep_supervision_downsampling import DownsampleSegForDSTransform
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from nnunetv2.training.loss.compound_losses import DC_and_CE_loss
 from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
 from torch import nn
 
@@ -33,6 +34,24 @@ def test_every_patch_size_works_and_matches_the_labels_of_nnunet(size, channels)
     assert tuple(outputs[0].shape) == (1, 3, *size)
     assert [o.shape[2:] for o in outputs] == [label.shape[1:] for label in labels]
     assert all(torch.isfinite(o).all() for o in outputs)
+
+
+@pytest.mark.parametrize(
+    "size",
+    [(2, 2), (7, 3), (29, 28), (33, 47), (2, 2, 2), (3, 9, 2), (14, 28, 28), (15, 29, 29), (17, 33, 45), (5, 64, 31)],
+    ids=str,
+)
+def test_a_training_step_on_odd_and_tiny_patches_gives_every_parameter_a_finite_gradient(size):
+    network = PVTUNet(1, 3, {2: nn.Conv2d, 3: nn.Conv3d}[len(size)])
+    sizes = output_sizes(size, STRIDES[len(size)])
+    scales = [[n / edge for n, edge in zip(s, size, strict=True)] for s in sizes]
+    labels = torch.randint(0, 3, (2, *size), dtype=torch.int16)
+    targets = DownsampleSegForDSTransform(scales)(segmentation=labels)["segmentation"]
+    loss = DC_and_CE_loss({"batch_dice": True, "smooth": 1e-5, "do_bg": False, "ddp": False}, {})
+    outputs = network(torch.randn(2, 1, *size))
+    sum(loss(o, target[:, None]) for o, target in zip(outputs, targets, strict=True)).backward()
+    gradients = {name: parameter.grad for name, parameter in network.named_parameters()}
+    assert [name for name, value in gradients.items() if value is None or not value.isfinite().all()] == []
 
 
 @pytest.mark.parametrize(("dims", "conv_op"), [(2, nn.Conv2d), (3, nn.Conv3d)])
