@@ -11,7 +11,7 @@ import os
 import pickle
 import re
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,15 +28,21 @@ class CheckpointFileError(ValueError):
     """The file cannot be used; the message says why, without the file's name."""
 
 
-def load_archive(path: Path) -> Any:
+def load_archive(path: Path, allowed: Sequence[Any] = (), mmap: bool = False) -> Any:
     """The content of a file that ``torch.save`` wrote: tensors and plain values only.
+
+    Args:
+        path: of the file.
+        allowed: what else it may ask for, as `torch.serialization.safe_globals` takes it.
+        mmap: leave tensors in the file until they are used.
 
     Raises:
         CheckpointFileError: it is damaged, of another kind, or asks to run code.
     """
     _check_archive(path)
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with torch.serialization.safe_globals(list(allowed)):
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     except pickle.UnpicklingError as error:
         found = re.search(r"GLOBAL (\S+)", str(error))
         what = f" ({found[1]})" if found else ""

@@ -8,7 +8,6 @@ followed by an instance norm, so scale and offset reach it only through the zero
 
 import functools
 import math
-import pickle
 from collections.abc import Mapping
 from typing import Any
 
@@ -22,6 +21,7 @@ from nnunetv2_cads.network_architecture.decoder import output_sizes
 from nnunetv2_cads.network_architecture.encoder_checkpoint import EncoderCheckpointError
 from nnunetv2_cads.network_architecture.pvt_unet import STRIDES, PVTUNet
 from nnunetv2_cads.pretraining_record import preprocessing_differences
+from nnunetv2_cads.training.nnunet_checkpoint import NnunetCheckpointError, read_nnunet_checkpoint
 from nnunetv2_cads.training.parameter_groups import parameter_groups
 from nnunetv2_cads.training.pretrained_encoder import (
     LoadedEncoder,
@@ -127,7 +127,7 @@ class nnUNetTrainerCADS(nnUNetTrainer):
         """nnU-Net's, after a look at whether the checkpoint is of this network and optimizer.
 
         Raises:
-            TrainingCannotStart: it is another trainer's, of other channels or classes, or damaged.
+            TrainingCannotStart: it is missing, damaged, would run code, or is of another network or optimizer.
         """
         if not self.was_initialized:
             self.initialize()
@@ -137,24 +137,22 @@ class nnUNetTrainerCADS(nnUNetTrainer):
 
     def _check_checkpoint(self, file: str) -> None:
         try:
-            # mmap reads no tensor yet; nnU-Net's own loading, which follows, unpickles the file just as well
-            checkpoint = torch.load(file, map_location="cpu", weights_only=False, mmap=True)
-            theirs = {key: value.shape for key, value in checkpoint["network_weights"].items()}
-            groups = [len(group["params"]) for group in checkpoint["optimizer_state"]["param_groups"]]
-            trainer = checkpoint["trainer_name"]
-        except (RuntimeError, EOFError, pickle.UnpicklingError, KeyError, TypeError) as error:
+            checkpoint = read_nnunet_checkpoint(file)
+        except NnunetCheckpointError as error:
+            raise TrainingCannotStart(str(error)) from error
+        writer, reader = checkpoint.trainer_name, type(self).__name__
+        shapes = {key: tuple(value.shape) for key, value in self._plain_network().state_dict().items()}
+        group_sizes = [len(group["params"]) for group in self.optimizer.param_groups]
+        if (checkpoint.shapes, checkpoint.group_sizes) != (shapes, group_sizes):
             raise TrainingCannotStart(
-                f"{file}: is damaged, or no checkpoint of nnU-Net's; move it away, and --c goes on from "
-                "checkpoint_latest.pth or checkpoint_best.pth"
-            ) from error
-        ours = {key: value.shape for key, value in self._plain_network().state_dict().items()}
-        if theirs == ours and groups == [len(group["params"]) for group in self.optimizer.param_groups]:
-            return
-        raise TrainingCannotStart(
-            f"{file}: this checkpoint, written by {trainer}, does not fit {type(self).__name__} with "
-            f"{self.num_input_channels} input channels and {self.label_manager.num_segmentation_heads} outputs; "
-            f"continue it with -tr {trainer} and its own plans, or start anew without --c in an empty folder"
-        )
+                f"{file}: this checkpoint, written by {writer}, does not fit {reader} with "
+                f"{self.num_input_channels} input channels and {self.label_manager.num_segmentation_heads} outputs; "
+                f"continue it with -tr {writer} and its own plans, or start anew without --c in an empty folder"
+            )
+        if writer != reader:
+            self.print_to_log_file(
+                f"WARNING: {file} was written by {writer}; from here on {reader}'s epochs and learning rates count."
+            )
 
     def _get_deep_supervision_scales(self) -> list[list[float]] | None:
         """Output size / patch size per output: nnU-Net rounds their product, so labels get exactly our sizes."""

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,8 @@ import torch
 from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 
+from nnunetv2_cads.training.discovery import nnunetv2_cads_trainers
+from nnunetv2_cads.training.nnunet_checkpoint import read_nnunet_checkpoint
 from nnunetv2_cads.training.trainer import TrainingCannotStart
 
 OURS, STOCK = "OneStepTrainerCADS", "OneStepStockTrainer"
@@ -125,13 +128,112 @@ def test_a_checkpoint_of_another_trainer_is_named_in_a_sentence(models, nnunet):
             nnunet("nnUNetv2_train", 1, "3d_fullres", 3, "-tr", OURS, flag, *CPU)
 
 
-def test_a_damaged_checkpoint_is_named_in_a_sentence(models, nnunet):
+def test_a_checkpoint_of_another_variant_goes_on_with_a_warning(models, nnunet, nnunet_project):
+    longer = "nnUNetTrainerCADS_scratch_demo_quick"
+    fold = nnunet_project.results / f"{longer}__nnUNetPlans__3d_fullres" / "fold_0"
+    fold.mkdir(parents=True)
+    shutil.copy(models[OURS] / "fold_0" / "checkpoint_final.pth", fold)
+    discovery = {"nnUNet_extTrainer": str(Path(nnunetv2_cads_trainers.__file__).parent)}
+    said = nnunet_project.call("nnUNetv2_train", 1, "3d_fullres", 0, "-tr", longer, "--val", *CPU, **discovery)
+    assert f"was written by {OURS}; from here on {longer}'s epochs and learning rates count" in said
+    said = nnunet("nnUNetv2_train", 1, "3d_fullres", 0, "-tr", OURS, "--val", *CPU)
+    assert "was written by" not in said
+
+
+def test_pretrained_weights_are_a_whole_network_of_ours(models, nnunet):
+    ours = models[OURS] / "fold_0" / "checkpoint_final.pth"
+    arguments = (1, "3d_fullres", 5, "-tr", OURS, "--disable_checkpointing", *CPU, "-pretrained_weights")
+    said = nnunet("nnUNetv2_train", *arguments, ours)
+    assert "encoder.patch_embed1.proj.0.weight shape" in said
+    assert "come from a checkpoint; no encoder file is read" in said and "Mean Validation Dice" in said
+    with pytest.raises(AssertionError, match="do not seem to be compatible with your network"):
+        nnunet("nnUNetv2_train", *arguments, models[STOCK] / "fold_0" / "checkpoint_final.pth")
+
+
+def cut_off(path: Path) -> None:
+    """As a killed job leaves it."""
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def turn_a_bit(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def change(**parts):
+    """Changes parts of a checkpoint."""
+    return lambda path: torch.save({**torch.load(path, weights_only=False), **parts}, path)
+
+
+@pytest.mark.parametrize(
+    ("damage", "part"),
+    [
+        (cut_off, "is not a checkpoint of plain tensors, or is damaged"),
+        (turn_a_bit, "is damaged: a checksum"),
+        (change(network_weights=[1]), "is no checkpoint of nnU-Net's"),
+        (change(optimizer_state=None), "is no checkpoint of nnU-Net's"),
+        (lambda path: torch.save(3, path), "is no checkpoint of nnU-Net's"),
+    ],
+)
+def test_a_damaged_checkpoint_is_named_in_a_sentence(damage, part, models, nnunet):
     fold = models[OURS] / "fold_4"
-    fold.mkdir()
-    content = (models[OURS] / "fold_0" / "checkpoint_final.pth").read_bytes()
-    (fold / "checkpoint_latest.pth").write_bytes(content[: len(content) // 2])  # as a killed job leaves it
-    with pytest.raises(TrainingCannotStart, match=r"fold_4.checkpoint_latest\.pth: is damaged.* checkpoint_best\.pth"):
+    fold.mkdir(exist_ok=True)
+    shutil.copy(models[OURS] / "fold_0" / "checkpoint_final.pth", fold / "checkpoint_latest.pth")
+    damage(fold / "checkpoint_latest.pth")
+    with pytest.raises(TrainingCannotStart, match=rf"fold_4.checkpoint_latest\.pth: {part}.* checkpoint_best\.pth$"):
         nnunet("nnUNetv2_train", 1, "3d_fullres", 4, "-tr", OURS, "--c", *CPU)
+
+
+class RunsCode:
+    """What a hostile checkpoint has in place of a number."""
+
+    def __init__(self, target: Path):
+        self.target = target
+
+    def __reduce__(self):
+        return Path.touch, (self.target,)
+
+
+@pytest.mark.parametrize(
+    ("name", "flags"),
+    [("latest", ["--c"]), ("final", ["--c"]), ("final", ["--val"]), ("best", ["--val", "--val_best"])],
+)
+def test_a_checkpoint_that_would_run_code_is_refused_before_it_is_unpickled(name, flags, models, nnunet, tmp_path):
+    fold, owned = models[OURS] / "fold_4", tmp_path / "owned"
+    shutil.rmtree(fold, ignore_errors=True)
+    fold.mkdir()
+    for kind in {"final", name} if name == "best" else {name}:
+        shutil.copy(models[OURS] / "fold_0" / "checkpoint_final.pth", fold / f"checkpoint_{kind}.pth")
+    hostile = fold / f"checkpoint_{name}.pth"
+    change(_best_ema=RunsCode(owned))(hostile)
+    with pytest.raises(TrainingCannotStart, match=rf"{hostile.name}: holds Python objects \(\S+\), which can run code"):
+        nnunet("nnUNetv2_train", 1, "3d_fullres", 4, "-tr", OURS, *flags, *CPU)
+    assert not owned.exists()
+    torch.load(hostile, weights_only=False)  # so the file is what it says
+    assert owned.exists()
+    shutil.rmtree(fold)
+
+
+def test_numbers_of_both_numpys_are_taken(models, tmp_path):
+    file = models[OURS] / "fold_0" / "checkpoint_final.pth"
+    found = torch.serialization.get_unsafe_globals_in_checkpoint(file)
+    assert {name.replace("._core.", ".core.") for name in found} == {"numpy.dtype", "numpy.core.multiarray.scalar"}
+    assert read_nnunet_checkpoint(str(file)).trainer_name == OURS
+    old = tmp_path / "old.pth"
+    with zipfile.ZipFile(file) as archive, zipfile.ZipFile(old, "w") as copy:
+        for member in archive.namelist():
+            content = archive.read(member)
+            copy.writestr(member, content.replace(b"numpy._core.multiarray", b"numpy.core.multiarray"))
+    assert read_nnunet_checkpoint(str(old)).trainer_name == OURS
+
+
+def test_a_checkpoint_that_is_missing_is_named_in_a_sentence(models, nnunet):
+    best = models[OURS] / "fold_1" / "checkpoint_best.pth"
+    aside = best.rename(best.with_suffix(".aside"))
+    with pytest.raises(TrainingCannotStart, match=r"checkpoint_best\.pth: there is no such file; .* leave out --val_b"):
+        nnunet("nnUNetv2_train", 1, "3d_fullres", 1, "-tr", OURS, "--val", "--val_best", *CPU)
+    aside.rename(best)
 
 
 def test_what_does_not_exist_ends_with_nnunets_own_words(models, nnunet, images, tmp_path):
