@@ -2,11 +2,23 @@
 
 import importlib
 import inspect
+import json
+import os
+from pathlib import Path
+from types import SimpleNamespace
+from unittest.mock import Mock, call
 
 import pytest
+import torch
 from nnunetv2.run.run_training import run_training_entry
+from nnunetv2.training.logging.nnunet_logger import MetaLogger
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
+from torch import nn
 
 from nnunetv2_cads.experiment_planning import cli
+from nnunetv2_cads.experiment_planning.planner import architecture
+from nnunetv2_cads.training.discovery import nnunetv2_cads_trainers
 
 SELF = ("self",)
 FUNCTIONS = {
@@ -120,6 +132,68 @@ def test_attributes(owner):
 def test_attributes_of_instances(owner):
     source = inspect.getsource(find(owner).__init__)
     assert [name for name in INSTANCE_ATTRIBUTES[owner] if f"self.{name} =" not in source] == []
+
+
+CHECKPOINT_KEYS = {
+    *("network_weights", "optimizer_state", "trainer_name", "init_args", "inference_allowed_mirroring_axes"),
+}
+"""What we read of checkpoints, or rely on nnU-Net to keep there for prediction."""
+
+ARCHITECTURE_KEYS = {"network_class_name", "arch_kwargs", "_kw_requires_import"}
+CONFIGURATION_KEYS = {"architecture", "patch_size", "batch_size", "spacing", "normalization_schemes"}
+INTENSITY_KEYS = {"percentile_00_5", "percentile_99_5", "mean", "std"}
+
+
+@pytest.fixture
+def stand_in(tmp_path):
+    """What of a trainer nnU-Net's functions need to write a checkpoint and to begin an epoch."""
+    network = nn.Linear(1, 1)
+    return SimpleNamespace(
+        network=network,
+        optimizer=torch.optim.AdamW(network.parameters()),
+        logger=MetaLogger(str(tmp_path), resume=False),
+        lr_scheduler=Mock(),
+        current_epoch=7,
+        my_init_kwargs={},
+        print_to_log_file=lambda *args: None,
+        **dict.fromkeys(("local_rank", "disable_checkpointing", "is_ddp"), 0),
+        **dict.fromkeys(("grad_scaler", "_best_ema", "inference_allowed_mirroring_axes", "device")),
+    )
+
+
+def test_the_keys_of_a_checkpoint(stand_in, tmp_path):
+    file = tmp_path / "checkpoint.pth"
+    nnUNetTrainer.save_checkpoint(stand_in, str(file))
+    content = torch.load(file, weights_only=False)
+    assert sorted(CHECKPOINT_KEYS - content.keys()) == []
+    assert content["trainer_name"] == "SimpleNamespace"
+    assert content["network_weights"].keys() == {"weight", "bias"}
+    assert [len(group["params"]) for group in content["optimizer_state"]["param_groups"]] == [2]
+
+
+def test_the_scheduler_is_called_with_the_epoch(stand_in):
+    nnUNetTrainer.on_train_epoch_start(stand_in)
+    assert stand_in.lr_scheduler.step.call_args == call(7)
+
+
+def test_the_keys_of_plans(nnunet_project):
+    folder = nnunet_project.root / "preprocessed" / "Dataset001_Blobs"
+    plans = json.loads((folder / "nnUNetPlans.json").read_text())
+    for name in ("2d", "3d_fullres"):
+        configuration = plans["configurations"][name]
+        assert sorted(CONFIGURATION_KEYS - configuration.keys()) == []
+        assert configuration["architecture"].keys() == ARCHITECTURE_KEYS == architecture(3).keys()
+        assert sorted({"conv_op", "strides"} - configuration["architecture"]["arch_kwargs"].keys()) == []
+    assert sorted(INTENSITY_KEYS - plans["foreground_intensity_properties_per_channel"]["0"].keys()) == []
+
+
+def test_every_folder_of_the_variable_is_searched_for_trainers(monkeypatch, tmp_path):
+    folders = [tmp_path, Path(nnunetv2_cads_trainers.__file__).parent]
+    monkeypatch.setenv("nnUNet_extTrainer", os.pathsep.join(map(str, folders)))
+    assert recursive_find_trainer_class_by_name("nnUNetTrainerCADS").__name__ == "nnUNetTrainerCADS"
+    monkeypatch.setenv("nnUNet_extTrainer", str(tmp_path))
+    with pytest.raises(RuntimeError, match="nnUNet_extTrainer"):
+        recursive_find_trainer_class_by_name("nnUNetTrainerCADS")
 
 
 def test_an_older_nnunet_ends_every_command_with_a_sentence(nnunet_project, monkeypatch, tmp_path):
