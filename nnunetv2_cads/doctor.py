@@ -5,29 +5,24 @@ Every check imports what it looks at itself, so that a broken package is a findi
 
 import argparse
 import contextlib
+import difflib
 import importlib
 import importlib.metadata
 import io
 import json
 import os
+import shlex
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NamedTuple
 
+from nnunetv2_cads.finding import OK, PROBLEM, WARNING, Finding
+from nnunetv2_cads.memory_checks import check_gpu, check_ram, plan_command
 from nnunetv2_cads.nnunet_version import OLDEST_NNUNET, version_numbers
 from nnunetv2_cads.pretraining_record import preprocessing_differences
 
-OK, WARNING, PROBLEM = "ok", "warning", "problem"
 OLDEST_PYTHON = (3, 10)
-
-
-class Finding(NamedTuple):
-    """One line of the report; ``mend`` is the command or step that puts it right."""
-
-    level: str
-    text: str
-    mend: str = ""
+INSTALL = {"torch": "pip install 'torch>=2.6'", "nnunetv2": "pip install 'nnunetv2>=2.8.1'"}
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -40,7 +35,9 @@ def main(argv: list[str] | None = None) -> int:
                 findings = list(check())
         except Exception as error:  # a broken package may raise anything; the other checks must still be made
             reason = (str(error).strip().splitlines() or [""])[0]
-            findings = [Finding(PROBLEM, f"{type(error).__name__}: {reason}", "pip install --force-reinstall nnunetv2")]
+            missing = (error.name or "").split(".")[0] if isinstance(error, ModuleNotFoundError) else ""
+            mend = INSTALL.get(missing, f"pip install {missing}") if missing else "pip check"
+            findings = [Finding(PROBLEM, f"{type(error).__name__}: {reason}", mend)]
         for finding in findings:
             levels.append(finding.level)
             sys.stdout.write(f"{finding.level:8} {name}: {finding.text}\n")
@@ -63,14 +60,16 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _checks(arguments: argparse.Namespace) -> dict[str, Callable[[], Iterator[Finding]]]:
+    plans_file = _plans_file(arguments)
     return {
         "Python": check_python,
         "packages": check_packages,
         "nnU-Net": check_nnunet,
         "trainer": check_trainer,
         "folders": check_folders,
-        "encoder": lambda: check_encoder(arguments.encoder, _plans_file(arguments)),
-        "GPU": check_gpu,
+        "encoder": lambda: check_encoder(arguments.encoder, plans_file),
+        "GPU": lambda: check_gpu(plans_file),
+        "memory": lambda: check_ram(plans_file),
     }
 
 
@@ -78,7 +77,7 @@ def check_python() -> Iterator[Finding]:
     """The interpreter's version."""
     found = ".".join(map(str, sys.version_info[:3]))
     if sys.version_info < OLDEST_PYTHON:
-        yield Finding(PROBLEM, f"{found} is too old", "make a virtual environment with Python 3.10 or newer")
+        yield Finding(PROBLEM, f"{found} is older than 3.10", "python3.12 -m venv .venv")
     else:
         yield Finding(OK, f"{found} ({sys.executable})")
 
@@ -90,7 +89,7 @@ def check_packages() -> Iterator[Finding]:
             version = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
             if name == "torch":
-                yield Finding(PROBLEM, "torch is not installed", "pip install 'torch>=2.6'")
+                yield Finding(PROBLEM, "torch is not installed", INSTALL["torch"])
             continue
         try:
             importlib.import_module(name)
@@ -107,7 +106,7 @@ def check_nnunet() -> Iterator[Finding]:
     try:
         version = importlib.metadata.version("nnunetv2")
     except importlib.metadata.PackageNotFoundError:
-        yield Finding(PROBLEM, "nnunetv2 is not installed", "pip install 'nnunetv2>=2.8.1'")
+        yield Finding(PROBLEM, "nnunetv2 is not installed", INSTALL["nnunetv2"])
         return
     if version_numbers(version) < OLDEST_NNUNET:
         yield Finding(PROBLEM, f"{version} is older than 2.8.1", "pip install --upgrade 'nnunetv2>=2.8.1'")
@@ -123,7 +122,8 @@ def check_trainer() -> Iterator[Finding]:
     try:
         recursive_find_trainer_class_by_name("nnUNetTrainerCADS")
     except RuntimeError:
-        mend = f'export nnUNet_extTrainer="${{nnUNet_extTrainer:+$nnUNet_extTrainer{os.pathsep}}}{folder}"'
+        others = f'"${{nnUNet_extTrainer:+$nnUNet_extTrainer{os.pathsep}}}"'
+        mend = f"export nnUNet_extTrainer={others}{shlex.quote(str(folder))}"
         yield Finding(PROBLEM, "nnU-Net does not find nnUNetTrainerCADS", mend)
     else:
         yield Finding(OK, "nnU-Net finds nnUNetTrainerCADS")
@@ -134,12 +134,12 @@ def check_folders() -> Iterator[Finding]:
     for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
         value = os.environ.get(name)
         if not value:
-            yield Finding(PROBLEM, f"{name} is not set", f"export {name}=/path/to/folder")
+            yield Finding(PROBLEM, f"{name} is not set", f'export {name}="$HOME/{name}"')
         elif not Path(value).is_dir():
-            yield Finding(PROBLEM, f"{name}: {value} is no folder", f"mkdir -p '{value}'")
+            yield Finding(PROBLEM, f"{name}: {value} is no folder", f"mkdir -p {shlex.quote(value)}")
         elif not os.access(value, os.W_OK):
             level = WARNING if name == "nnUNet_raw" else PROBLEM
-            yield Finding(level, f"{name}: {value} is not writable", f"chmod u+w '{value}', or choose another folder")
+            yield Finding(level, f"{name}: {value} is not writable", f"chmod u+w {shlex.quote(value)}")
         else:
             yield Finding(OK, f"{name}: {value}")
 
@@ -155,22 +155,28 @@ def check_encoder(encoder_file: str | None, plans_file: Path | None) -> Iterator
 
     file = encoder_file or os.environ.get("nnUNet_cads_encoder")
     if not file:
-        yield Finding(
-            WARNING,
-            "none given, nnUNet_cads_encoder is not set",
-            "export nnUNet_cads_encoder=/path/to/cads_encoder.pth",
-        )
+        advice = "give the path of a cads_encoder.pth, or train with -tr nnUNetTrainerCADS_scratch"
+        yield Finding(WARNING, f"nnUNet_cads_encoder is not set; {advice}")
         return
     try:
         checkpoint = read_encoder_checkpoint(file)
     except EncoderCheckpointError as error:
-        yield Finding(PROBLEM, str(error), "cads_export RUN cads_encoder.pth")
+        yield Finding(PROBLEM, str(error), _similar_file(Path(file)))
         return
     report = compare_encoder_state(PVTv2Encoder(), checkpoint.state)
-    level = PROBLEM if report.missing or report.mismatched else OK
-    yield Finding(level, f"{file}: {report}", "" if level == OK else "cads_export RUN cads_encoder.pth")
+    complete = not report.missing and not report.mismatched
+    yield Finding(OK if complete else PROBLEM, f"{file}: {report}" + "; export it from its run again" * (not complete))
     if plans_file is not None:
         yield from _compare(checkpoint.record, plans_file)
+
+
+def _similar_file(path: Path) -> str:
+    """The command that takes the file which a mistyped path may mean; empty where none is like it."""
+    if path.exists() or not path.parent.is_dir():
+        return ""
+    files = [file.name for file in path.parent.iterdir() if file.suffix in (".pth", ".safetensors")]
+    similar = difflib.get_close_matches(path.name, files, n=1)
+    return f"export nnUNet_cads_encoder={shlex.quote(str(path.absolute().with_name(similar[0])))}" if similar else ""
 
 
 def _compare(record: dict, plans_file: Path) -> Iterator[Finding]:
@@ -186,12 +192,15 @@ def _compare(record: dict, plans_file: Path) -> Iterator[Finding]:
             plans["foreground_intensity_properties_per_channel"],
         )
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        yield Finding(PROBLEM, f"{plans_file}: no plans of nnU-Net's ({error})", "cads_plan_and_preprocess -d ID")
+        yield Finding(PROBLEM, f"{plans_file}: no plans of nnU-Net's ({error})", plan_command(plans_file))
         return
     for difference in differences:
-        flag = " --pretraining-spacing" if difference.startswith("Spacing") else ""
-        mend = f"cads_plan_and_preprocess -d ID{flag}, then train with -p nnUNetCADSPlans"
-        yield Finding(WARNING, difference, "" if "only CT" in difference else mend)
+        if "only CT" in difference or difference.startswith("Axis order"):
+            yield Finding(WARNING, difference)
+        else:
+            flags = ["--pretraining-spacing"] if difference.startswith("Spacing") else []
+            advice = "; where it is to see the same, plan so and train with -p nnUNetCADSPlans"
+            yield Finding(WARNING, difference + advice, plan_command(plans_file, *flags))
 
 
 def _plans_file(arguments: argparse.Namespace) -> Path | None:
@@ -201,18 +210,6 @@ def _plans_file(arguments: argparse.Namespace) -> Path | None:
     pattern = f"Dataset{arguments.d:03d}_*/nnUNet{{}}Plans.json"
     found = [path for kind in ("CADS", "") for path in sorted(root.glob(pattern.format(kind)))]
     return found[0] if found else root / f"Dataset{arguments.d:03d}"
-
-
-def check_gpu() -> Iterator[Finding]:
-    """The GPU and its free memory."""
-    import torch
-
-    if not torch.cuda.is_available():
-        yield Finding(WARNING, f"none that torch {torch.__version__} can use; trainings take days on a CPU")
-        return
-    free, total = (n / 2**30 for n in torch.cuda.mem_get_info())
-    text = f"{torch.cuda.get_device_name()}, CUDA {torch.version.cuda}, {free:.1f} of {total:.1f} GB free"
-    yield Finding(WARNING, text, "cads_plan_and_preprocess -gpu_memory_target GB") if free < 8 else Finding(OK, text)
 
 
 if __name__ == "__main__":
