@@ -5,9 +5,13 @@ nnU-Net looks for planners in its own package alone, so its functions are called
 
 import argparse
 import functools
+import json
+import shutil
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
+import nnunetv2
 from nnunetv2.experiment_planning.plan_and_preprocess_api import (
     extract_fingerprints,
     plan_experiment_dataset,
@@ -15,24 +19,59 @@ from nnunetv2.experiment_planning.plan_and_preprocess_api import (
 )
 from nnunetv2.paths import nnUNet_preprocessed, nnUNet_raw
 from nnunetv2.utilities.dataset_name_id_conversion import convert_id_to_dataset_name
+from nnunetv2.utilities.find_class_by_name import recursive_find_python_class
 
 from nnunetv2_cads.experiment_planning.planner import PLANS_NAME, CADSPlanner
 from nnunetv2_cads.nnunet_version import require_nnunet
 from nnunetv2_cads.pretraining_record import PRETRAINING
 
+LEAST_ROOM = 1_000_000
+"""Bytes; with less left on the disk, whatever went wrong went wrong for want of room."""
+
 PROCESSES = {"2d": 8, "3d_fullres": 4, "3d_lowres": 8}
 """nnU-Net's default numbers of processes."""
 
+DATASET_KEYS = {"labels", "file_ending", "numTraining"}
+"""What nnU-Net cannot do without in a dataset.json, besides names of channels."""
+
+
+class PlanningError(ValueError):
+    """Something the user can put right; the message is one sentence."""
+
 
 def main(argv: list[str] | None = None) -> int:
-    """Extract fingerprints, plan and preprocess; returns the exit code: 0 done, 2 nothing was done."""
+    """Extract fingerprints, plan and preprocess; returns the exit code: 0 done, 2 not, and a sentence says why."""
     arguments = _parser().parse_args(argv)
     require_nnunet()
     try:
         _check(arguments)
-    except ValueError as error:
-        sys.stderr.write(f"error: {error}\n")
-        return 2
+        _plan_and_preprocess(arguments)
+    except PlanningError as error:
+        return _say(str(error))
+    except (OSError, RuntimeError) as error:
+        # whether it was room that lacked: workers and compressors do not say so, and a copy names what it reads
+        if _is_full(Path(nnUNet_preprocessed.get())):
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            return _say(f"{nnUNet_preprocessed.get()}: is full ({reason}); make room, and give the command again")
+        if not isinstance(error, OSError) or error.filename is None:
+            raise
+        return _say(f"{error.filename}: {error.strerror}; see that it can be read and written, and try again")
+    return 0
+
+
+def _say(sentence: str) -> int:
+    sys.stderr.write(f"error: {sentence}\n")
+    return 2
+
+
+def _is_full(folder: Path) -> bool:
+    """Whether the disk that a folder is on, or would be made on, has no room left."""
+    existing = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    total, _, free = shutil.disk_usage(existing)
+    return total > 0 and free < LEAST_ROOM  # file systems without a size, as /proc, have no room to make
+
+
+def _plan_and_preprocess(arguments: argparse.Namespace) -> None:
     progress = not arguments.no_pbar
     extract_fingerprints(
         arguments.d,
@@ -57,27 +96,48 @@ def main(argv: list[str] | None = None) -> int:
     if not arguments.no_pp:
         processes = arguments.np or [PROCESSES.get(name, 4) for name in arguments.c]
         preprocess(arguments.d, plans_name, arguments.c, processes, arguments.verbose, show_progress_bar=progress)
-    return 0
 
 
 def _check(arguments: argparse.Namespace) -> None:
     """Refuse what would fail later.
 
     Raises:
-        ValueError: a folder is not set, a dataset does not exist, or numbers do not go together.
+        PlanningError: a folder is not set, a dataset or class does not exist, or numbers do not go together.
     """
     for folder in (nnUNet_raw, nnUNet_preprocessed):
         if not folder.is_set():
-            raise ValueError(f"{folder.env_var_name} is not set; export {folder.env_var_name}=/path/to/folder")
+            raise PlanningError(f"{folder.env_var_name} is not set; export {folder.env_var_name}=/path/to/folder")
     for dataset in arguments.d:
         try:
-            convert_id_to_dataset_name(dataset)
+            name = convert_id_to_dataset_name(dataset)
         except RuntimeError as error:
-            raise ValueError(str(error).splitlines()[0]) from error
+            raise PlanningError(str(error).splitlines()[0]) from error
+        _check_description(Path(nnUNet_raw.get()) / name / "dataset.json")
+    for flag, name, package in (
+        ("-fpe", arguments.fpe, "experiment_planning"),
+        ("-preprocessor_name", arguments.preprocessor_name, "preprocessing"),
+    ):
+        if recursive_find_python_class(str(Path(nnunetv2.__path__[0]) / package), name, f"nnunetv2.{package}") is None:
+            raise PlanningError(f"{flag} {name}: nnU-Net has no such class in nnunetv2.{package}; leave {flag} out")
     if arguments.np and len(arguments.np) not in (1, len(arguments.c)):
-        raise ValueError(f"-np {arguments.np}: give one number, or one for each of -c {' '.join(arguments.c)}")
+        raise PlanningError(f"-np {arguments.np}: give one number, or one for each of -c {' '.join(arguments.c)}")
     if arguments.overwrite_target_spacing and len(arguments.overwrite_target_spacing) != 3:
-        raise ValueError(f"-overwrite_target_spacing {arguments.overwrite_target_spacing}: three numbers are needed")
+        raise PlanningError(f"-overwrite_target_spacing {arguments.overwrite_target_spacing}: three numbers are needed")
+
+
+def _check_description(file: Path) -> None:
+    """Refuse a dataset.json that nnU-Net cannot read or use."""
+    if not file.is_file():
+        raise PlanningError(f"{file}: there is no such file; describe the data set in it (nnU-Net's dataset format)")
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+        missing = sorted(DATASET_KEYS - content.keys())
+    except (ValueError, AttributeError) as error:
+        raise PlanningError(f"{file}: is no JSON that describes a data set ({error}); write it anew") from error
+    if not content.keys() & {"channel_names", "modality"}:
+        missing = ["channel_names", *missing]
+    if missing:
+        raise PlanningError(f"{file}: has no {', '.join(missing)}; add what nnU-Net's dataset format asks for")
 
 
 def _parser() -> argparse.ArgumentParser:

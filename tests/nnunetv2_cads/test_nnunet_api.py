@@ -67,7 +67,10 @@ FUNCTIONS = {
     },
     "nnunetv2.utilities.dataset_name_id_conversion": {"convert_id_to_dataset_name": ("dataset_id",)},
     "nnunetv2.utilities.find_objects": {"recursive_find_trainer_class_by_name": ("trainer_name",)},
-    "nnunetv2.paths.nnUNet_raw": {"is_set": ()},
+    "nnunetv2.utilities.find_class_by_name": {
+        "recursive_find_python_class": ("folder", "class_name", "current_module"),
+    },
+    "nnunetv2.paths.nnUNet_raw": {"is_set": (), "get": ()},
 }
 """Owner, function and the names of its parameters, which may be followed by others that have defaults."""
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -99,6 +100,52 @@ def test_bad_arguments_end_with_one_sentence(capsys, monkeypatch, tmp_path):
     monkeypatch.setenv("nnUNet_preprocessed", str(tmp_path))
     assert cli.main(["-d", "77"]) == 2
     assert "dataset with the ID 77" in capsys.readouterr().err
-    (tmp_path / "Dataset077_X").mkdir()
-    assert cli.main(["-d", "77", "-c", "2d", "3d_fullres", "-np", "1", "2", "3"]) == 2
-    assert "-np" in capsys.readouterr().err
+    description = tmp_path / "Dataset077_X" / "dataset.json"
+    description.parent.mkdir()
+    assert cli.main(["-d", "77"]) == 2
+    assert one_sentence(capsys).startswith(f"{description}: there is no such file; describe the data set in it")
+    for text, said in (("{", "is no JSON"), ("[]", "is no JSON"), ('{"labels": {}}', "has no channel_names, file_end")):
+        description.write_text(text)
+        assert cli.main(["-d", "77"]) == 2
+        assert f"{description}: {said}" in one_sentence(capsys)
+    description.write_text('{"labels": {}, "channel_names": {}, "numTraining": 1, "file_ending": ".nii.gz"}')
+    for flags, said in (
+        (["-c", "2d", "3d_fullres", "-np", "1", "2", "3"], "-np [1, 2, 3]: give one number"),
+        (["-fpe", "Nope"], "-fpe Nope: nnU-Net has no such class"),
+        (["-preprocessor_name", "Nope"], "-preprocessor_name Nope: nnU-Net has no such class"),
+    ):
+        assert cli.main(["-d", "77", *flags]) == 2
+        assert said in one_sentence(capsys)
+
+
+def one_sentence(capsys) -> str:
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and error.count("\n") == 1, error
+    return error.removeprefix("error: ").strip()
+
+
+@pytest.mark.parametrize("folder", ["a file", "/proc/nowhere"])
+def test_a_folder_that_cannot_be_written_ends_with_one_sentence(folder, nnunet_project, capsys, monkeypatch, tmp_path):
+    (tmp_path / "a file").write_text("")
+    folder = tmp_path / folder
+    for name, value in nnunet_project.environment(nnUNet_preprocessed=str(folder)).items():
+        monkeypatch.setenv(name, value)
+    assert cli.main(["-d", "1", *SMALL]) == 2
+    assert re.match(f"{folder}.*: .*; see that it can be read and written", one_sentence(capsys))
+
+
+@pytest.mark.skipif(os.name != "posix" or os.geteuid() != 0, reason="a file system of the test's own needs root")
+@pytest.mark.parametrize("kibibytes", [4, 64])
+def test_a_full_disk_ends_with_one_sentence(kibibytes, nnunet_project, tmp_path):
+    """Full at the fingerprint, and in the workers that preprocess."""
+    mount = f'mount -t tmpfs -o size={kibibytes}k tmpfs "$0" && exec "$@"'
+    done = subprocess.run(
+        ["unshare", "-m", "sh", "-c", mount, tmp_path, sys.executable, "-c", START, "-d", "1", *SMALL],
+        env=nnunet_project.environment(PYTHONPATH=str(REPOSITORY), nnUNet_preprocessed=str(tmp_path)),
+        capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    if "unshare" in done.stderr:
+        pytest.skip("unshare does not work here")
+    assert done.returncode == 2, done.stderr
+    assert re.search(rf"^error: {tmp_path}: is full .*; make room", done.stderr.splitlines()[-1])
+    assert "cli.py" not in done.stderr  # no traceback of the command's
