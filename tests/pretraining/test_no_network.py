@@ -1,5 +1,10 @@
-"""The commands ask for no network: with every way to one closed, they do their work, and nothing was tried."""
+"""The commands ask for no network: with every way to one closed, they do their work, and nothing was tried.
 
+Where the tests run as root, the commands are also in a network namespace that holds nothing: what libraries written in
+C try, Python's audit events do not show.
+"""
+
+import json
 import os
 import subprocess
 import sys
@@ -10,6 +15,7 @@ import SimpleITK as sitk
 
 import pretraining
 
+PREDICT = "nnunetv2.inference.predict_from_raw_data.predict_entry_point"
 REPOSITORY = Path(pretraining.__file__).parents[1]
 # Python's audit events see each use of a socket, also by libraries; AF_UNIX (1) is how processes of one machine talk.
 CLOSED = """
@@ -43,12 +49,53 @@ def closed(tmp_path):
     def run(function: str, *arguments, cwd=tmp_path, **changes):
         module, _, name = function.rpartition(".")
         code = f"import sys; from {module} import {name}; sys.exit({name}())"
-        command = [sys.executable, "-c", code, *map(str, arguments)]
+        command = [*alone(), sys.executable, "-c", code, *map(str, arguments)]
         return subprocess.run(
             command, env=environment | changes, cwd=cwd, capture_output=True, encoding="utf-8", timeout=300
         )
 
     return run
+
+
+def alone() -> list[str]:
+    """What begins a command in an empty network namespace; nothing where that is not allowed."""
+    words = ["unshare", "-n"]
+    try:
+        return words if subprocess.run([*words, "true"], capture_output=True).returncode == 0 else []
+    except FileNotFoundError:
+        return []
+
+
+def write_dataset(folder, make_body) -> None:
+    """Two scans with a label each, as nnU-Net wants them."""
+    for name in ("imagesTr", "labelsTr"):
+        (folder / name).mkdir(parents=True)
+    for i in range(2):
+        image = make_body((20, 40, 40), (3.0, 3.0, 3.0), seed=i)
+        sitk.WriteImage(image, str(folder / "imagesTr" / f"case_{i}_0000.nii.gz"))
+        sitk.WriteImage(sitk.Cast(image > 0, sitk.sitkUInt8), str(folder / "labelsTr" / f"case_{i}.nii.gz"))
+    description = {"channel_names": {"0": "CT"}, "labels": {"background": 0, "body": 1}}
+    description |= {"numTraining": 2, "file_ending": ".nii.gz"}
+    (folder / "dataset.json").write_text(json.dumps(description))
+
+
+def test_fine_tuning_asks_for_no_network(closed, make_body, tmp_path):
+    folders = {f"nnUNet_{name}": str(tmp_path / name) for name in ("raw", "preprocessed", "results")}
+    write_dataset(tmp_path / "raw" / "Dataset001_Body", make_body)
+    here = {**folders, "nnUNet_def_n_proc": "1", "nnUNet_n_proc_DA": "1"}
+    here["nnUNet_extTrainer"] = str(REPOSITORY / "nnunetv2_cads" / "training" / "discovery")
+    of = ("-tr", "nnUNetTrainerCADS_scratch_demo_quick", "-p", "nnUNetCADSPlans", "-device", "cpu")
+    plan = ("-d", 1, "-c", "3d_fullres", "-gpu_memory_target", 0.7, "-np", 1, "-npfp", 1, "--no_pbar")
+    images = ("-i", tmp_path / "raw" / "Dataset001_Body" / "imagesTr", "-o", tmp_path / "out")
+    for function, *arguments in (
+        ("nnunetv2_cads.experiment_planning.cli.main", *plan),
+        ("nnunetv2.run.run_training.run_training_entry", 1, "3d_fullres", "all", *of),
+        (PREDICT, *images, "-d", 1, "-c", "3d_fullres", "-f", "all", *of, "--disable_tta", "-npp", 0, "-nps", 0),
+    ):
+        done = closed(function, *arguments, **here)
+        assert done.returncode == 0, done.stdout + done.stderr
+    assert (tmp_path / "out" / "case_1.nii.gz").exists()
+    assert not (tmp_path / "attempts").exists(), (tmp_path / "attempts").read_text()
 
 
 def test_no_command_asks_for_a_network(closed, make_body, tmp_path):
@@ -72,3 +119,11 @@ def test_the_network_is_closed_in_these_tests(closed, tmp_path):
     (tmp_path / "attempt.py").write_text(code)
     assert "no network in this test" in closed("attempt.connect").stderr
     assert "socket.getaddrinfo" in (tmp_path / "attempts").read_text()
+
+
+@pytest.mark.skipif(not alone(), reason="an empty network namespace needs root and unshare")
+def test_the_network_is_closed_for_libraries_in_c_too(closed, tmp_path):
+    code = "import os, socket\ndef show():\n    return os.readlink('/proc/self/ns/net') + str(socket.if_nameindex())\n"
+    (tmp_path / "namespace.py").write_text(code)
+    shown = closed("namespace.show").stderr.strip()
+    assert shown.endswith("[(1, 'lo')]") and not shown.startswith(os.readlink("/proc/self/ns/net"))
