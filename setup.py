@@ -49,7 +49,15 @@ if __name__ == "__main__":  # nnU-Net may import every file it finds below a fol
             "tqdm>=4.65",
         ],
         extras_require={
-            "dev": ["pytest>=8", "hypothesis>=6.100", "ruff>=0.6", "setuptools>=77"],
+            "dev": [
+                "pytest>=8",
+                "hypothesis>=6.100",
+                "ruff>=0.6",
+                "setuptools>=77",
+                "batchgenerators>=0.25",
+                "batchgeneratorsv2>=0.3",
+                "scikit-image>=0.24",
+            ],
             "benchmarks": ["itk>=5.4", "scikit-image>=0.24"],
         },
         entry_points={

@@ -1,6 +1,8 @@
 """What an installation puts where, and what it leaves; training/test_commands.py drives nnU-Net's commands from one."""
 
+import ast
 import os
+import re
 import sys
 import zipfile
 from pathlib import Path
@@ -22,6 +24,36 @@ def test_the_wheel_holds_the_packages_and_the_start_up_files_only(wheel, source_
     assert names == expected | {"nnunetv2_cads_startup.py", "nnunetv2_cads.pth"}
     assert "License-Expression: Apache-2.0" in metadata
     assert all(f"{name}," in record for name in names)
+
+
+def requirements() -> dict[str, str]:
+    """Lower bound by package, of every extra, as setup.py has them."""
+    return dict(re.findall(r'"([A-Za-z0-9-]+)>=([0-9.]+)"', (REPOSITORY / "setup.py").read_text()))
+
+
+def test_what_the_tests_import_is_required():
+    folders = [REPOSITORY / name for name in ("nnunetv2_cads", "pretraining", "benchmarks", "tests")]
+    here = {path.stem for folder in folders for path in (folder, *folder.rglob("*")) if path.suffix in ("", ".py")}
+    named = {{"scikit-image": "skimage"}.get(name, name) for name in requirements()}
+    named |= {"pip", "pool_tasks"}  # a virtual environment brings the one, a test writes the other
+    imported = set()
+    for file in (REPOSITORY / "tests").rglob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import):
+                imported |= {alias.name.split(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and not node.level:
+                imported.add(node.module.split(".")[0])
+    assert sorted(imported - set(sys.stdlib_module_names) - here - named) == []
+
+
+def test_the_design_notes_have_every_lower_bound():
+    text = (REPOSITORY / "docs" / "design_notes.md").read_text(encoding="utf-8")
+    missing = [
+        f"{name} {bound}"
+        for name, bound in requirements().items()
+        if f"| {name} | {bound} |" not in text and f"{name} {bound}" not in text
+    ]
+    assert missing == []
 
 
 def test_the_wheel_is_used_from_the_new_environment(installed):
