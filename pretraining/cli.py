@@ -93,7 +93,7 @@ def pretrain(argv: list[str] | None = None) -> int:
 def _pretrain(argv: list[str]) -> int:
     from pretraining.config import PRESETS, PretrainConfig
     from pretraining.distributed import start_processes
-    from pretraining.run_folder import prepare_output
+    from pretraining.run_folder import prepare_output, saved_device
     from pretraining.train import estimate_run, train
 
     parser = argparse.ArgumentParser(
@@ -114,7 +114,8 @@ def _pretrain(argv: list[str]) -> int:
     only_estimate = arguments.pop("estimate")
     preset = PRESETS[arguments.pop("preset", None) or "published"]
     settings = {**preset, **arguments}
-    with start_processes(settings.get("device", "auto")) as processes:
+    device = settings.get("device") or (saved_device(output) if go_on else "auto")
+    with start_processes(device) as processes:
         if only_estimate:
             return estimate_run(store, PretrainConfig().replace(**settings), processes)
         with ExitStack() as held:

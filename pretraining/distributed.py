@@ -15,9 +15,12 @@ from torch import Tensor
 
 from pretraining.config import PretrainConfig
 from pretraining.data.cores import core_count
-from pretraining.errors import UserError
+from pretraining.errors import UserError, environment_errors_as_sentences
 
 T = TypeVar("T")
+
+_OF_TORCHRUN = ("RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+"""What torchrun sets beside WORLD_SIZE."""
 
 
 class LostProcessError(Exception):
@@ -75,7 +78,8 @@ class Processes:
         """What ``make`` returns in the first process, in all of them.
 
         Raises:
-            UserError: ``make`` did; the other processes get it without a text, so that one of them speaks.
+            UserError: ``make`` did, or the machine refused it something; the other processes get it without a text,
+                so that one of them speaks.
         """
         if self.size == 1:
             return make()
@@ -83,13 +87,34 @@ class Processes:
         error = None
         if self.is_first:
             try:
-                answer = [make(), None]
+                with environment_errors_as_sentences():
+                    answer = [make(), None]
             except UserError as raised:
                 error, answer = raised, [None, True]
         dist.broadcast_object_list(answer, group=self.control)
         if answer[1]:
             raise error or UserError("")
         return answer[0]
+
+    def in_all(self, make: Callable[[], T]) -> T:
+        """What ``make`` returns, called in every process.
+
+        Raises:
+            UserError: ``make`` did in some process, or its machine refused it something; all processes get it, and
+                only the first of those has the text.
+        """
+        if self.size == 1:
+            return make()
+        result = error = None
+        try:
+            with environment_errors_as_sentences():
+                result = make()
+        except UserError as raised:
+            error = raised
+        speaker = self.any(self.size - self.rank if error else 0)
+        if speaker:
+            raise error if error and speaker == self.size - self.rank else UserError("")
+        return result
 
 
 ALONE = Processes()
@@ -102,26 +127,58 @@ def start_processes(device: str) -> Iterator[Processes]:
 
     Args:
         device: the setting; "cuda" or "auto" where there are GPUs take one GPU per process.
+
+    Raises:
+        UserError: torchrun has not started this process, or this machine has too few GPUs.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+    if os.environ.get("WORLD_SIZE", "1") == "1":
         yield ALONE
         return
+    _check_environment()
+    rank, size = int(os.environ["LOCAL_RANK"]), int(os.environ["LOCAL_WORLD_SIZE"])
     on_gpu = _takes_gpu(device)
     if on_gpu:
-        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+        _take_gpu(rank, size)
     elif os.environ.get("OMP_NUM_THREADS") == "1":  # torchrun's own default, meant for one process per GPU
-        torch.set_num_threads(max(1, core_count() // int(os.environ["LOCAL_WORLD_SIZE"])))
+        torch.set_num_threads(max(1, core_count() // size))
     dist.init_process_group("nccl" if on_gpu else "gloo")
     try:
         yield Processes(
             dist.get_rank(),
             dist.get_world_size(),
-            int(os.environ.get("LOCAL_RANK", "0")),
-            int(os.environ.get("LOCAL_WORLD_SIZE", "1")),
+            rank,
+            size,
             dist.new_group(backend="gloo") if on_gpu else dist.group.WORLD,
         )
     finally:
         dist.destroy_process_group()
+
+
+def _check_environment() -> None:
+    """Raise `UserError` unless torchrun's variables are there: some queues and images export WORLD_SIZE alone."""
+    numbers = ("WORLD_SIZE", *(name for name in _OF_TORCHRUN if name != "MASTER_ADDR"))
+    wrong = [name for name in numbers if not os.environ.get(name, "").isdecimal()]
+    wrong += ["MASTER_ADDR"] * (not os.environ.get("MASTER_ADDR"))
+    if wrong:
+        raise UserError(
+            f"WORLD_SIZE is {os.environ['WORLD_SIZE']!r} in the environment, but {', '.join(wrong)} cannot be used, so "
+            "torchrun has not started this process; start it with torchrun, or unset WORLD_SIZE"
+        )
+
+
+def _take_gpu(local_rank: int, local_size: int) -> None:
+    """Make the GPU of this process's number the current one; one process of the machine speaks where there is none."""
+    try:
+        count = torch.cuda.device_count()
+        if count >= local_size:
+            torch.cuda.set_device(local_rank)
+            return
+        reason = f"PyTorch finds {count} here"
+    except (RuntimeError, AssertionError) as error:
+        count, reason = 0, str(error).splitlines()[0]
+    remedy = f"start torchrun with --nproc_per_node={count}, or" if count else "check the driver (nvidia-smi), or"
+    sentence = f"{local_size} processes of this machine need a GPU each ({reason}); {remedy} give --device cpu"
+    raise UserError("" if local_rank else sentence)
 
 
 def choose_device(name: str, processes: Processes = ALONE) -> torch.device:

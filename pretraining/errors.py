@@ -2,6 +2,8 @@
 
 import errno
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 
 class UserError(Exception):
@@ -43,3 +45,14 @@ def environment_error(error: OSError, path: str | os.PathLike | None = None, aft
     """
     name = os.fsdecode(path or error.filename or "a file")
     return UserError(f"{name}: {os.strerror(error.errno)}; {_ADVICE[error.errno]}{after}")
+
+
+@contextmanager
+def environment_errors_as_sentences() -> Iterator[None]:
+    """Turn what the machine refuses while the block runs into a `UserError`."""
+    try:
+        yield
+    except OSError as error:
+        if not is_environment_error(error):
+            raise
+        raise environment_error(error) from error

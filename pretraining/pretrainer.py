@@ -4,7 +4,8 @@ Paper: CADS (IEEE TMI 2025); CADS method, sections 4 and 5. Checked step by step
 """
 
 import inspect
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -101,20 +102,20 @@ class Pretrainer:
             group["lr"] = rates.lr
             group["weight_decay"] = rates.weight_decay if group["decayed"] else 0.0
         self.optimizer.zero_grad(set_to_none=True)
-        buffers = [(buffer, buffer.clone()) for net in (self.student, self.teacher) for buffer in net.buffers()]
-        parts, views = self.config.run.accumulate, 2 * len(view_1) * self.processes.size
-        samples = [values.chunk(parts) for values in (view_1, view_2, xray, self._noise(len(view_1)))]
-        statistics, features = [], []
-        for i, part in enumerate(zip(*samples, strict=True)):
-            with nullcontext() if i == parts - 1 else self._without_averaging():
-                part_statistics, part_features = self._forward_backward(*part, rates.teacher_temp)
-            statistics.append(part_statistics)
-            features.append(part_features)
-        sums = self.processes.sum_(torch.stack(statistics).sum(0) if parts > 1 else statistics[0])
-        outputs, width = len(self.center), features[0].shape[1]
-        sums, feature_sum = sums.split([len(sums) - width, width])
-        centred = torch.cat(features) - feature_sum / views  # first, since almost collapsed features hardly differ
-        covariance = self.processes.sum_(centred.T @ centred) / views
+        with self._buffers_kept_on_error() as buffers:
+            parts, views = self.config.run.accumulate, 2 * len(view_1) * self.processes.size
+            samples = [values.chunk(parts) for values in (view_1, view_2, xray, self._noise(len(view_1)))]
+            statistics, features = [], []
+            for i, part in enumerate(zip(*samples, strict=True)):
+                with nullcontext() if i == parts - 1 else self._without_averaging():
+                    part_statistics, part_features = self._forward_backward(*part, rates.teacher_temp)
+                statistics.append(part_statistics)
+                features.append(part_features)
+            sums = self.processes.sum_(torch.stack(statistics).sum(0) if parts > 1 else statistics[0])
+            outputs, width = len(self.center), features[0].shape[1]
+            sums, feature_sum = sums.split([len(sums) - width, width])
+            centred = torch.cat(features) - feature_sum / views  # first, since almost collapsed features hardly differ
+            covariance = self.processes.sum_(centred.T @ centred) / views
         norms, finite = self._update_student(rates, sums)
         self.teacher.update(self.student, (1.0 - rates.teacher_momentum) * finite)
         for buffer, before in buffers:  # running statistics of batch normalisation
@@ -129,6 +130,17 @@ class Pretrainer:
         health = entropy, information, agreement, *spread_and_rank(feature_sum / views, covariance)
         loss = weighted_mean(levels, self.config.loss.stage_weights)
         return StepResult(loss, levels, norms, finite, *health, rates)
+
+    @contextmanager
+    def _buffers_kept_on_error(self) -> Iterator[list[tuple[Tensor, Tensor]]]:
+        """The running statistics, which forward passes change at once, each with a copy; an error brings them back."""
+        buffers = [(buffer, buffer.clone()) for net in (self.student, self.teacher) for buffer in net.buffers()]
+        try:
+            yield buffers
+        except RuntimeError:
+            for buffer, before in buffers:
+                buffer.copy_(before)
+            raise
 
     def _noise(self, count: int) -> Tensor:
         """(samples, views, `BRANCHES`) numbers for stochastic depth: the teacher's two views, the student's three.
@@ -151,7 +163,8 @@ class Pretrainer:
             agreement of its two views; the losses of the stages; the sum of the teacher's features. And these
             features, (2B, C).
         """
-        ct = torch.cat([view_1, view_2]).to(self.device, non_blocking=True)
+        # moved before they are joined: what `cat` makes on the host is not pinned, and a copy of it would be waited for
+        ct = torch.cat([view.to(self.device, non_blocking=True) for view in (view_1, view_2)])
         xray = xray.to(self.device, non_blocking=True)
         teacher_noise, student_noise = (
             part.permute(2, 1, 0).flatten(1).to(self.device, non_blocking=True) for part in noise.split([2, 3], dim=1)

@@ -48,7 +48,7 @@ def prepare_output(
     path = output / CONFIG
     if not go_on:
         config = PretrainConfig().replace(**settings)
-        choose_device(config.run.device)
+        choose_device(config.run.device, processes)
         check_shares(config, processes)
         _check_is_empty(output)
         versions = {"package": __version__, "torch": torch.__version__}
@@ -79,6 +79,17 @@ def prepare_output(
     if not (output / CHECKPOINT).exists():
         logger.warning("%s: holds no checkpoint yet, so the run begins anew", output)
     return config
+
+
+def saved_device(output: Path) -> str:
+    """The device that the run in ``output`` was begun with; "auto" where its config.json does not tell.
+
+    `prepare_output` says what is wrong with that file; but first the processes must join, which depends on the device.
+    """
+    try:
+        return str(json.loads((output / CONFIG).read_text(encoding="utf-8"))["run"]["device"])
+    except (OSError, ValueError, LookupError, TypeError, RecursionError):
+        return "auto"
 
 
 def _check_is_empty(output: Path) -> None:

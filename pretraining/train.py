@@ -26,11 +26,11 @@ from pretraining.config import PretrainConfig
 from pretraining.data.batches import batches, worker_failures_as_errors
 from pretraining.data.loader import ViewStream, make_loader, steps_per_epoch
 from pretraining.data.store import Store
+from pretraining.devices import prepare_device
 from pretraining.distributed import ALONE, LostProcessError, Processes, check_shares, choose_device
 from pretraining.errors import UserError
 from pretraining.estimate import estimate
 from pretraining.health import HealthWatch
-from pretraining.memory import keep_freed_memory
 from pretraining.metrics import MetricsLog, plot_progress
 from pretraining.nonfinite import FiniteGuard, not_finite_error
 from pretraining.pretrainer import Pretrainer
@@ -57,8 +57,7 @@ def train(store_path: Path, output: Path, config: PretrainConfig, processes: Pro
     fingerprint = stream.store.fingerprint()
     pretrainer = Pretrainer(config, steps_per_epoch(stream, config), device, processes)
     checkpoint = output / CHECKPOINT
-    if checkpoint.exists():
-        load_checkpoint(checkpoint, pretrainer, fingerprint)
+    _load(checkpoint, pretrainer, fingerprint)
     go_on = f"go on with: cads_pretrain {store_path} {output} --c"
     if processes.size > 1:
         go_on = "go on with the same torchrun command and --c, or on any other number of processes"
@@ -77,9 +76,11 @@ def train(store_path: Path, output: Path, config: PretrainConfig, processes: Pro
                     save_checkpoint(checkpoint, pretrainer, fingerprint)
                     plot_progress(metrics.lines, config.model.head_out_dim, output / PROGRESS)
         except LostProcessError as error:
-            if processes.is_first and pretrainer.is_finite():  # the step that failed has not changed anything
-                save_checkpoint(checkpoint, pretrainer, fingerprint)
             logger.error("process %d stops at step %d: %s; %s", processes.rank, pretrainer.step, error, go_on)
+            # A step that failed has changed nothing; where the processes then failed to agree on stopping, it is done.
+            # Nothing is read from a GPU, which may wait for the lost process for ever.
+            if processes.is_first and device.type == "cpu" and pretrainer.is_finite():
+                save_checkpoint(checkpoint, pretrainer, fingerprint)
             return LOST_PROCESS
     if stop.not_finite:
         raise not_finite_error(checkpoint, pretrainer.step, config) if processes.is_first else UserError("")
@@ -112,11 +113,31 @@ def estimate_run(store_path: Path, config: PretrainConfig, processes: Processes 
 
 def _open(store_path: Path, config: PretrainConfig, processes: Processes) -> tuple[ViewStream, torch.device]:
     """The samples and the device of a run, after all that can be wrong with them has been looked for."""
-    stream = ViewStream(Store.open(store_path), config)
-    device = choose_device(config.run.device, processes)
-    if device.type == "cpu":
-        keep_freed_memory()
+
+    def look() -> tuple[ViewStream, torch.device]:
+        return ViewStream(Store.open(store_path), config), choose_device(config.run.device, processes)
+
+    stream, device = processes.in_all(look)
+    prepare_device(device, config.run.amp)
     return stream, device
+
+
+def _load(checkpoint: Path, pretrainer: Pretrainer, fingerprint: str) -> None:
+    """Bring every process to the state of the checkpoint, where there is one.
+
+    Raises:
+        UserError: it cannot be used, or the processes did not find the same one.
+    """
+    processes = pretrainer.processes
+    processes.in_all(lambda: load_checkpoint(checkpoint, pretrainer, fingerprint) if checkpoint.exists() else None)
+    first, last = -processes.any(-pretrainer.step), processes.any(pretrainer.step)
+    if first != last:
+        raise UserError(
+            f"{checkpoint}: the processes found it at different steps, from {first} to {last}, so the file system "
+            "shows some of them an old state; wait a minute and start again"
+            if processes.is_first
+            else ""
+        )
 
 
 def _run_epochs(pretrainer: Pretrainer, stream: ViewStream, metrics: MetricsLog, stop: StopRequest) -> Iterator[bool]:

@@ -1,5 +1,6 @@
 """Several real processes of torchrun: one run, whatever their number."""
 
+import errno
 import os
 import shutil
 import signal
@@ -23,10 +24,10 @@ HEALTH = {"loss": 1e-4, "loss_stage1": 1e-4, "loss_stage4": 1e-4, "teacher_entro
 """What must agree, and how closely (relative); AdamW makes much of the last bits."""
 
 
-def start(*arguments, processes=2) -> subprocess.Popen:
-    """torchrun as a user starts it."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
-    command += ["-m", "pretraining.train", *map(str, arguments)]
+def start(*arguments, program=("-m", "pretraining.train")) -> subprocess.Popen:
+    """torchrun as a user starts it, with two processes."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    command += [*map(str, program), *map(str, arguments)]
     return subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, encoding="utf-8", start_new_session=True
     )
@@ -105,8 +106,8 @@ def test_when_one_process_is_killed_the_others_end_with_a_usable_checkpoint(smal
     os.kill(workers(process.pid)[victim], signal.SIGKILL)
     messages = finish(process)
     assert process.returncode != 0
-    if victim == 1:
-        assert "another process of this run has ended; go on with the same torchrun command" in messages, messages
+    told = f"process {1 - victim} stops at step"
+    assert told in messages and "another process of this run has ended; go on with the same torchrun" in messages
     done = torch.load(output / "checkpoint_latest.pth", weights_only=True)["step"]
     assert done >= 3
     deadline = time.monotonic() + 60
@@ -127,6 +128,41 @@ def test_a_mistake_is_told_once_and_ends_all(tmp_path, small_store):
     assert process.returncode != 0
     assert messages.count("batch_size 5 cannot be divided by 2 processes; choose a multiple of 2") == 1
     assert not (tmp_path / "odd").exists()  # so that the mended command finds nothing in its way
+
+
+def test_a_checkpoint_that_cannot_be_used_is_named_once(small_store, one_process, tmp_path):
+    output = tmp_path / "run"
+    shutil.copytree(one_process, output)
+    (output / "checkpoint_latest.pth").write_bytes(b"PK cut off")
+    process = start(small_store, output, "--c")
+    messages = finish(process)
+    assert process.returncode != 0 and "pretraining/train.py" not in messages
+    assert messages.count("cannot go on from this file") == 1, messages
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (
+            "if os.environ['RANK'] == '1': pretraining.train.load_checkpoint = lambda *_: None",
+            "checkpoint_latest.pth: the processes found it at different steps, from 0 to 6, so the file system",
+        ),
+        (
+            "def fail(folder): raise OSError(errno.ESTALE, 'stale', str(folder))\n"
+            "pretraining.run_folder.remove_leftovers = fail",
+            f"{os.strerror(errno.ESTALE)}; the file server has lost it; check it and start again",
+        ),
+    ],
+    ids=["another node sees an old file", "the first process meets a dead file server"],
+)
+def test_what_a_file_server_does_is_named_once(small_store, one_process, tmp_path, change, said):
+    script, output = tmp_path / "script.py", tmp_path / "run"
+    shutil.copytree(one_process, output)
+    head = "import errno, os, sys, pretraining.run_folder, pretraining.train\nfrom pretraining.cli import pretrain\n"
+    script.write_text(f"{head}{change}\nsys.exit(pretrain())\n")
+    process = start(small_store, output, "--c", program=[script])
+    messages = finish(process)
+    assert process.returncode != 0 and messages.count("error: ") == messages.count(said) == 1, messages
 
 
 def test_a_batch_in_parts_is_the_whole_batch(small_store, tmp_path):
