@@ -93,6 +93,7 @@ def pretrain(argv: list[str] | None = None) -> int:
 def _pretrain(argv: list[str]) -> int:
     from pretraining.config import PRESETS, PretrainConfig
     from pretraining.distributed import start_processes
+    from pretraining.memory import no_memory_as_error
     from pretraining.run_folder import prepare_output, saved_device
     from pretraining.train import estimate_run, train
 
@@ -115,7 +116,7 @@ def _pretrain(argv: list[str]) -> int:
     preset = PRESETS[arguments.pop("preset", None) or "published"]
     settings = {**preset, **arguments}
     device = settings.get("device") or (saved_device(output) if go_on else "auto")
-    with start_processes(device) as processes:
+    with no_memory_as_error(), start_processes(device) as processes:
         if only_estimate:
             return estimate_run(store, PretrainConfig().replace(**settings), processes)
         with ExitStack() as held:

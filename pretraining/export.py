@@ -14,6 +14,7 @@ from nnunetv2_cads.network_architecture.encoder_checkpoint import (
 from pretraining import __version__
 from pretraining.checkpoint import CHECKPOINT, ENCODER, save_encoder
 from pretraining.errors import UserError
+from pretraining.files import remove_leftovers_of
 
 logger = logging.getLogger(__name__)
 
@@ -65,6 +66,7 @@ def export_encoder(source: Path, out: Path, transpose_in_plane: bool = False) ->
         out.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"{out.parent}: cannot be made ({error.strerror}); choose another place") from error
+    remove_leftovers_of(out)
     save_encoder(out, state, {**record, "exported_by": __version__})
     logger.info("encoder: %s", out)
     return 1 if report.missing else 0

@@ -47,6 +47,13 @@ def remove_leftovers(folder: Path) -> None:
             file.unlink(missing_ok=True)
 
 
+def remove_leftovers_of(path: Path) -> None:
+    """Remove the temporary files that killed processes left when they wrote ``path``, which nobody writes now."""
+    for file in path.parent.iterdir():
+        if is_leftover(file) and file.name.startswith(f".{path.name}."):
+            file.unlink(missing_ok=True)
+
+
 def _flush_folder(folder: Path) -> None:
     """Bring the names in a folder to disk: without that, a power cut may undo a rename, though not the file."""
     with suppress(OSError):  # not every file system, nor every system, can

@@ -20,8 +20,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader, default_collate
 
 from pretraining.errors import UserError
+from pretraining.memory import tells_of_no_memory
 
 _DEATH = re.compile(r"DataLoader worker \(pid.*?\) (?:is killed by signal: (?P<signal>[^.]+)|exited unexpectedly)")
+_OF_WORKER = "in DataLoader worker process"
 _FEWER = "give a lower --num-workers (0 needs no other process)"
 _OPEN_FILES = Path("/dev/fd")
 _TENSORS = 3
@@ -80,7 +82,7 @@ def worker_failures_as_errors(go_on: str) -> Iterator[None]:
     """
     try:
         yield
-    except (RuntimeError, OSError) as error:
+    except (RuntimeError, OSError, MemoryError) as error:
         reason = _reason(error)
         if reason is None:
             raise
@@ -96,6 +98,8 @@ def _reason(error: Exception) -> str | None:
             return f"a process that prepares views ended ({how}): shared memory is full; {_more_shared_memory()}"
         how = f" ({how})" if how else ""
         return f"a process that prepares views was ended{how}, most likely for want of memory; {_FEWER} or free memory"
+    if _OF_WORKER in text and ("MemoryError" in text or tells_of_no_memory(error)):
+        return f"a process that prepares views has no memory left; {_FEWER} or free memory"
     if "shared memory" in text or "shm" in text:
         return f"/dev/shm has no room for the batches of the processes that prepare views; {_more_shared_memory()}"
     if getattr(error, "errno", None) == errno.EMFILE or "Too many open files" in text or "ancdata" in text:

@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 
 MAX_DEFAULT_PROCESSES = 8
+_MEMINFO, _CGROUP = Path("/proc/meminfo"), Path("/sys/fs/cgroup")
 
 
 def core_count() -> int:
@@ -17,13 +18,17 @@ def default_processes() -> int:
 
 
 def available_memory() -> int:
-    """Bytes that new processes may use, under the limit that a queue or a container may set (2^40 if unknown)."""
+    """Bytes that new processes may use, under the limit that a queue or a container may set (2^40 if unknown).
+
+    The file cache counts as free, which it is for whoever needs it.
+    """
     free = 2**40
-    meminfo = Path("/proc/meminfo")
-    if meminfo.exists():  # counts the file cache as free, which it is for whoever needs it
-        fields = dict(line.split(":") for line in meminfo.read_text(encoding="utf-8").splitlines())
+    if _MEMINFO.exists():
+        fields = dict(line.split(":") for line in _MEMINFO.read_text(encoding="utf-8").splitlines())
         free = int(fields["MemAvailable"].split()[0]) * 1024
-    limit, used = (Path("/sys/fs/cgroup") / name for name in ("memory.max", "memory.current"))
-    if limit.exists() and limit.read_text(encoding="utf-8").strip().isdecimal():
-        free = min(free, int(limit.read_text(encoding="utf-8")) - int(used.read_text(encoding="utf-8")))
+    limit = _CGROUP / "memory.max"
+    if limit.exists() and (most := limit.read_text(encoding="utf-8").strip()).isdecimal():
+        used = int((_CGROUP / "memory.current").read_text(encoding="utf-8"))
+        fields = dict(line.split() for line in (_CGROUP / "memory.stat").read_text(encoding="utf-8").splitlines())
+        free = min(free, int(most) - used + int(fields["inactive_file"]))
     return max(0, free)

@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from pretraining.config import PretrainConfig, ViewConfig
 from pretraining.data.batches import collate
-from pretraining.data.cores import available_memory, default_processes
+from pretraining.data.cores import MAX_DEFAULT_PROCESSES, available_memory, core_count
 from pretraining.data.store import Store
 from pretraining.data.subvolumes import list_subvolumes
 from pretraining.data.views import make_views, xray_view
@@ -122,11 +122,17 @@ def make_loader(
 
 
 def default_workers(batch_size: int, config: ViewConfig, local_processes: int) -> int:
-    """Workers of one training process: its share of the cores, at most 8, and of half the free memory."""
+    """Workers of one training process: its share of the machine's cores and of half the free memory, at most 8.
+
+    Args:
+        batch_size: samples of a step that this process takes.
+        config: size of the views.
+        local_processes: training processes on this machine.
+    """
     views = 2 * math.prod(config.crop_size) + math.prod(config.crop_size[1:])
     worker_bytes = WORKER_BYTES + PREFETCH * batch_size * views * 4
     by_memory = available_memory() // 2 // worker_bytes
-    return max(1, min(default_processes(), by_memory) // local_processes)
+    return max(1, min(core_count() // local_processes, by_memory // local_processes, MAX_DEFAULT_PROCESSES))
 
 
 def _start_worker(_: int) -> None:

@@ -1,12 +1,14 @@
 """`cads_export` from runs, from the published layout, and on what holds no encoder."""
 
+import shutil
+
 import pytest
 import torch
 from safetensors.torch import load_file
 
 from nnunetv2_cads.network_architecture import PVTv2Encoder
 from nnunetv2_cads.network_architecture.encoder_checkpoint import load_encoder, read_encoder_checkpoint
-from pretraining.cli import export
+from pretraining.cli import export, pretrain
 
 
 @pytest.fixture(scope="module")
@@ -42,6 +44,37 @@ def test_published_layout_gives_the_same_encoder(encoder, published, tmp_path, c
     x = torch.randn(1, 1, 16, 48, 48)
     with torch.no_grad():
         assert all(torch.equal(a, b) for a, b in zip(loaded(x), encoder(x), strict=True))
+
+
+@pytest.fixture(scope="module")
+def run(small_store, tmp_path_factory):
+    """A finished run of one step."""
+    output = tmp_path_factory.mktemp("runs") / "run"
+    flags = ["--preset=demo", "--batch-size=2", "--head-out-dim=32", "--head-hidden-dim=32", "--epochs=1"]
+    assert pretrain([str(small_store), str(output), *flags, "--epoch-samples=2", "--device=cpu"]) == 0
+    return output
+
+
+def test_a_run_and_its_checkpoint_give_the_encoder_that_the_run_wrote(run, tmp_path):
+    written = read_encoder_checkpoint(run / "cads_encoder.pth")
+    unfinished = tmp_path / "unfinished"
+    unfinished.mkdir()
+    shutil.copy(run / "checkpoint_latest.pth", unfinished)
+    for index, source in enumerate((run, run / "checkpoint_latest.pth", unfinished)):
+        out = tmp_path / f"{index}.pth"
+        assert export([str(source), str(out)]) == 0
+        read = read_encoder_checkpoint(out)
+        assert read.state.keys() == written.state.keys()
+        assert all(torch.equal(value, written.state[key]) for key, value in read.state.items())
+        assert {**read.record, "exported_by": ""} == {**written.record, "exported_by": ""}
+
+
+def test_what_a_killed_export_left_is_removed_by_the_next_of_the_same_name(published, tmp_path):
+    left = [tmp_path / f".{name}.0123abcd.tmp" for name in ("encoder.pth", "other.pth")]
+    for file in left:
+        file.write_bytes(b"half")
+    assert export([str(published[0]), str(tmp_path / "encoder.pth")]) == 0
+    assert [file.exists() for file in left] == [False, True]
 
 
 def test_the_suffix_chooses_safetensors_which_export_reads_back(encoder, published, tmp_path):

@@ -1,13 +1,16 @@
 """Student, teacher and their heads: cosine logits against autograd's own way, precision, compilation."""
 
+from functools import partial
+
 import pytest
 import torch
 import torch.nn.functional as F
 
 from nnunetv2_cads.network_architecture.pvt_v2 import BRANCHES
-from pretraining.config import ModelConfig
+from pretraining.config import PRESETS, ModelConfig, PretrainConfig
 from pretraining.models.heads import ProjectionHead, WeightNormLinear
 from pretraining.models.networks import Student, Teacher
+from pretraining.pretrainer import Pretrainer
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])  # with and without convolutions
@@ -52,6 +55,24 @@ def test_bf16_logits_are_near_the_exact_ones():
     torch.testing.assert_close(rounded.float(), exact, rtol=0.05, atol=0.03)
     rounded.sum().backward()
     assert all(p.grad.dtype == torch.float32 for p in head.parameters() if p.requires_grad)
+
+
+def test_a_compiled_run_takes_the_same_steps(monkeypatch):
+    small = {"batch_size": 2, "head_out_dim": 32, "head_hidden_dim": 32, "head_bottleneck_dim": 16, "warmup_epochs": 0}
+    config = PretrainConfig().replace(**{**PRESETS["demo"], **small})
+    generator = torch.Generator().manual_seed(0)
+    ct, xray = (2, 1, 16, 32, 32), (2, 1, 64, 64)
+    steps = [[torch.randn(shape, generator=generator) for shape in (ct, ct, xray)] for _ in range(2)]
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
+    results = []
+    for compiled in (False, True):
+        pretrainer = Pretrainer(config.replace(compile=compiled), 4, torch.device("cpu"))
+        results.append([pretrainer.train_step(*views) for views in steps])
+    for plain, ours in zip(*results, strict=True):
+        torch.testing.assert_close(ours.levels, plain.levels, rtol=1e-3, atol=0)
+        torch.testing.assert_close(ours.gradient_norms, plain.gradient_norms, rtol=1e-2, atol=1e-4)
+    assert not torch.equal(results[1][0].levels, results[1][1].levels)
+    assert hasattr(pretrainer._student, "_orig_mod")
 
 
 def test_student_and_teacher_compile_into_one_graph_each():
