@@ -8,7 +8,7 @@ import json
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-from nnunetv2_cads.network_architecture.pvt_v2 import MINIMUM_SIZE
+from pretraining.config_rules import check_settings
 from pretraining.errors import UserError
 
 INTENSITY_LEVELS = ("published", "weak", "none")
@@ -73,6 +73,8 @@ class OptimConfig:
     warmup_epochs: int = _setting(10, "epochs of linear warm-up of the learning rate")
     weight_decay: tuple[float, float] = _setting((0.04, 0.4), "weight decay, start and end of its cosine")
     teacher_momentum: tuple[float, float] = _setting((0.996, 1.0), "momentum of the teacher, start and end")
+    adam_betas: tuple[float, float] = _setting((0.9, 0.999), "momenta of AdamW's two moments")
+    adam_eps: float = _setting(1e-8, "what AdamW adds to the root of the second moment")
     clip_grad: float = _setting(0.3, "largest norm of each tensor's gradient; 0 switches clipping off")
     freeze_last_layer_epochs: int = _setting(3, "epochs during which the heads' last layers stay fixed")
 
@@ -89,7 +91,7 @@ class RunConfig:
     compile: bool = _setting(False, "compile student and teacher with torch.compile")
     log_every: int = _setting(10, "steps that one line of metrics.jsonl averages")
     num_workers: int = _setting(
-        -1, "processes that prepare views, per training process; 0: none, -1: one on CPU, on GPU by cores and memory"
+        -1, "processes that prepare views, per training process; 0: none, -1: one on CPU, on GPU a share of the cores"
     )
     on_nan: str = _setting("stop", "at a step whose loss or gradients are not finite: end, or pass over it", ON_NAN)
     save_minutes: float = _setting(
@@ -122,12 +124,16 @@ class PretrainConfig:
         """Rebuild from `to_dict`'s form.
 
         Raises:
-            UserError: a section or setting that this version does not know.
+            UserError: a section or setting that this version does not know, or a section that is no mapping.
         """
         settings: dict[str, Any] = {}
         for section, values in content.items():
-            if section not in _SECTIONS or not isinstance(values, dict):
+            if section not in _SECTIONS:
                 raise UserError(f"config section '{section}' is unknown; this version knows {', '.join(_SECTIONS)}")
+            if not isinstance(values, dict):
+                raise UserError(
+                    f"config section '{section}' must hold settings by name, got {values!r:.40}; restore the file"
+                )
             settings.update(values)
         return cls().replace(**settings)
 
@@ -149,7 +155,10 @@ class PretrainConfig:
             changes.setdefault(section, {})[name] = value
         sections = {section: dataclasses.replace(getattr(self, section), **c) for section, c in changes.items()}
         config = dataclasses.replace(self, **sections)
-        _check(config)
+        check_settings(
+            {n: getattr(getattr(config, section), n) for n, (section, _) in SETTINGS.items()},
+            {n: spec.metadata["choices"] for n, (_, spec) in SETTINGS.items() if spec.metadata["choices"]},
+        )
         return config
 
 
@@ -190,60 +199,3 @@ PRESETS: dict[str, dict[str, Any]] = {
     },
 }
 """Changes against the published run. docs/pretraining.md gives their reasons and what was measured."""
-
-
-def _check(config: PretrainConfig) -> None:
-    """Refuse values that cannot work, naming the setting, its value and what is allowed."""
-    view, optim = config.view, config.optim
-    between = f"between 0 and epochs ({optim.epochs}; give --warmup-epochs with a shorter run)"
-    rules = [
-        ("batch_size", optim.batch_size >= 1, "at least 1"),
-        ("epochs", optim.epochs >= 1, "at least 1"),
-        ("epoch_samples", config.run.epoch_samples >= 0, "0 or more"),
-        ("seed", config.run.seed >= 0, "0 or more"),
-        ("num_workers", config.run.num_workers >= -1, "-1 or more"),
-        ("head_hidden_dim", config.model.head_hidden_dim >= 1, "at least 1"),
-        ("head_bottleneck_dim", config.model.head_bottleneck_dim >= 1, "at least 1"),
-        ("center_momentum", 0 <= config.loss.center_momentum <= 1, "in [0, 1]"),
-        ("teacher_momentum", all(0 <= m <= 1 for m in optim.teacher_momentum), "in [0, 1]"),
-        ("weight_decay", min(optim.weight_decay) >= 0, "0 or more"),
-        ("min_lr", optim.min_lr >= 0, "0 or more"),
-        ("log_every", config.run.log_every >= 1, "at least 1"),
-        ("lr", 0 < optim.lr < float("inf"), "positive"),
-        ("warmup_epochs", 0 <= optim.warmup_epochs <= optim.epochs, between),
-        ("clip_grad", optim.clip_grad >= 0, "0 or more"),
-        ("head_out_dim", config.model.head_out_dim >= 2, "at least 2"),
-        ("drop_path_rate", 0 <= config.model.drop_path_rate < 1, "in [0, 1)"),
-        ("student_temp", config.loss.student_temp > 0, "positive"),
-        ("teacher_temp", min(config.loss.teacher_temp) > 0, "positive"),
-        ("xray_weight", config.loss.xray_weight >= 0, "0 or more"),
-        ("stage_weights", min(config.loss.stage_weights) >= 0 < sum(config.loss.stage_weights), "0 or more, not all 0"),
-        ("intensity", view.intensity in INTENSITY_LEVELS, f"one of {', '.join(INTENSITY_LEVELS)}"),
-        ("amp", config.run.amp in AMP, f"one of {', '.join(AMP)}"),
-        ("on_nan", config.run.on_nan in ON_NAN, f"one of {', '.join(ON_NAN)}"),
-        ("accumulate", config.run.accumulate >= 1, "at least 1"),
-        ("max_hours", config.run.max_hours >= 0, "0 or more"),
-        ("save_minutes", config.run.save_minutes >= 0, "0 or more"),
-        ("window_slices", view.window_slices >= view.crop_size[0], f"at least crop_size's {view.crop_size[0]} slices"),
-        ("window_stride", view.window_stride >= 1, "at least 1"),
-        ("central_fraction", 0 < view.central_fraction <= 1, "in (0, 1]"),
-        ("mirror_probability", 0 <= view.mirror_probability <= 1, "in [0, 1]"),
-        ("common_crop_scale", 0 < view.common_crop_scale[0] <= view.common_crop_scale[1], "positive and rising"),
-        ("view_scale", 0 < view.view_scale[0] <= view.view_scale[1], "positive and rising"),
-    ]
-    if min(view.sampling_patch_size) < 1:
-        raise UserError(f"sampling_patch_size must be at least 1 along each axis, got {view.sampling_patch_size}")
-    if view.uniform_sampling:
-        d, h, w = (c % p for c, p in zip(view.crop_size, view.sampling_patch_size, strict=True))
-        grid = [c // p for c, p in zip(view.crop_size, view.sampling_patch_size, strict=True)]
-        fits = not (d or h or w) and grid[1] % 2 == grid[2] % 2 == 0 and grid[0] * grid[1] * grid[2] // 4 % 4 == 0
-        rules.append(
-            ("sampling_patch_size", fits, f"such that crop_size {view.crop_size} is an even grid of such patches")
-        )
-    least = [size * (2 if view.uniform_sampling and axis else 1) for axis, size in enumerate(MINIMUM_SIZE[3])]
-    large_enough = all(size >= low for size, low in zip(view.crop_size, least, strict=True))
-    rules.insert(0, ("crop_size", large_enough, f"at least {tuple(least)}, which the encoder needs"))
-    for name, good, allowed in rules:
-        if not good:
-            section, _ = SETTINGS[name]
-            raise UserError(f"{name} must be {allowed}, got {getattr(getattr(config, section), name)}")

@@ -38,6 +38,9 @@ class MetricsLog:
     def write(self, step: int, epoch: int, **extra: Any) -> dict[str, Any] | None:
         """Write the mean of the steps since the last line; those that were not finite are counted, not averaged.
 
+        Under fp16, gradients overflow now and then in steps that are healthy (`pretraining.step_result`): these are
+        counted in ``overflowed_steps``, and ``gradient_norm`` is the mean of the others; None where there is none.
+
         Returns the line, or None when there was no finite step: then the next line counts the others.
 
         Args:
@@ -49,17 +52,21 @@ class MetricsLog:
         if not finite.any():
             return None
         rows = torch.stack([_row(result) for result in self._pending]).double()
-        tables = rows[finite].mean(0).tolist()
+        means = dict(zip(_COLUMNS, rows[finite].mean(0).tolist(), strict=True))
+        norms = rows[finite, -1]
+        fit = norms.isfinite()
+        means["gradient_norm"] = norms[fit].mean().item() if fit.any() else None
         rates = self._pending[-1].rates
         line = {
             "step": step,
             "epoch": epoch,
-            **dict(zip(_COLUMNS, tables, strict=True)),
+            **means,
             "lr": rates.lr,
             "weight_decay": rates.weight_decay,
             "teacher_momentum": rates.teacher_momentum,
             "teacher_temp": rates.teacher_temp,
             "skipped_steps": len(rows) - int(finite.sum()),
+            "overflowed_steps": int((~fit).sum()),
             **extra,
         }
         if self.writes:
@@ -99,9 +106,9 @@ def plot_progress(lines: Iterable[dict[str, Any]], out_dim: int, path: Path) -> 
     lines = list(lines)
     steps = [line["step"] for line in lines]
     chance = math.log(out_dim)
-    figure = Figure(figsize=(10, 11), layout="constrained")
+    figure = Figure(figsize=(10, 13), layout="constrained")
     FigureCanvasAgg(figure)
-    loss, health, rank, rate = figure.subplots(4, 1, sharex=True)
+    loss, health, rank, norm, rate = figure.subplots(5, 1, sharex=True)
     for stage in range(1, 5):
         loss.plot(steps, [line[f"loss_stage{stage}"] for line in lines], lw=0.8, label=f"stage {stage}")
     loss.plot(steps, [line["loss"] for line in lines], "k", label="total")
@@ -115,9 +122,13 @@ def plot_progress(lines: Iterable[dict[str, Any]], out_dim: int, path: Path) -> 
     health.set_ylabel("health")
     rank.plot(steps, [line.get("feature_rank", math.nan) for line in lines], label="effective rank of the features")
     rank.set_ylabel("rank")
+    norms = [math.nan if line["gradient_norm"] is None else line["gradient_norm"] for line in lines]
+    norm.plot(steps, norms, label="norm of the gradient before clipping")
+    norm.set_yscale("log")
+    norm.set_ylabel("gradient")
     rate.plot(steps, [line["lr"] for line in lines], label="learning rate")
     rate.set_xlabel("step")
-    for axes in (loss, health, rank, rate):
+    for axes in (loss, health, rank, norm, rate):
         axes.legend(fontsize="small")
         axes.grid(alpha=0.3)
     with atomic_path(path) as temporary:

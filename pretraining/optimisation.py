@@ -5,6 +5,9 @@ from collections.abc import Iterable
 import torch
 from torch import nn
 
+GROUP_SETTINGS = ("params", "decayed", "lr", "weight_decay", "betas", "eps")
+"""What a run sets in each group of AdamW; PyTorch's versions differ in what else a group holds."""
+
 
 def parameter_groups(model: nn.Module) -> list[dict]:
     """Two AdamW groups: tensors with weight decay, and biases and 1-D tensors without (``decayed`` tells)."""

@@ -18,7 +18,7 @@ from pretraining.config import PretrainConfig
 from pretraining.distributed import ALONE, Processes
 from pretraining.loss import deep_distillation_loss, update_center, weighted_mean
 from pretraining.models.networks import Student, Teacher
-from pretraining.optimisation import clip_each_gradient, parameter_groups
+from pretraining.optimisation import GROUP_SETTINGS, clip_each_gradient, parameter_groups
 from pretraining.schedules import cosine, linspace, warmup_cosine
 from pretraining.step_result import Rates, StepResult, entropy_and_agreement, spread_and_rank, step_is_finite
 
@@ -52,8 +52,8 @@ class Pretrainer:
         self.student.train()
         self.teacher.train()
         self.center = torch.zeros(config.model.head_out_dim, device=device)
-        groups = parameter_groups(self.student)
-        self.optimizer = torch.optim.AdamW(groups, lr=0.0, betas=(0.9, 0.999), eps=1e-8, fused=True)
+        groups, optim = parameter_groups(self.student), config.optim
+        self.optimizer = torch.optim.AdamW(groups, lr=0.0, betas=optim.adam_betas, eps=optim.adam_eps, fused=True)
         self.scaler = torch.amp.GradScaler(device.type, enabled=config.run.amp == "fp16")
         self._student, self._teacher = self.student, self.teacher
         if processes.size > 1:
@@ -238,6 +238,9 @@ class Pretrainer:
         self.student.load_state_dict(state["student"])
         self.teacher.load_state_dict(state["teacher"])
         self.center = state["center"].to(self.device)
-        self.optimizer.load_state_dict(state["optimizer"])
+        groups = self.optimizer.state_dict()["param_groups"]  # settings that PyTorch adds stay as this version has them
+        for own, saved in zip(groups, state["optimizer"]["param_groups"], strict=True):
+            own.update({name: saved[name] for name in GROUP_SETTINGS})
+        self.optimizer.load_state_dict({"state": state["optimizer"]["state"], "param_groups": groups})
         self.scaler.load_state_dict(state["scaler"])
         self.step = state["step"]

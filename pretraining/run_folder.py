@@ -22,7 +22,10 @@ logger = logging.getLogger(__name__)
 CHANGEABLE_ON_RESUME = (
     "device", "compile", "accumulate", "num_workers", "log_every", "save_minutes", "max_hours", "on_nan"
 )  # fmt: skip
-"""Settings that do not change what is computed, so a run may go on with other values."""
+"""Settings that do not change what is computed, so a run may go on with other values.
+
+With batch normalisation in the heads, ``accumulate`` does: each part of a batch has statistics of its own.
+"""
 
 
 def prepare_output(
@@ -66,6 +69,8 @@ def prepare_output(
         saved = PretrainConfig.from_dict({k: v for k, v in content.items() if k not in ("versions", "store")})
     except FileNotFoundError:
         raise UserError(f"{output}: there is no run to go on with; leave out --c to begin one") from None
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
     except (ValueError, AttributeError, TypeError, RecursionError) as error:
         raise UserError(f"{path}: damaged ({error}); restore it, or begin a new run in another folder") from error
     config = saved.replace(**settings)
@@ -73,6 +78,11 @@ def prepare_output(
         before, now = getattr(getattr(saved, section), name), getattr(getattr(config, section), name)
         if before != now and name not in CHANGEABLE_ON_RESUME:
             raise UserError(f"{output}: the run there has {name} = {before}, not {now}; leave the flag out to go on")
+    if config.run.accumulate != saved.run.accumulate and config.model.head_batch_norm:
+        raise UserError(
+            f"{output}: the run there has accumulate = {saved.run.accumulate}, not {config.run.accumulate}, and with "
+            "head_batch_norm the parts of a batch change what is computed; leave the flag out to go on"
+        )
     check_shares(config, processes)
     held.enter_context(run_lock(output))
     remove_leftovers(output)

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from nnunetv2_cads.network_architecture.checkpoint_files import CheckpointFileError, check_tensor
+from pretraining.optimisation import GROUP_SETTINGS
 from pretraining.pretrainer import Pretrainer
 
 _MOMENTS = {"exp_avg", "exp_avg_sq"}
@@ -34,8 +35,8 @@ def _check_optimizer(state: Mapping[str, Any], own: torch.optim.Optimizer) -> No
     groups, expected = state["param_groups"], own.state_dict()["param_groups"]
     if [group["params"] for group in groups] != [group["params"] for group in expected]:
         raise CheckpointFileError("has other groups of weights in 'optimizer'")
-    for group, own_group in zip(groups, expected, strict=True):
-        if group.keys() != own_group.keys() or any(isinstance(value, Tensor) for value in group.values()):
+    for group in groups:
+        if not group.keys() >= set(GROUP_SETTINGS) or any(isinstance(value, Tensor) for value in group.values()):
             raise CheckpointFileError("has other settings in 'optimizer'")
     weights = [weight for group in own.param_groups for weight in group["params"]]
     for index, entry in state["state"].items():

@@ -43,6 +43,8 @@ def test_setting_names_are_unique_over_the_sections():
         ({"sampling_patch_size": (0, 8, 8)}, "sampling_patch_size must be at least 1"),
         ({"seed": -1}, "seed must be 0 or more, got -1"),
         ({"head_hidden_dim": 0}, "head_hidden_dim must be at least 1, got 0"),
+        ({"adam_betas": (0.9, 1.0)}, "adam_betas must be in [0, 1), got (0.9, 1.0)"),
+        ({"adam_eps": 0.0}, "adam_eps must be positive, got 0.0"),
         ({"amp": "int8"}, "amp must be one of none, bf16, fp16"),
         ({"learning_rate": 1}, "setting 'learning_rate' is unknown"),
     ],
@@ -51,6 +53,17 @@ def test_bad_values_are_named(settings, part):
     with pytest.raises(UserError) as error:
         PretrainConfig().replace(**settings)
     assert part in str(error.value)
+
+
+def test_a_configuration_of_before_a_setting_was_there_has_its_default():
+    content = PretrainConfig().to_dict()
+    assert content["optim"].pop("adam_betas") == [0.9, 0.999] and content["optim"].pop("adam_eps") == 1e-8
+    assert PretrainConfig.from_dict(content) == PretrainConfig()
+
+
+def test_a_section_that_holds_no_settings_is_refused():
+    with pytest.raises(UserError, match=r"config section 'view' must hold settings by name, got \[1, 2\]"):
+        PretrainConfig.from_dict({**PretrainConfig().to_dict(), "view": [1, 2]})
 
 
 def test_unknown_section_of_a_saved_config_is_refused():

@@ -58,6 +58,23 @@ def test_what_was_saved_is_gone_on_with(written):
     assert moment.abs().sum() > 0
 
 
+def test_a_checkpoint_of_another_version_of_pytorch_is_gone_on_with(written, tmp_path):
+    """Its AdamW has other settings than this one's; ours are taken from the file, the rest from this version."""
+    content = {**written[1], "optimizer": copy.deepcopy(written[1]["optimizer"])}
+    for group in content["optimizer"]["param_groups"]:
+        group.pop("fused")
+        group["of_the_future"] = True
+        group["eps"] = 1e-5
+    torch.save(content, tmp_path / "checkpoint.pth")
+    pretrainer = make_pretrainer()
+    load_checkpoint(tmp_path / "checkpoint.pth", pretrainer, STORE)
+    assert pretrainer.step == 3
+    for group in pretrainer.optimizer.param_groups:
+        assert group["fused"] and "of_the_future" not in group and group["eps"] == 1e-5
+    moment = next(iter(pretrainer.optimizer.state.values()))["exp_avg"]
+    assert torch.equal(moment, written[1]["optimizer"]["state"][0]["exp_avg"])
+
+
 @pytest.mark.parametrize("place", [0.01, 0.6])
 def test_a_flipped_bit_is_noticed(written, untouched, tmp_path, place):
     content = bytearray(written[0].read_bytes())
