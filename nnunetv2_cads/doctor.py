@@ -13,6 +13,7 @@ import json
 import os
 import shlex
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -22,6 +23,8 @@ from nnunetv2_cads.nnunet_version import OLDEST_NNUNET, version_numbers
 from nnunetv2_cads.pretraining_record import preprocessing_differences
 
 OLDEST_PYTHON = (3, 10)
+NO_PLANS = (OSError, ValueError, LookupError, TypeError, AttributeError)
+"""What reading something else than plans raises."""
 INSTALL = {"torch": "pip install 'torch>=2.6'", "nnunetv2": "pip install 'nnunetv2>=2.8.1'"}
 
 
@@ -31,7 +34,8 @@ def main(argv: list[str] | None = None) -> int:
     levels = []
     for name, check in _checks(arguments).items():
         try:
-            with contextlib.redirect_stdout(io.StringIO()):  # nnU-Net's search prints
+            with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():  # nnU-Net's search prints
+                warnings.simplefilter("ignore")  # of packages about each other: no finding of ours
                 findings = list(check())
         except Exception as error:  # a broken package may raise anything; the other checks must still be made
             reason = (str(error).strip().splitlines() or [""])[0]
@@ -67,6 +71,7 @@ def _checks(arguments: argparse.Namespace) -> dict[str, Callable[[], Iterator[Fi
         "nnU-Net": check_nnunet,
         "trainer": check_trainer,
         "folders": check_folders,
+        "plans": lambda: check_plans(plans_file),
         "encoder": lambda: check_encoder(arguments.encoder, plans_file),
         "GPU": lambda: check_gpu(plans_file),
         "memory": lambda: check_ram(plans_file),
@@ -170,6 +175,24 @@ def check_encoder(encoder_file: str | None, plans_file: Path | None) -> Iterator
         yield from _compare(checkpoint.record, plans_file)
 
 
+def check_plans(plans_file: Path | None) -> Iterator[Finding]:
+    """Whether the plans can be read, and what they plan; nothing where none are asked for."""
+    if plans_file is None:
+        return
+    try:
+        configurations = json.loads(plans_file.read_text(encoding="utf-8"))["configurations"]
+        planned = [
+            f"{name} ({' x '.join(map(str, configuration['patch_size']))}, batch {configuration['batch_size']})"
+            for name, configuration in configurations.items()
+            if "patch_size" in configuration
+        ]
+    except NO_PLANS as error:
+        reason = "there are no plans" if isinstance(error, OSError) else f"no plans of nnU-Net's ({error})"
+        yield Finding(PROBLEM, f"{plans_file}: {reason}", plan_command(plans_file))
+    else:
+        yield Finding(OK, f"{plans_file}: {', '.join(planned)}")
+
+
 def _similar_file(path: Path) -> str:
     """The command that takes the file which a mistyped path may mean; empty where none is like it."""
     if path.exists() or not path.parent.is_dir():
@@ -191,9 +214,8 @@ def _compare(record: dict, plans_file: Path) -> Iterator[Finding]:
             configuration["normalization_schemes"],
             plans["foreground_intensity_properties_per_channel"],
         )
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        yield Finding(PROBLEM, f"{plans_file}: no plans of nnU-Net's ({error})", plan_command(plans_file))
-        return
+    except NO_PLANS:
+        return  # `check_plans` says so
     for difference in differences:
         if "only CT" in difference or difference.startswith("Axis order"):
             yield Finding(WARNING, difference)

@@ -40,7 +40,7 @@ def memory_needed(plans_file: Path | None, half_precision: bool) -> dict[str, in
             if "inherits_from" not in configuration
         }
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return {}  # what is wrong with plans is the encoder's check to say
+        return {}  # what is wrong with plans is another check's to say
 
 
 def _plans_and_dataset(plans_file: Path | None) -> tuple[Path, Path]:

@@ -1,4 +1,4 @@
-"""`cads_pretrain --estimate`: what a run will cost, before it begins."""
+"""What a run will cost, before it begins: `cads_pretrain --estimate`, and whether the machine's memory suffices."""
 
 import math
 import statistics
@@ -11,12 +11,17 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from pretraining.config import PretrainConfig
+from pretraining.data.cores import available_memory
 from pretraining.distributed import ALONE, Processes
+from pretraining.errors import UserError
 from pretraining.memory import peak_memory, reset_peak_memory
+from pretraining.models.networks import Student, Teacher
 from pretraining.pretrainer import Pretrainer
 
 TIMED_STEPS = 5
 STEPS_BEFORE = 2
+BYTES_PER_VOXEL = 1000
+"""Of a step on the CPU in float32, for each voxel that the student sees (docs/benchmarks.md: 1.26 GiB at batch 16)."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +54,28 @@ class Estimate:
             f"{self.flops_per_step / 1e9:.0f} GFLOP per step, {speed / 1e9:.0f} GFLOP/s\n"
             f"{self.memory_bytes / 2**30:.1f} GiB at the peak{each}, without the processes that prepare views\n"
             f"{self.step_seconds:.2f} s per step, {self.total_steps} steps: {duration}"
+        )
+
+
+def check_memory(config: PretrainConfig, processes: Processes = ALONE) -> None:
+    """Raise `UserError` where a step on the CPU needs more memory than there is.
+
+    The system does not refuse what it has not got, but ends some process without a word once it is used.
+    """
+    with torch.device("meta"):
+        student = Student(config.model)
+        teacher = Teacher(student)
+    trained, other = (sum(p.numel() for p in network.parameters()) for network in (student, teacher))
+    share = -(-config.optim.batch_size // (processes.size * config.run.accumulate))
+    with torch.device("meta"):
+        voxels = sum(view.numel() for view in random_views(config, share))
+    each = 4 * (4 * trained + other) + BYTES_PER_VOXEL * voxels  # weights, gradients, AdamW's moments; the teacher's
+    needed, available = each * processes.local_size, available_memory()
+    if needed > available:
+        raise UserError(
+            f"a step of batch_size {config.optim.batch_size} on the CPU needs about {needed / 2**30:.0f} GiB of memory "
+            f"and {available / 2**30:.0f} are available; give a lower --batch-size, a smaller --preset (demo), or "
+            "--accumulate N, which takes a batch in N parts"
         )
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from torch import Tensor
 
 from nnunetv2_cads.network_architecture import PVTv2Encoder
+from nnunetv2_cads.network_architecture.checkpoint_files import SAFETENSORS
 from nnunetv2_cads.network_architecture.encoder_checkpoint import (
     EncoderCheckpointError,
     compare_encoder_state,
@@ -33,9 +34,11 @@ def export_encoder(source: Path, out: Path, transpose_in_plane: bool = False) ->
         0 when every key was there, 1 when some were missing (the file is written all the same).
 
     Raises:
-        UserError: no encoder in ``source``, tensors of other shapes, or ``out`` exists.
+        UserError: no encoder in ``source``, tensors of other shapes, or ``out`` exists or has another suffix.
     """
     out = out / ENCODER if out.is_dir() else out
+    if out.suffix not in (".pth", SAFETENSORS):
+        raise UserError(f"{out}: must end in .pth or {SAFETENSORS}, which says in which format it is written")
     if out.exists():
         raise UserError(f"{out}: exists already and is not overwritten; choose another name or remove it first")
     if source.is_dir():

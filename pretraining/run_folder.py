@@ -14,6 +14,7 @@ from pretraining.config import SETTINGS, PretrainConfig
 from pretraining.data.store import Store
 from pretraining.distributed import ALONE, Processes, check_shares, choose_device
 from pretraining.errors import UserError
+from pretraining.estimate import check_memory
 from pretraining.files import is_leftover, remove_leftovers, write_json
 from pretraining.lock import RUN_LOCK, run_lock
 
@@ -51,8 +52,10 @@ def prepare_output(
     path = output / CONFIG
     if not go_on:
         config = PretrainConfig().replace(**settings)
-        choose_device(config.run.device, processes)
+        device = choose_device(config.run.device, processes)
         check_shares(config, processes)
+        if device.type == "cpu":
+            check_memory(config, processes)
         _check_is_empty(output)
         versions = {"package": __version__, "torch": torch.__version__}
         try:

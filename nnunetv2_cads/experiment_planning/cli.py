@@ -31,6 +31,8 @@ LEAST_ROOM = 1_000_000
 PROCESSES = {"2d": 8, "3d_fullres": 4, "3d_lowres": 8}
 """nnU-Net's default numbers of processes."""
 
+CONFIGURATIONS = (*PROCESSES, "3d_cascade_fullres")
+
 DATASET_KEYS = {"labels", "file_ending", "numTraining"}
 """What nnU-Net cannot do without in a dataset.json, besides names of channels."""
 
@@ -96,6 +98,8 @@ def _plan_and_preprocess(arguments: argparse.Namespace) -> None:
     if not arguments.no_pp:
         processes = arguments.np or [PROCESSES.get(name, 4) for name in arguments.c]
         preprocess(arguments.d, plans_name, arguments.c, processes, arguments.verbose, show_progress_bar=progress)
+        training = f"nnUNetv2_train {arguments.d[0]} CONFIGURATION FOLD -tr nnUNetTrainerCADS -p {plans_name}"
+        sys.stdout.write(f"train with: {training}\n")
 
 
 def _check(arguments: argparse.Namespace) -> None:
@@ -111,7 +115,13 @@ def _check(arguments: argparse.Namespace) -> None:
         try:
             name = convert_id_to_dataset_name(dataset)
         except RuntimeError as error:
-            raise PlanningError(str(error).splitlines()[0]) from error
+            sentence = str(error).splitlines()[0]
+            if "Could not find" in sentence:  # what follows there is a list of folders, not a sentence
+                sentence = (
+                    f"-d {dataset}: no folder Dataset{dataset:03d}_NAME in {nnUNet_raw.get()} (nnUNet_raw); put it "
+                    "there, or give another ID"
+                )
+            raise PlanningError(sentence) from error
         _check_description(Path(nnUNet_raw.get()) / name / "dataset.json")
     for flag, name, package in (
         ("-fpe", arguments.fpe, "experiment_planning"),
@@ -149,7 +159,13 @@ def _parser() -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add("-d", metavar="ID", nargs="+", type=int, required=True, help="dataset IDs")
-    add("-c", nargs="+", default=list(PROCESSES), help="configurations to preprocess; those not planned are skipped")
+    add(
+        "-c",
+        nargs="+",
+        default=list(PROCESSES),
+        choices=CONFIGURATIONS,
+        help="configurations to preprocess; those not planned are skipped",
+    )
     add("-np", type=_positive(int), nargs="+", help="processes, for all configurations or for each (default: 8 4 8)")
     add("-fpe", default="DatasetFingerprintExtractor", help="nnU-Net's class that extracts the fingerprint")
     add("-npfp", type=_positive(int), default=8, help="processes of the fingerprint (default: %(default)s)")

@@ -76,6 +76,8 @@ def read_encoder_checkpoint(path: str | os.PathLike) -> EncoderCheckpoint:
             ordinary, finite tensors, or its record is malformed or of another format version.
     """
     path = Path(path)
+    if path.is_dir():
+        raise EncoderCheckpointError(f"{path}: is a folder; give the path of a {ENCODER_FILES} in it")
     if not path.is_file():
         raise EncoderCheckpointError(f"{path}: there is no such file; give the path of a {ENCODER_FILES}")
     try:

@@ -104,7 +104,7 @@ class PVTv2Encoder(nn.Module):
         if not spatial_dims or not set(spatial_dims) <= {2, 3}:
             raise ValueError(f"spatial_dims must be (2,), (3,) or (2, 3), got {spatial_dims}")
         self.input_channels, self.spatial_dims = input_channels, tuple(sorted(set(spatial_dims)))
-        rates = torch.linspace(0, drop_path_rate, sum(DEPTHS)).tolist()
+        rates = torch.linspace(0, drop_path_rate, sum(DEPTHS), device="cpu").tolist()  # also where all else is on meta
         for i, dim in enumerate(EMBED_DIMS):
             if i == 0:
                 embedding = StemEmbedding(input_channels, dim, self.spatial_dims)

@@ -120,6 +120,19 @@ def test_plans_that_do_not_exist(sound, capsys):
     assert "cads_plan_and_preprocess" not in report_of(capsys, "--plans", sound / "plans.json")
 
 
+def test_plans_are_read_without_an_encoder_too(sound, monkeypatch, capsys):
+    monkeypatch.delenv("nnUNet_cads_encoder")
+    write_plans(sound, INTENSITIES)
+    assert "3d_fullres (32 x 64 x 64, batch 2)" in report_of(capsys, "-d", 7)
+    assert doctor.main(["-d", "7"]) == 0 and doctor.main(["-d", "8"]) == 1
+    (sound / "plans.json").write_text("[]")
+    assert doctor.main(["--plans", str(sound / "plans.json")]) == 1
+
+
+def test_a_folder_for_an_encoder(sound, capsys):
+    assert "is a folder; give the path of a cads_encoder.pth" in report_of(capsys, "--encoder", sound)
+
+
 def test_a_mistyped_encoder_file_is_answered_with_the_one_it_may_mean(sound, capsys):
     out = report_of(capsys, "--encoder", sound / "encodr.pth")
     assert f"-> export nnUNet_cads_encoder={sound / 'encoder.pth'}\n" in out

@@ -126,6 +126,11 @@ def test_an_existing_file_is_not_overwritten(published, tmp_path, capfd):
     assert out.read_text() == "mine"
 
 
+def test_another_suffix_is_refused_before_anything_is_made(published, tmp_path, capfd):
+    assert export([str(published[0]), str(tmp_path / "new" / "encoder.onnx")]) == 2
+    assert "must end in .pth or .safetensors" in capfd.readouterr().err and not (tmp_path / "new").exists()
+
+
 @pytest.mark.parametrize(
     ("content", "part"),
     [

@@ -10,8 +10,11 @@ import pytest
 import torch
 
 import pretraining
+from pretraining.cli import pretrain
+from pretraining.config import PretrainConfig
 from pretraining.data.batches import worker_failures_as_errors
 from pretraining.errors import UserError
+from pretraining.estimate import check_memory
 from pretraining.memory import no_memory_as_error
 
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(pretraining.__file__).parents[1])}
@@ -40,6 +43,27 @@ def test_a_step_without_enough_memory_ends_with_a_sentence(small_store, tmp_path
     (sentence,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
     assert sentence.startswith("error: memory does not suffice for a step; give --accumulate N")
     assert "lower --batch-size or --amp bf16" in sentence
+
+
+def test_a_batch_that_no_machine_holds_is_refused_before_anything_is_written(small_store, tmp_path, capsys):
+    arguments = [str(small_store), str(tmp_path / "run"), "--preset=demo", "--batch-size=200000", "--device=cpu"]
+    assert pretrain(arguments) == 2
+    assert "--accumulate N" in capsys.readouterr().err and not (tmp_path / "run").exists()
+
+
+def test_the_memory_asked_for_is_that_of_a_measured_step(monkeypatch):
+    """docs/benchmarks.md: 3.09 GiB at batch 16 with the published heads and views."""
+
+    def is_enough(gib: float, **settings) -> bool:
+        monkeypatch.setattr("pretraining.estimate.available_memory", lambda: int(gib * 2**30))
+        try:
+            check_memory(PretrainConfig().replace(**settings))
+        except UserError:
+            return False
+        return True
+
+    assert is_enough(3.09 * 1.1, batch_size=16) and not is_enough(3.09 * 0.9, batch_size=16)
+    assert is_enough(3.09 * 1.1, batch_size=192, accumulate=12)
 
 
 @pytest.mark.parametrize(

@@ -90,16 +90,18 @@ def test_train_and_predict_with_the_plans(trainer, planned, nnunet_project, tmp_
 
 
 def test_bad_arguments_end_with_one_sentence(capsys, monkeypatch, tmp_path):
-    for flags in (["-d", "1", "--unknown"], ["-d", "1", "-pl", "ExperimentPlanner"], ["-d", "1", "--cle"], []):
+    for flags in (["--unknown"], ["-pl", "ExperimentPlanner"], ["--cle"], ["-c", "3d"]):
         with pytest.raises(SystemExit):
-            cli.main(flags)
+            cli.main(["-d", "1", *flags])
+    with pytest.raises(SystemExit):
+        cli.main([])
     monkeypatch.delenv("nnUNet_raw", raising=False)
     assert cli.main(["-d", "1"]) == 2
     assert "export nnUNet_raw=" in capsys.readouterr().err
     monkeypatch.setenv("nnUNet_raw", str(tmp_path))
     monkeypatch.setenv("nnUNet_preprocessed", str(tmp_path))
     assert cli.main(["-d", "77"]) == 2
-    assert "dataset with the ID 77" in capsys.readouterr().err
+    assert f"no folder Dataset077_NAME in {tmp_path}" in capsys.readouterr().err
     description = tmp_path / "Dataset077_X" / "dataset.json"
     description.parent.mkdir()
     assert cli.main(["-d", "77"]) == 2
