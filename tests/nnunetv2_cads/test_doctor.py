@@ -12,6 +12,7 @@ import pytest
 import torch
 from pip._internal.commands import create_command
 
+import nnunetv2_cads
 from nnunetv2_cads import doctor, memory_checks
 from nnunetv2_cads.experiment_planning import cli
 from nnunetv2_cads.experiment_planning.memory_estimate import training_bytes
@@ -193,7 +194,9 @@ def test_packages_that_are_missing(name, sound, monkeypatch, capsys):
 
 def test_a_module_that_is_missing_is_what_is_installed(sound, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "torch", None)  # as where it is not installed
-    monkeypatch.delitem(sys.modules, "nnunetv2_cads.network_architecture", raising=False)
+    monkeypatch.delitem(sys.modules, "nnunetv2_cads.network_architecture")
+    # Importing it anew changes this, too; nnU-Net finds a network by it.
+    monkeypatch.setattr(nnunetv2_cads, "network_architecture", nnunetv2_cads.network_architecture)
     out = report_of(capsys)
     assert "-> pip install 'torch>=2.6'\n" in out
     assert "nnunetv2" not in "".join(line for line in out.splitlines() if "->" in line)
