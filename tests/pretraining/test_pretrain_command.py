@@ -209,7 +209,7 @@ def test_a_misspelt_device(refused, small_store, tmp_path):
 
 def test_output_that_cannot_be_made(refused, small_store, tmp_path):
     (tmp_path / "file").write_text("")
-    assert "cannot be written" in refused(small_store, tmp_path / "file" / "run")
+    assert "cannot be written" in refused(small_store, tmp_path / "file" / "run", *TINY)
 
 
 @pytest.mark.parametrize("content", [b"", b"not a checkpoint", b"PK\x03\x04 cut off"])
