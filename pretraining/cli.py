@@ -10,7 +10,7 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 
-from pretraining.errors import UserError, environment_error, is_environment_error
+from pretraining.errors import UserError, environment_errors_as_sentences
 
 logger = logging.getLogger("pretraining")
 
@@ -21,13 +21,10 @@ def _run(command: Callable[[list[str]], int], argv: list[str] | None) -> int:
     logger.addHandler(handler)  # ours alone: other packages' notes are not for the user
     logger.setLevel(logging.INFO)
     try:
-        return command(sys.argv[1:] if argv is None else argv)
+        with environment_errors_as_sentences():
+            return command(sys.argv[1:] if argv is None else argv)
     except UserError as error:
         return _say(error)
-    except OSError as error:
-        if not is_environment_error(error):
-            raise
-        return _say(environment_error(error))
     except KeyboardInterrupt:
         sys.stderr.write("stopped\n")
         return 130
