@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from nnunetv2_cads.network_architecture.convolution import convolve
 from nnunetv2_cads.network_architecture.devices import channels_last, is_eager_float32_on_cpu
 from nnunetv2_cads.network_architecture.instance_norm import NEGATIVE_SLOPE, instance_norm_leaky_relu, norm_act_conv
 from nnunetv2_cads.network_architecture.pointwise import class_scores
@@ -65,7 +66,7 @@ class ResidualBlock(nn.Module):
         For the backward pass, what norms and activations give is computed again from the convolutions' outputs.
         """
         conv_1, norm_1, _, conv_2, norm_2 = self.layers
-        y = keep_input_only(norm_act_conv, conv_1(x), conv_2, norm_1.weight, norm_1.bias)
+        y = keep_input_only(norm_act_conv, convolve(conv_1, x), conv_2, norm_1.weight, norm_1.bias)
         if head is None:
             return instance_norm_leaky_relu(y, norm_2.weight, norm_2.bias, x)
         return keep_input_only(_norm_act_head, y, norm_2, x, head)

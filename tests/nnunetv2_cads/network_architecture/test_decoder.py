@@ -92,6 +92,21 @@ def test_compiles_into_one_graph_and_runs_in_bf16():
     assert all((a - b.float()).abs().mean() < 0.1 * a.abs().mean() for a, b in zip(expected, rough, strict=True))
 
 
+@pytest.mark.parametrize("slices", [1, 2, 3])
+def test_a_block_of_few_slices_learns_the_same_in_bf16(slices):
+    torch.manual_seed(0)
+    block = ResidualBlock(16, nn.Conv3d)
+    x = torch.randn(2, 16, slices, 8, 8)
+    kernels = [p for p in block.parameters() if p.dim() > 1]
+    gradients = []
+    for amp in (False, True):
+        with torch.autocast("cpu", torch.bfloat16, enabled=amp):
+            loss = block(x).float()[:, ::2].square().mean()
+        gradients.append(torch.autograd.grad(loss, kernels))
+    for exact, rough in zip(*gradients, strict=True):
+        assert (exact - rough).norm() < 0.2 * exact.norm()
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
