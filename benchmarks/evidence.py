@@ -5,19 +5,23 @@
 Makes the archive, its store and the labelled tasks in FOLDER, pre-trains (CADS, its ablations, the peers), fine-tunes
 every arm on every label budget and seed, scores on held-out cases, and writes `results.json`, `table.md` and
 `evidence.png` to --out. Give the same command again to go on: finished pre-trainings and fine-tunings are kept, and a
-pre-training that was stopped goes on where it was. With --hours, no new fine-tuning begins after so many hours, and
-the results so far are written. --tables writes the results so far, and trains nothing. --quick is a test of the chain.
+pre-training that was stopped goes on where it was; fine-tunings in --out's `results.json` are taken over. Give it
+several times at once, in as many shells, to share the work: each process takes what no other has (OMP_NUM_THREADS=1
+gives each one core). With --hours, nothing new begins after so many hours, and the results so far are written.
+--tables writes the results so far, and trains nothing. --quick is a test of the chain, with results in FOLDER.
 
 docs/evidence.md says what came of it.
 """
 
 import argparse
 import contextlib
+import functools
+import io
 import json
 import os
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,6 +29,8 @@ from typing import Any
 from probes import probe
 from study.arms import ALL_BUDGETS, ARMS, PRETRAININGS, Arm
 from study.data import DataSize, StudyFolder, make_archive, make_probe_store, make_torso_task
+from study.results import run_name
+from study.sharing import Piece, held, work_through
 from study.tasks import REAL_SOURCES, Fold, Task, real_task, torso_task
 
 from nnunetv2_cads.demo.torso import TorsoConfig
@@ -41,7 +47,7 @@ RECIPE: dict[str, Any] = {
 }
 """What the pre-trainings have in common, on top of the preset `demo`."""
 TORSOS = "torsos"
-PROBES = "probes.json"
+PROBES, RANDOM, RESULTS = "probes.json", "random", "results.json"
 MAIN_ARMS = ("nnUNetTrainer", "ResEncM", "CADS_scratch", "CADS")
 """The arms that are run on the real scans, too."""
 
@@ -89,21 +95,43 @@ class Experiment:
 
     def run(self, deadline: float) -> bool:
         """Do what is not done yet, until ``deadline`` (monotonic seconds). Returns whether all is done."""
-        make_archive(self.folder, self.size.data, self.ct_dir)
-        tasks = [torso_task(self.folder, self.size.data, self.size.budgets, self.size.seeds)]
-        if self.ct_dir:
-            tasks += [real_task(name, self.ct_dir, self.folder) for name in REAL_SOURCES]
-        for task in tasks:
-            for number, fold in enumerate(task.folds):
-                for arm in self.arms_of(task, fold):
-                    path = self.folder.finetuned / f"{task.name}__{arm}__{fold.labels}__{fold.seed}.json"
-                    if path.exists():
-                        continue
-                    if time.monotonic() > deadline:
-                        return False
-                    write_json(path, self.finetune(task, number, fold, arm))
-                    print(f"{time.strftime('%H:%M')} {path.stem}", flush=True)
-        return True
+        from study.plans import plan_and_preprocess
+
+        with held(self.folder.root / "data.lock", wait=True):
+            make_archive(self.folder, self.size.data, self.ct_dir)
+            make_probe_store(self.folder, self.size.data)
+            tasks = [torso_task(self.folder, self.size.data, self.size.budgets, self.size.seeds)]
+            if self.ct_dir:
+                tasks += [real_task(name, self.ct_dir, self.folder) for name in REAL_SOURCES]
+            for task in tasks:
+                preprocessed = self.folder.nnunet("preprocessed")
+                with contextlib.redirect_stdout(io.StringIO()):
+                    plan_and_preprocess(task.dataset, preprocessed, self.size.patch_size, self.size.batch_size)
+                task.write_splits(preprocessed)
+        return work_through(list(self.pieces(tasks)), deadline)
+
+    def pieces(self, tasks: list[Task]) -> Iterator[Piece]:
+        """All work; what decides comes first: few labels, main arms. A pre-training comes before its first use."""
+        runs = [
+            (task, number, fold, name)
+            for task in tasks
+            for number, fold in enumerate(task.folds)
+            for name in self.arms_of(task, fold)
+        ]
+        yield Piece(self.folder.runs / RANDOM / PROBES, functools.partial(self.probe, RANDOM))
+        pretrained: set[str | None] = {None}
+        for task, number, fold, name in sorted(runs, key=lambda run: (run[2].labels > 2, run[3] not in MAIN_ARMS)):
+            pretraining = ARMS[name].pretraining
+            if pretraining not in pretrained:
+                pretrained.add(pretraining)
+                encoder = self.encoder_path(pretraining)
+                yield Piece(encoder, functools.partial(self.pretrain, pretraining))
+                yield Piece(encoder.with_name(PROBES), functools.partial(self.probe, pretraining), (encoder,))
+            yield Piece(
+                self.folder.finetuned / run_name(task.name, name, fold.labels, fold.seed),
+                functools.partial(self.finetune, task, number, fold, name),
+                (self.encoder_path(pretraining),) if pretraining else (),
+            )
 
     def arms_of(self, task: Task, fold: Fold) -> list[str]:
         """The arms that a fold is run with."""
@@ -111,42 +139,65 @@ class Experiment:
             return [arm for arm in self.arms if arm in MAIN_ARMS]
         return [arm for arm in self.arms if fold.labels in ARMS[arm].budgets]
 
-    def finetune(self, task: Task, number: int, fold: Fold, name: str) -> dict[str, Any]:
-        """One fine-tuning, its pre-training before it where that is not done yet; what nnU-Net prints goes to a log."""
-        from study.finetune import Schedule, finetune
-        from study.plans import plan_and_preprocess
+    def encoder_path(self, name: str) -> Path:
+        """What a pre-training hands on."""
+        return self.folder.runs / name / "cads_encoder.pth"
 
-        arm: Arm = ARMS[name]
-        encoder = arm.pretraining and self.encoder(arm.pretraining)
-        log = self.folder.finetuned / f"{task.name}__{name}__{fold.labels}__{fold.seed}.log"
-        with log.open("w", encoding="utf-8") as file, contextlib.redirect_stdout(file):
-            plans = plan_and_preprocess(
-                task.dataset, self.folder.nnunet("preprocessed"), self.size.patch_size, self.size.batch_size
-            )
-            task.write_splits(self.folder.nnunet("preprocessed"))
-            result = finetune(
-                arm.trainer, plans[arm.plans], json.loads((task.dataset / "dataset.json").read_text(encoding="utf-8")),
-                number, fold.seed, Schedule(**self.size.schedule), task.test_cases(fold), encoder,
-            )  # fmt: skip
-        return {"task": task.name, "arm": name, "labels": fold.labels, "seed": fold.seed, **result}
-
-    def encoder(self, name: str) -> Path:
-        """The file of a pre-training, which is done or gone on with first."""
+    def pretrain(self, name: str) -> None:
+        """One pre-training; one that was stopped goes on."""
         from study.pretrain import pretrained_encoder
 
-        return pretrained_encoder(name, self.folder.store, self.folder.runs, self.size.recipe)
+        pretrained_encoder(name, self.folder.store, self.folder.runs, self.size.recipe)
 
-    def probe_encoders(self) -> None:
-        """Probe every finished pre-training that has not been probed, and a random encoder."""
-        make_probe_store(self.folder, self.size.data)
+    def probe(self, name: str) -> None:
+        """The probes of a pre-trained encoder, or of a random one."""
         dataset = make_torso_task(self.folder, self.size.data)
         view = PretrainConfig().replace(crop_size=PRESETS["demo"]["crop_size"]).view
-        for name in ("random", *PRETRAININGS):
-            path, encoder = self.folder.runs / name / PROBES, self.folder.runs / name / "cads_encoder.pth"
-            if not path.exists() and (name == "random" or encoder.exists()):
-                path.parent.mkdir(parents=True, exist_ok=True)
-                source = name if name == "random" else str(encoder)
-                write_json(path, probe(source, dataset, self.folder.probe_store, self.ct_dir, view))
+        source = RANDOM if name == RANDOM else str(self.encoder_path(name))
+        path = self.folder.runs / name / PROBES
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_json(path, probe(source, dataset, self.folder.probe_store, self.ct_dir, view))
+
+    def finetune(self, task: Task, number: int, fold: Fold, name: str) -> None:
+        """One fine-tuning and its scores; what nnU-Net prints goes to a log."""
+        from study.finetune import Schedule, finetune
+        from study.plans import read_plans
+
+        arm: Arm = ARMS[name]
+        encoder = self.encoder_path(arm.pretraining) if arm.pretraining else None
+        path = self.folder.finetuned / run_name(task.name, name, fold.labels, fold.seed)
+        plans = read_plans(self.folder.nnunet("preprocessed") / task.dataset.name, arm.plans)
+        dataset_json = json.loads((task.dataset / "dataset.json").read_text(encoding="utf-8"))
+        with path.with_suffix(".log").open("w", encoding="utf-8") as file, contextlib.redirect_stdout(file):
+            result = finetune(
+                arm.trainer, plans, dataset_json, number, fold.seed, Schedule(**self.size.schedule),
+                task.test_cases(fold), encoder,
+            )  # fmt: skip
+        write_json(path, {"task": task.name, "arm": name, "labels": fold.labels, "seed": fold.seed, **result})
+
+    def settings(self) -> dict[str, Any]:
+        """All that the results depend on beside code and seeds, as JSON has it."""
+        from study.finetune import Schedule
+
+        size = asdict(self.size) | {"schedule": asdict(Schedule(**self.size.schedule))}
+        return json.loads(json.dumps({"recipe": size.pop("recipe"), "size": size}))
+
+    def restore_results(self, out: Path) -> None:
+        """Take over the fine-tunings in `results.json`; those from an encoder of another recipe are left out.
+
+        Raises:
+            SystemExit: it is of an experiment of another size, and would be lost.
+        """
+        from study.results import restore
+
+        path, settings = out / RESULTS, self.settings()
+        if not path.exists():
+            return
+        found = json.loads(path.read_text(encoding="utf-8"))
+        if found["size"] != settings["size"]:
+            sys.exit(f"{path}: holds results of other data or another schedule; move it, or choose another --out")
+        same_recipe = found["recipe"] == settings["recipe"]
+        restore(found, self.folder.finetuned, [n for n, arm in ARMS.items() if same_recipe or not arm.pretraining])
 
     def write_results(self, out: Path) -> None:
         """Write `results.json`, `table.md` and `evidence.png` of what is done so far."""
@@ -158,11 +209,10 @@ class Experiment:
         done = [name for name in PRETRAININGS if (self.folder.runs / name / "study.json").exists()]
         costs = {name: pretraining_cost(name, self.folder.runs, self.size.recipe) for name in done}
         out.mkdir(parents=True, exist_ok=True)
-        settings = {"recipe": self.size.recipe, "size": asdict(self.size)}
-        found = {name: self.folder.runs / name / PROBES for name in ("random", *PRETRAININGS)}
+        found = {name: self.folder.runs / name / PROBES for name in (RANDOM, *PRETRAININGS)}
         probes = {name: json.loads(path.read_text(encoding="utf-8")) for name, path in found.items() if path.exists()}
         content = {"records": records, "runs": runs, "pretraining": costs, "probes": probes}
-        write_json(out / "results.json", {**content, **settings})
+        write_json(out / RESULTS, {**content, **self.settings()})
         budgets = list(self.size.budgets)
         parts = [table(records, TORSOS, ARMS, budgets, "CADS_scratch")]
         parts += [
@@ -190,16 +240,17 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS))
     parser.add_argument("--quick", action="store_true", help="a test of the chain: nothing is learnt")
     parser.add_argument("--tables", action="store_true", help="write the results so far, and train nothing")
-    parser.add_argument("--out", type=Path, default=Path(__file__).parents[1] / "docs" / "evidence")
+    parser.add_argument("--out", type=Path, help="folder of the results (docs/evidence; with --quick FOLDER/results)")
     arguments = parser.parse_args(argv)
+    kept = arguments.folder / "results" if arguments.quick else Path(__file__).parents[1] / "docs" / "evidence"
+    out = arguments.out or kept
     deadline = time.monotonic() + 3600 * arguments.hours
     keep_freed_memory()
     folder = StudyFolder(arguments.folder.absolute())
     experiment = Experiment(folder, QUICK if arguments.quick else FULL, arguments.ct, arguments.arms)
+    experiment.restore_results(out)
     finished = arguments.tables or experiment.run(deadline)
-    if not arguments.tables:
-        experiment.probe_encoders()
-    experiment.write_results(arguments.out)
+    experiment.write_results(out)
     if not finished:
         print("the time is over; give the same command again to go on")
     return 0

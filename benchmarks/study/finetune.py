@@ -1,6 +1,7 @@
 """One fine-tuning by nnU-Net's own trainer objects, in this process, and its score on the held-out cases."""
 
 import copy
+import itertools
 import random
 import time
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.training.nnUNetTrainer.variants.data_augmentation.nnUNetTrainerNoMirroring import (
     nnUNetTrainerNoMirroring,
 )
+from torch import Tensor, nn
 
 from nnunetv2_cads.demo.scoring import dice
 from nnunetv2_cads.training.pretrained_encoder import ENCODER_VARIABLE
@@ -26,8 +28,8 @@ from study.probing import LabelledCase
 from study.surface import normalised_surface_dice
 
 CLASSES: dict[str, type[nnUNetTrainer]] = {"nnUNetTrainerNoMirroring": nnUNetTrainerNoMirroring, **TRAINERS}
-TILE_STEP = 0.75
-"""Step of the sliding window, in patches: half of nnU-Net's overlap, for half of the time."""
+TILE_STEP = 0.9
+"""Step of the sliding window, in patches: a fifth of nnU-Net's overlap, for a third of the time."""
 
 
 @dataclass(frozen=True)
@@ -37,18 +39,18 @@ class Schedule:
     Attributes:
         epochs: units of the schedule.
         iterations: steps of an epoch.
-        milestones: shares of the training after which a few held-out cases are scored.
+        milestones: shares of the training after which a few held-out cases are scored; the end is one, too.
         milestone_cases: how many.
         decoder_lr: of PVT-UNet's decoder; nnU-Net's own networks keep nnU-Net's rate.
         encoder_lr: of its encoder.
     """
 
-    epochs: int = 12
-    iterations: int = 40
-    milestones: tuple[float, ...] = (0.25, 0.5, 1.0)
+    epochs: int = 10
+    iterations: int = 30
+    milestones: tuple[float, ...] = (0.3, 0.5)
     milestone_cases: int = 3
     decoder_lr: float = 2e-3
-    encoder_lr: float = 1e-3
+    encoder_lr: float = 3e-4
 
 
 def finetune(
@@ -83,10 +85,12 @@ def finetune(
         "flops_per_iteration": _flops(trainer),
         "parameters": sum(p.numel() for p in trainer.network.parameters()),
     }
+    scores = score(trainer, held_out)
+    last = _milestone(trainer, schedule, [row for row in scores if row["case"] in _some(held_out, schedule)])
     return {
-        "scores": score(trainer, held_out),
+        "scores": scores,
         "curve": [float(trainer.logger.get_value("train_losses", step=i)) for i in range(schedule.epochs)],
-        "milestones": trainer.milestone_scores,
+        "milestones": [*trainer.milestone_scores, last],
         "cost": cost,
     }
 
@@ -95,11 +99,19 @@ def _make_trainer(
     base: type[nnUNetTrainer], plans: dict, fold: int, dataset_json: dict, schedule: Schedule
 ) -> nnUNetTrainer:
     class StudyTrainer(base):
-        """``base`` with a call after each epoch."""
+        """``base`` with a call after each epoch, and autocast, which nnU-Net has on GPUs alone."""
+
+        def initialize(self) -> None:
+            super().initialize()
+            self.network.register_forward_hook(_in_float32)
 
         def on_epoch_end(self) -> None:
             super().on_epoch_end()
             self.after_epoch()
+
+        def train_step(self, batch: dict) -> dict:
+            with torch.autocast("cpu", torch.bfloat16):
+                return super().train_step(batch)
 
     plans = copy.deepcopy(plans) | {"continue_training": False}  # nnU-Net takes it out again
     trainer = StudyTrainer(plans, CONFIGURATION, fold, dataset_json, torch.device("cpu"))
@@ -113,15 +125,27 @@ def _make_trainer(
     return trainer
 
 
+def _in_float32(network: nn.Module, inputs: tuple, outputs: Tensor | list[Tensor]) -> Tensor | list[Tensor]:
+    """A forward hook: autocast on the CPU, unlike that of CUDA, would leave softmax and loss in bf16."""
+    return outputs.float() if isinstance(outputs, Tensor) else [output.float() for output in outputs]
+
+
 def _score_milestone(trainer: nnUNetTrainer, schedule: Schedule, held_out: dict[str, LabelledCase]) -> None:
     """Score some held-out cases where the epoch that has just ended is a milestone."""
     if trainer.current_epoch not in {round(share * schedule.epochs) for share in schedule.milestones}:
         return
     started = time.perf_counter()
-    some = dict(list(held_out.items())[: schedule.milestone_cases])
-    mean = float(np.mean([row["dice"] for row in score(trainer, some) if row["dice"] is not None]))
-    trainer.milestone_scores.append({"iteration": trainer.current_epoch * schedule.iterations, "dice": mean})
+    trainer.milestone_scores.append(_milestone(trainer, schedule, score(trainer, _some(held_out, schedule))))
     trainer.scoring_seconds += time.perf_counter() - started
+
+
+def _some(held_out: dict[str, LabelledCase], schedule: Schedule) -> dict[str, LabelledCase]:
+    return dict(itertools.islice(held_out.items(), schedule.milestone_cases))
+
+
+def _milestone(trainer: nnUNetTrainer, schedule: Schedule, rows: list[dict[str, Any]]) -> dict[str, Any]:
+    dice_of_all = float(np.mean([row["dice"] for row in rows if row["dice"] is not None]))
+    return {"iteration": trainer.current_epoch * schedule.iterations, "dice": dice_of_all}
 
 
 def score(trainer: nnUNetTrainer, cases: dict[str, LabelledCase]) -> list[dict[str, Any]]:
@@ -138,7 +162,8 @@ def score(trainer: nnUNetTrainer, cases: dict[str, LabelledCase]) -> list[dict[s
     rows = []
     for name, case in cases.items():
         properties = {"spacing": case.spacing_mm}
-        predicted = predictor.predict_single_npy_array(case.image_hu[None].astype(np.float32), properties)
+        with torch.autocast("cpu", torch.bfloat16):
+            predicted = predictor.predict_single_npy_array(case.image_hu[None].astype(np.float32), properties)
         for organ, label in trainer.dataset_json["labels"].items():
             if label:
                 surface = normalised_surface_dice(predicted == label, case.labels == label, case.spacing_mm)

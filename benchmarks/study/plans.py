@@ -17,9 +17,7 @@ AMPLE_GB = 8
 """GPU memory that the planners may plan with: more than the small patch needs, so that it is never made smaller."""
 
 
-def plan_and_preprocess(
-    dataset: Path, preprocessed: Path, patch_size: tuple[int, int, int], batch_size: int
-) -> dict[str, dict]:
+def plan_and_preprocess(dataset: Path, preprocessed: Path, patch_size: tuple[int, int, int], batch_size: int) -> None:
     """Plan and preprocess a raw data set once; nnU-Net's folders must be in the environment.
 
     Args:
@@ -27,9 +25,6 @@ def plan_and_preprocess(
         preprocessed: the folder ``nnUNet_preprocessed``.
         patch_size: of every arm.
         batch_size: of every arm.
-
-    Returns:
-        The plans by name.
     """
     folder, dataset_id = preprocessed / dataset.name, int(dataset.name[7:10])
     done = folder / "study.json"
@@ -39,7 +34,11 @@ def plan_and_preprocess(
             _with_fixed_patch(planner, patch_size, batch_size)(dataset_id, AMPLE_GB, plans_name=name).plan_experiment()
         preprocess_dataset(dataset_id, "nnUNetPlans", (CONFIGURATION,), (1,), show_progress_bar=False)
         done.write_text(json.dumps({"patch_size": patch_size, "batch_size": batch_size}), encoding="utf-8")
-    return {name: json.loads((folder / f"{name}.json").read_text(encoding="utf-8")) for name in PLANS}
+
+
+def read_plans(folder: Path, name: str) -> dict:
+    """The plans of this name in a preprocessed data set's folder."""
+    return json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))
 
 
 def _with_fixed_patch(

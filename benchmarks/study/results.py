@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
+from pretraining.files import write_json
+
 RECORD = ("task", "arm", "labels", "seed", "case", "organ", "dice", "nsd")
 
 Records = list[dict[str, Any]]
@@ -28,6 +30,25 @@ def collect(finetuned: Path) -> tuple[Records, list[dict[str, Any]]]:
         records += [of_run | row for row in run.pop("scores")]
         runs.append(run)
     return records, runs
+
+
+def restore(results: dict[str, Any], finetuned: Path, arms: Iterable[str]) -> None:
+    """Write the fine-tunings of some arms from a results file's content to where `collect` reads them.
+
+    So an experiment goes on on another machine; what is there stays.
+    """
+    for run in results["runs"]:
+        key = [run[name] for name in ("task", "arm", "labels", "seed")]
+        path = finetuned / run_name(*key)
+        if run["arm"] in arms and not path.exists():
+            rows = [row for row in results["records"] if [row[n] for n in ("task", "arm", "labels", "seed")] == key]
+            scores = [{name: row[name] for name in ("case", "organ", "dice", "nsd")} for row in rows]
+            write_json(path, run | {"scores": scores})
+
+
+def run_name(task: str, arm: str, labels: int, seed: int) -> str:
+    """File name of a fine-tuning's results."""
+    return f"{task}__{arm}__{labels}__{seed}.json"
 
 
 def case_scores(records: Iterable[dict[str, Any]], task: str, metric: str = "dice") -> dict[tuple, float]:

@@ -43,6 +43,8 @@ class TorsoConfig:
     """Standard deviation of the scanner's noise in HU."""
     variation: float = 1.0
     """Factor on everything random about shape, size, place and pose; 0 makes all torsos alike, 2 is much."""
+    shown_part: tuple[float, float] = (1.0, 1.0)
+    """Part of the slices that a scan shows, at a random height; below 1 as in archives of chest and abdomen scans."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +75,15 @@ def make_torso(config: TorsoConfig | None = None, seed: int | Sequence[int] = 0)
         canvas.paint(part)
     image = canvas.hu + _texture(canvas, texture_rng)
     image = _scan(image, scan_rng.uniform(*config.noise_hu), noise_rng)
-    return Torso(np.clip(np.rint(image), *_CLIP_HU).astype(np.int16), canvas.labels, spacing_mm)
+    shown = _draw_shown_slices(config, len(image), scan_rng)
+    image_hu = np.clip(np.rint(image[shown]), *_CLIP_HU).astype(np.int16)
+    return Torso(image_hu, canvas.labels[shown].copy(), spacing_mm)
+
+
+def _draw_shown_slices(config: TorsoConfig, slices: int, rng: np.random.Generator) -> slice:
+    count = max(round(slices * rng.uniform(*config.shown_part)), 1)
+    first = int(rng.integers(slices - count + 1))
+    return slice(first, first + count)
 
 
 def _draw_tissue(config: TorsoConfig, rng: np.random.Generator) -> Tissue:

@@ -1,7 +1,9 @@
 """The whole experiment, tiny: real pre-training, nnU-Net's own trainers, results, and going on."""
 
+import dataclasses
 import itertools
 import json
+import shutil
 
 import evidence
 import pytest
@@ -14,14 +16,19 @@ from nnunetv2_cads.network_architecture.encoder_checkpoint import read_encoder_c
 ARMS = ("nnUNetTrainer", "CADS")
 
 
+def keep_environment(patch: pytest.MonkeyPatch) -> None:
+    """The experiment tells nnU-Net its own folders; what it sets is undone afterwards."""
+    for kind in ("raw", "preprocessed", "results"):
+        patch.setenv(f"nnUNet_{kind}", "")
+
+
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     """The folder of an experiment that was run for some arms, then for all."""
     folder = tmp_path_factory.mktemp("evidence")
     command = [str(folder), "--quick", "--out", str(folder / "out"), "--arms"]
     with pytest.MonkeyPatch.context() as patch:
-        for kind in ("raw", "preprocessed", "results"):
-            patch.setenv(f"nnUNet_{kind}", "")  # the experiment sets its own; what it set is undone afterwards
+        keep_environment(patch)
         assert evidence.main([*command, *ARMS[:1]]) == 0
         times = {path: path.stat().st_mtime_ns for path in (folder / "finetuned").glob("*.json")}
         assert len(times) == 1
@@ -55,6 +62,24 @@ def test_table_and_figure_are_written(finished):
 def test_the_pretrained_arm_began_with_its_own_encoder(finished):
     checkpoint = read_encoder_checkpoint(finished / "runs" / "CADS" / "cads_encoder.pth")
     assert checkpoint.sha256 in (finished / "finetuned" / "torsos__CADS__1__0.log").read_text(encoding="utf-8")
+
+
+def test_results_go_on_in_another_folder_and_are_not_replaced_by_others(finished, tmp_path, monkeypatch):
+    keep_environment(monkeypatch)
+    out = tmp_path / "out"
+    shutil.copytree(finished / "out", out)
+    before = json.loads((out / "results.json").read_text(encoding="utf-8"))
+    command = [str(tmp_path / "new"), "--quick", "--tables", "--out", str(out)]
+    assert evidence.main(command) == 0
+    after = json.loads((out / "results.json").read_text(encoding="utf-8"))
+    assert after["records"] == before["records"] and after["runs"] == before["runs"]
+    monkeypatch.setattr(evidence, "QUICK", dataclasses.replace(evidence.QUICK, recipe={**evidence.RECIPE, "lr": 1.0}))
+    assert evidence.main([str(tmp_path / "other_recipe"), *command[1:]]) == 0
+    after = json.loads((out / "results.json").read_text(encoding="utf-8"))
+    assert {row["arm"] for row in after["records"]} == {"nnUNetTrainer"}
+    monkeypatch.setattr(evidence, "QUICK", dataclasses.replace(evidence.QUICK, schedule={"epochs": 2}))
+    with pytest.raises(SystemExit, match="holds results of other data"):
+        evidence.main([str(tmp_path / "other_size"), *command[1:]])
 
 
 def test_no_time_left_begins_no_training(finished, tmp_path, capsys):

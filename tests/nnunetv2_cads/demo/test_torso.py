@@ -138,3 +138,14 @@ def test_without_variation_only_noise_and_texture_differ():
 def test_body_scale_sets_the_size_of_the_field():
     small, large = make_torso(replace(SHARP, body_scale=0.4), 0), make_torso(replace(SHARP, body_scale=0.8), 0)
     np.testing.assert_allclose(np.array(large.labels.shape) / small.labels.shape, 2, rtol=0.05)
+
+
+def test_a_scan_of_a_part_shows_slices_of_the_whole_body():
+    whole = make_torso(SHARP, 6)
+    part = make_torso(replace(SHARP, shown_part=(0.4, 0.6)), 6)
+    count = len(part.labels)
+    assert 0.4 * len(whole.labels) - 1 <= count <= 0.6 * len(whole.labels) + 1
+    starts = [
+        i for i in range(len(whole.labels) - count + 1) if np.array_equal(whole.labels[i : i + count], part.labels)
+    ]
+    assert len(starts) == 1 and np.array_equal(whole.image_hu[starts[0] : starts[0] + count], part.image_hu)
