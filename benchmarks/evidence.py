@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from probes import probe
-from study.arms import ALL_BUDGETS, ARMS, PRETRAININGS, Arm
+from study.arms import ALL_BUDGETS, ARMS, PRETRAININGS, SUPERVISED, Arm
 from study.data import DataSize, StudyFolder, make_archive, make_probe_store, make_torso_task
 from study.results import run_name
 from study.sharing import Piece, held, work_through
@@ -40,10 +40,11 @@ from pretraining.memory import keep_freed_memory
 
 RECIPE: dict[str, Any] = {
     "amp": "bf16",
-    "batch_size": 16,
-    "lr": 2.4e-2,
+    "batch_size": 32,
+    "lr": 8e-3,
     "epoch_samples": 512,
-    "epochs": 60,
+    "epochs": 24,
+    "warmup_epochs": 3,
 }
 """What the pre-trainings have in common, on top of the preset `demo`."""
 TORSOS = "torsos"
@@ -72,7 +73,15 @@ QUICK = Size(
     seeds=1,
     patch_size=(16, 32, 32),
     schedule={"epochs": 1, "iterations": 1, "milestones": ()},
-    recipe={**RECIPE, "batch_size": 2, "epoch_samples": 2, "epochs": 1, "num_workers": 0, "head_hidden_dim": 64},
+    recipe={
+        **RECIPE,
+        "batch_size": 2,
+        "epoch_samples": 2,
+        "epochs": 1,
+        "warmup_epochs": 0,
+        "num_workers": 0,
+        "head_hidden_dim": 64,
+    },
 )
 
 
@@ -125,7 +134,7 @@ class Experiment:
             if pretraining not in pretrained:
                 pretrained.add(pretraining)
                 encoder = self.encoder_path(pretraining)
-                yield Piece(encoder, functools.partial(self.pretrain, pretraining))
+                yield Piece(encoder, functools.partial(self.pretrain, pretraining, tasks[0]))
                 yield Piece(encoder.with_name(PROBES), functools.partial(self.probe, pretraining), (encoder,))
             yield Piece(
                 self.folder.finetuned / run_name(task.name, name, fold.labels, fold.seed),
@@ -143,11 +152,17 @@ class Experiment:
         """What a pre-training hands on."""
         return self.folder.runs / name / "cads_encoder.pth"
 
-    def pretrain(self, name: str) -> None:
-        """One pre-training; one that was stopped goes on."""
+    def pretrain(self, name: str, torsos: Task) -> None:
+        """One pre-training; one that was stopped goes on. A supervised one learns from all labelled torsos."""
         from study.pretrain import pretrained_encoder
 
-        pretrained_encoder(name, self.folder.store, self.folder.runs, self.size.recipe)
+        if PRETRAININGS[name].method != SUPERVISED:
+            pretrained_encoder(name, self.folder.store, self.folder.runs, self.size.recipe)
+            return
+        number, fold = max(enumerate(torsos.folds), key=lambda item: item[1].labels)
+        encoder = self.encoder_path(name)
+        encoder.parent.mkdir(parents=True, exist_ok=True)
+        self._finetune(torsos, number, fold, "CADS_scratch", encoder.with_name("training.log"), encoder_out=encoder)
 
     def probe(self, name: str) -> None:
         """The probes of a pre-trained encoder, or of a random one."""
@@ -159,21 +174,26 @@ class Experiment:
         write_json(path, probe(source, dataset, self.folder.probe_store, self.ct_dir, view))
 
     def finetune(self, task: Task, number: int, fold: Fold, name: str) -> None:
-        """One fine-tuning and its scores; what nnU-Net prints goes to a log."""
+        """One fine-tuning and its scores."""
+        pretraining = ARMS[name].pretraining
+        path = self.folder.finetuned / run_name(task.name, name, fold.labels, fold.seed)
+        encoder = self.encoder_path(pretraining) if pretraining else None
+        result = self._finetune(task, number, fold, name, path.with_suffix(".log"), encoder=encoder)
+        write_json(path, {"task": task.name, "arm": name, "labels": fold.labels, "seed": fold.seed, **result})
+
+    def _finetune(self, task: Task, number: int, fold: Fold, name: str, log: Path, **encoders: Path | None) -> dict:
+        """Fine-tune an arm on a fold; what nnU-Net prints goes to ``log``."""
         from study.finetune import Schedule, finetune
         from study.plans import read_plans
 
         arm: Arm = ARMS[name]
-        encoder = self.encoder_path(arm.pretraining) if arm.pretraining else None
-        path = self.folder.finetuned / run_name(task.name, name, fold.labels, fold.seed)
         plans = read_plans(self.folder.nnunet("preprocessed") / task.dataset.name, arm.plans)
         dataset_json = json.loads((task.dataset / "dataset.json").read_text(encoding="utf-8"))
-        with path.with_suffix(".log").open("w", encoding="utf-8") as file, contextlib.redirect_stdout(file):
-            result = finetune(
+        with log.open("w", encoding="utf-8") as file, contextlib.redirect_stdout(file):
+            return finetune(
                 arm.trainer, plans, dataset_json, number, fold.seed, Schedule(**self.size.schedule),
-                task.test_cases(fold), encoder,
+                task.test_cases(fold), **encoders,
             )  # fmt: skip
-        write_json(path, {"task": task.name, "arm": name, "labels": fold.labels, "seed": fold.seed, **result})
 
     def settings(self) -> dict[str, Any]:
         """All that the results depend on beside code and seeds, as JSON has it."""

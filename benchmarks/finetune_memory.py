@@ -61,7 +61,7 @@ def measure(patch: list[int], batch: int, channels: int, classes: int, device: t
     before = resident_memory()
     conv_op = nn.Conv2d if len(patch) == 2 else nn.Conv3d
     network = PVTUNet(channels, classes, conv_op).to(device)
-    optimizer = torch.optim.AdamW(network.parameters())
+    optimizer = torch.optim.AdamW(network.parameters(), fused=True)
     scaler = torch.amp.GradScaler(device.type, enabled=device.type == "cuda")
     image = torch.randn(batch, channels, *patch, device=device)
     with torch.no_grad():

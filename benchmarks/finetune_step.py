@@ -71,7 +71,7 @@ class Job:
         self.targets = [torch.randint(0, CLASSES, (batch, 1, *s), generator=generator).float() for s in sizes]
         self.criterion = loss_function(len(sizes))
         if side == "PVT-UNet":
-            self.optimizer = torch.optim.AdamW(parameter_groups(self.network, 5e-4, 1e-4, 1e-2))
+            self.optimizer = torch.optim.AdamW(parameter_groups(self.network, 5e-4, 1e-4, 1e-2), fused=True)
         else:
             self.optimizer = torch.optim.SGD(
                 self.network.parameters(), 1e-2, weight_decay=3e-5, momentum=0.99, nesterov=True

@@ -6,6 +6,8 @@ from typing import Any
 
 ALL_BUDGETS = (1, 2, 4, 8)
 FEW_BUDGETS = (1, 2)
+SUPERVISED = "supervised"
+"""An encoder that was fine-tuned from random weights on all labelled cases."""
 
 
 @dataclass(frozen=True)
@@ -13,7 +15,7 @@ class Pretraining:
     """One pre-trained encoder.
 
     Attributes:
-        method: ``cads``, ``moco_v3`` or ``masked_autoencoder``.
+        method: ``cads``, ``moco_v3``, ``masked_autoencoder``, or `SUPERVISED`.
         changes: settings of `pretraining.config` that differ from the recipe.
     """
 
@@ -45,8 +47,10 @@ PRETRAININGS = {
     "CADS_no_sampling": Pretraining(changes={"uniform_sampling": False}),
     "MoCo_v3": Pretraining("moco_v3", {"uniform_sampling": False}),
     "MAE": Pretraining("masked_autoencoder", {"uniform_sampling": False, "intensity": "none"}),
+    "oracle": Pretraining(SUPERVISED),
 }
-"""The ablations at the recipe's number of steps; so are the peers, which see whole views, as their papers have it."""
+"""The ablations at the recipe's number of steps; so are the peers, which see whole views, as their papers have it. The
+oracle's encoder was taught the organs of all labelled cases: what it gains is about what there is to gain."""
 
 ARMS = {
     "nnUNetTrainer": Arm("nnUNetTrainerNoMirroring"),

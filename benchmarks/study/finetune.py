@@ -22,6 +22,7 @@ from nnunetv2_cads.training.pretrained_encoder import ENCODER_VARIABLE
 from nnunetv2_cads.training.variants import TRAINERS
 from pretraining.environment import changed_environment
 from pretraining.estimate import forward_flops
+from pretraining.files import atomic_path
 from pretraining.memory import peak_memory, reset_peak_memory
 from study.plans import CONFIGURATION
 from study.probing import LabelledCase
@@ -62,8 +63,20 @@ def finetune(
     schedule: Schedule,
     held_out: dict[str, LabelledCase],
     encoder: Path | None = None,
+    encoder_out: Path | None = None,
 ) -> dict[str, Any]:
     """Train on the cases of a fold and score on the held-out ones.
+
+    Args:
+        trainer_name: in `CLASSES`.
+        plans: nnU-Net's, of the network and of what is preprocessed.
+        dataset_json: of the data set.
+        fold: in ``splits_final.json``.
+        seed: of weights, order and augmentation.
+        schedule: length and rates.
+        held_out: cases by name.
+        encoder: a pre-trained one to start from.
+        encoder_out: where to write the trained network's encoder.
 
     Returns:
         ``scores`` [{case, organ, dice, nsd}], None where neither truth nor prediction has the organ; ``curve`` (train
@@ -85,6 +98,10 @@ def finetune(
         "flops_per_iteration": _flops(trainer),
         "parameters": sum(p.numel() for p in trainer.network.parameters()),
     }
+    if encoder_out:
+        state = {f"backbone.{key}": value for key, value in trainer.network.encoder.state_dict().items()}
+        with atomic_path(encoder_out) as temporary:
+            torch.save({"teacher": state}, temporary)
     scores = score(trainer, held_out)
     last = _milestone(trainer, schedule, [row for row in scores if row["case"] in _some(held_out, schedule)])
     return {
