@@ -171,7 +171,8 @@ class Experiment:
         source = RANDOM if name == RANDOM else str(self.encoder_path(name))
         path = self.folder.runs / name / PROBES
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_json(path, probe(source, dataset, self.folder.probe_store, self.ct_dir, view))
+        found = probe(source, dataset, self.folder.probe_store, self.ct_dir, view)
+        write_json(path, found | {"encoder": name})  # no path of this machine
 
     def finetune(self, task: Task, number: int, fold: Fold, name: str) -> None:
         """One fine-tuning and its scores."""
@@ -244,6 +245,7 @@ class Experiment:
             f"Iterations to reach CADS_scratch's final Dice, {n} labelled: CADS "
             + iterations_to_reach(runs, TORSOS, "CADS", "CADS_scratch", n)
             for n in budgets
+            if any((row["arm"], row["labels"]) == ("CADS", n) for row in records)
         ]
         text = "\n\n".join([*parts, cost_table(runs, costs), probe_table(probes)]) + "\n"
         (out / "table.md").write_text(text, encoding="utf-8")

@@ -9,7 +9,7 @@ is a forward pass without deep supervision. Both in float32 on the CPU, with mal
 
 Seconds are medians; a ratio of times is the median of the ratios within a round, since whatever else a machine does
 slows neighbours alike. Memory is the peak of a process of its own above its imports, and FLOPs are PyTorch's count.
-``--quick`` leaves ResEnc-M out, and takes one step on one patch of (48, 192, 192) instead of several on two.
+``--quick`` leaves ResEnc-M out, takes one step instead of several, and of (48, 192, 192) one patch instead of two.
 
 The last line is a JSON object: per patch, PVT-UNet's `flops`, `train`, `infer` and `memory` over PlainConvUNet's.
 """
@@ -201,7 +201,7 @@ def main() -> None:
         batch, warm_up, rounds, sides = arguments.batch, 1, arguments.rounds, SIDES
         if arguments.quick:
             large = patch[0] * patch[1] * patch[2] >= LARGE
-            batch, warm_up, rounds = (1, 0, 1) if large else (batch, 1, 2)
+            batch, warm_up, rounds = (1, 0, 1) if large else (batch, 1, 1)
             sides = (SIDES[0], SIDES[2])
         case = (patch, batch, tuple(arguments.spacing))
         ratios["x".join(map(str, patch))] = compare(*case, warm_up, rounds, sides)

@@ -34,6 +34,7 @@ def draw(path: Path, records: Records, runs: list[dict[str, Any]], arms: Iterabl
             by_iteration.plot(steps, mean, marker="o", color=colour, label=arm)
     by_budget.set(xscale="log", xlabel="labelled cases", ylabel="mean Dice, held-out torsos")
     by_budget.set_xticks(budgets, [str(n) for n in budgets])
+    by_budget.minorticks_off()
     by_iteration.set(xlabel="iteration", ylabel=f"mean Dice, {budgets[0]} labelled", title="a few held-out cases")
     for axes in (by_budget, by_iteration):
         axes.grid(alpha=0.3)

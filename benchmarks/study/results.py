@@ -87,9 +87,13 @@ def paired(scores: dict[tuple, float], arm: str, other: str, labels: int) -> tup
 
 
 def table(records: Records, task: str, arms: Iterable[str], budgets: Iterable[int], baseline: str) -> str:
-    """Markdown: Dice by arm and budget, mean ± sd over seeds, and the difference to the baseline with its p."""
-    budgets = list(budgets)
+    """Markdown: Dice by arm and budget, mean ± sd over seeds, and the difference to the baseline with its p.
+
+    Arms and budgets of which nothing is finished are left out.
+    """
     dice, nsd = case_scores(records, task), case_scores(records, task, "nsd")
+    arms = [arm for arm in arms if any(key[0] == arm for key in dice)]
+    budgets = [n for n in budgets if any(key[1] == n for key in dice)]
     heads = ["arm", *(f"Dice, {n} labelled" for n in budgets), *(f"- {baseline}, {n}" for n in budgets), "NSD, fewest"]
     lines = ["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
     for arm in arms:
@@ -100,7 +104,7 @@ def table(records: Records, task: str, arms: Iterable[str], budgets: Iterable[in
         for n in budgets:
             found = None if arm == baseline else paired(dice, arm, baseline, n)
             cells.append("" if found is None else f"{100 * found[0]:+.1f} (p = {found[1]:.2g}, n = {found[2]})")
-        surface = mean_and_sd(nsd, arm, budgets[0])
+        surface = mean_and_sd(nsd, arm, budgets[0]) if budgets else None
         cells.append("" if surface is None else f"{surface[0]:.3f}")
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
