@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from probes import probe
-from study.arms import ALL_BUDGETS, ARMS, PRETRAININGS, SUPERVISED, Arm
+from study.arms import ALL_BUDGETS, ARMS, FEW_BUDGETS, PRETRAININGS, SUPERVISED
 from study.data import DataSize, StudyFolder, make_archive, make_probe_store, make_torso_task
 from study.results import run_name
 from study.sharing import Piece, held, work_through
@@ -49,7 +49,8 @@ RECIPE: dict[str, Any] = {
 """What the pre-trainings have in common, on top of the preset `demo`."""
 TORSOS = "torsos"
 PROBES, RANDOM, RESULTS = "probes.json", "random", "results.json"
-MAIN_ARMS = ("nnUNetTrainer", "ResEncM", "CADS_scratch", "CADS")
+SCRATCH = "CADS_scratch"
+MAIN_ARMS = ("nnUNetTrainer", "ResEncM", SCRATCH, "CADS")
 """The arms that are run on the real scans, too."""
 
 
@@ -97,6 +98,7 @@ class Experiment:
 
     def __init__(self, folder: StudyFolder, size: Size, ct_dir: Path | None, arms: list[str]) -> None:
         self.folder, self.size, self.ct_dir, self.arms = folder, size, ct_dir, arms
+        self.earlier: dict[str, dict[str, Any]] = {"pretraining": {}, "probes": {}}  # of encoders made elsewhere
         for path in folder.nnunet_variables().values():
             Path(path).mkdir(parents=True, exist_ok=True)
         os.environ.update(folder.nnunet_variables(), nnUNet_def_n_proc="1")
@@ -127,19 +129,20 @@ class Experiment:
             for number, fold in enumerate(task.folds)
             for name in self.arms_of(task, fold)
         ]
+        runs.sort(key=lambda run: (run[2].labels not in FEW_BUDGETS, run[3] not in MAIN_ARMS))
         yield Piece(self.folder.runs / RANDOM / PROBES, functools.partial(self.probe, RANDOM))
         pretrained: set[str | None] = {None}
-        for task, number, fold, name in sorted(runs, key=lambda run: (run[2].labels > 2, run[3] not in MAIN_ARMS)):
+        for task, number, fold, name in runs:
             pretraining = ARMS[name].pretraining
+            encoder = self.encoder_path(pretraining) if pretraining else None
             if pretraining not in pretrained:
                 pretrained.add(pretraining)
-                encoder = self.encoder_path(pretraining)
                 yield Piece(encoder, functools.partial(self.pretrain, pretraining, tasks[0]))
                 yield Piece(encoder.with_name(PROBES), functools.partial(self.probe, pretraining), (encoder,))
             yield Piece(
-                self.folder.finetuned / run_name(task.name, name, fold.labels, fold.seed),
-                functools.partial(self.finetune, task, number, fold, name),
-                (self.encoder_path(pretraining),) if pretraining else (),
+                self.result_path(task, fold, name),
+                functools.partial(self.finetune, task, number, fold, name, encoder=encoder),
+                (encoder,) if encoder else (),
             )
 
     def arms_of(self, task: Task, fold: Fold) -> list[str]:
@@ -152,8 +155,15 @@ class Experiment:
         """What a pre-training hands on."""
         return self.folder.runs / name / "cads_encoder.pth"
 
+    def result_path(self, task: Task, fold: Fold, name: str) -> Path:
+        """What a fine-tuning writes."""
+        return self.folder.finetuned / run_name(task.name, name, fold.labels, fold.seed)
+
     def pretrain(self, name: str, torsos: Task) -> None:
-        """One pre-training; one that was stopped goes on. A supervised one learns from all labelled torsos."""
+        """One pre-training; one that was stopped goes on.
+
+        A supervised one is a run of CADS_scratch on all labelled torsos, and is not done again as that.
+        """
         from study.pretrain import pretrained_encoder
 
         if PRETRAININGS[name].method != SUPERVISED:
@@ -162,7 +172,7 @@ class Experiment:
         number, fold = max(enumerate(torsos.folds), key=lambda item: item[1].labels)
         encoder = self.encoder_path(name)
         encoder.parent.mkdir(parents=True, exist_ok=True)
-        self._finetune(torsos, number, fold, "CADS_scratch", encoder.with_name("training.log"), encoder_out=encoder)
+        self.finetune(torsos, number, fold, SCRATCH, encoder_out=encoder)
 
     def probe(self, name: str) -> None:
         """The probes of a pre-trained encoder, or of a random one."""
@@ -174,27 +184,24 @@ class Experiment:
         found = probe(source, dataset, self.folder.probe_store, self.ct_dir, view)
         write_json(path, found | {"encoder": name})  # no path of this machine
 
-    def finetune(self, task: Task, number: int, fold: Fold, name: str) -> None:
-        """One fine-tuning and its scores."""
-        pretraining = ARMS[name].pretraining
-        path = self.folder.finetuned / run_name(task.name, name, fold.labels, fold.seed)
-        encoder = self.encoder_path(pretraining) if pretraining else None
-        result = self._finetune(task, number, fold, name, path.with_suffix(".log"), encoder=encoder)
-        write_json(path, {"task": task.name, "arm": name, "labels": fold.labels, "seed": fold.seed, **result})
+    def finetune(self, task: Task, number: int, fold: Fold, name: str, **encoders: Path | None) -> None:
+        """One fine-tuning of an arm and, where the arm is asked for, its scores; what nnU-Net prints goes to a log.
 
-    def _finetune(self, task: Task, number: int, fold: Fold, name: str, log: Path, **encoders: Path | None) -> dict:
-        """Fine-tune an arm on a fold; what nnU-Net prints goes to ``log``."""
+        ``encoders``: `study.finetune.finetune`'s ``encoder`` and ``encoder_out``.
+        """
         from study.finetune import Schedule, finetune
         from study.plans import read_plans
 
-        arm: Arm = ARMS[name]
+        arm, path = ARMS[name], self.result_path(task, fold, name)
         plans = read_plans(self.folder.nnunet("preprocessed") / task.dataset.name, arm.plans)
         dataset_json = json.loads((task.dataset / "dataset.json").read_text(encoding="utf-8"))
-        with log.open("w", encoding="utf-8") as file, contextlib.redirect_stdout(file):
-            return finetune(
+        with path.with_suffix(".log").open("w", encoding="utf-8") as file, contextlib.redirect_stdout(file):
+            result = finetune(
                 arm.trainer, plans, dataset_json, number, fold.seed, Schedule(**self.size.schedule),
                 task.test_cases(fold), **encoders,
             )  # fmt: skip
+        if name in self.arms:
+            write_json(path, {"task": task.name, "arm": name, "labels": fold.labels, "seed": fold.seed, **result})
 
     def settings(self) -> dict[str, Any]:
         """All that the results depend on beside code and seeds, as JSON has it."""
@@ -219,6 +226,8 @@ class Experiment:
             sys.exit(f"{path}: holds results of other data or another schedule; move it, or choose another --out")
         same_recipe = found["recipe"] == settings["recipe"]
         restore(found, self.folder.finetuned, [n for n, arm in ARMS.items() if same_recipe or not arm.pretraining])
+        if same_recipe:
+            self.earlier = {part: found[part] for part in self.earlier}
 
     def write_results(self, out: Path) -> None:
         """Write `results.json`, `table.md` and `evidence.png` of what is done so far."""
@@ -228,22 +237,26 @@ class Experiment:
 
         records, runs = collect(self.folder.finetuned)
         done = [name for name in PRETRAININGS if (self.folder.runs / name / "study.json").exists()]
-        costs = {name: pretraining_cost(name, self.folder.runs, self.size.recipe) for name in done}
+        costs = self.earlier["pretraining"] | {
+            name: pretraining_cost(name, self.folder.runs, self.size.recipe) for name in done
+        }
         out.mkdir(parents=True, exist_ok=True)
         found = {name: self.folder.runs / name / PROBES for name in (RANDOM, *PRETRAININGS)}
-        probes = {name: json.loads(path.read_text(encoding="utf-8")) for name, path in found.items() if path.exists()}
+        probes = self.earlier["probes"] | {
+            name: json.loads(path.read_text(encoding="utf-8")) for name, path in found.items() if path.exists()
+        }
         content = {"records": records, "runs": runs, "pretraining": costs, "probes": probes}
         write_json(out / RESULTS, {**content, **self.settings()})
         budgets = list(self.size.budgets)
-        parts = [table(records, TORSOS, ARMS, budgets, "CADS_scratch")]
+        parts = [table(records, TORSOS, ARMS, budgets, SCRATCH)]
         parts += [
-            f"{name}\n\n" + table(records, name, MAIN_ARMS, [source.slabs - 1], "CADS_scratch")
+            f"{name}\n\n" + table(records, name, MAIN_ARMS, [source.slabs - 1], SCRATCH)
             for name, source in REAL_SOURCES.items()
             if any(row["task"] == name for row in records)
         ]
         parts += [
             f"Iterations to reach CADS_scratch's final Dice, {n} labelled: CADS "
-            + iterations_to_reach(runs, TORSOS, "CADS", "CADS_scratch", n)
+            + iterations_to_reach(runs, TORSOS, "CADS", SCRATCH, n)
             for n in budgets
             if any((row["arm"], row["labels"]) == ("CADS", n) for row in records)
         ]

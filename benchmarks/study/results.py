@@ -12,7 +12,8 @@ from scipy import stats
 
 from pretraining.files import write_json
 
-RECORD = ("task", "arm", "labels", "seed", "case", "organ", "dice", "nsd")
+RUN = ("task", "arm", "labels", "seed")
+SCORE = ("case", "organ", "dice", "nsd")
 
 Records = list[dict[str, Any]]
 
@@ -26,7 +27,7 @@ def collect(finetuned: Path) -> tuple[Records, list[dict[str, Any]]]:
     records, runs = [], []
     for path in sorted(finetuned.glob("*.json")):
         run = json.loads(path.read_text(encoding="utf-8"))
-        of_run = {key: run[key] for key in ("task", "arm", "labels", "seed")}
+        of_run = {key: run[key] for key in RUN}
         records += [of_run | row for row in run.pop("scores")]
         runs.append(run)
     return records, runs
@@ -37,13 +38,14 @@ def restore(results: dict[str, Any], finetuned: Path, arms: Iterable[str]) -> No
 
     So an experiment goes on on another machine; what is there stays.
     """
+    scores = defaultdict(list)
+    for row in results["records"]:
+        scores[tuple(row[name] for name in RUN)].append({name: row[name] for name in SCORE})
     for run in results["runs"]:
-        key = [run[name] for name in ("task", "arm", "labels", "seed")]
+        key = tuple(run[name] for name in RUN)
         path = finetuned / run_name(*key)
         if run["arm"] in arms and not path.exists():
-            rows = [row for row in results["records"] if [row[n] for n in ("task", "arm", "labels", "seed")] == key]
-            scores = [{name: row[name] for name in ("case", "organ", "dice", "nsd")} for row in rows]
-            write_json(path, run | {"scores": scores})
+            write_json(path, run | {"scores": scores[key]})
 
 
 def run_name(task: str, arm: str, labels: int, seed: int) -> str:

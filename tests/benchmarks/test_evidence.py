@@ -74,6 +74,7 @@ def test_results_go_on_in_another_folder_and_are_not_replaced_by_others(finished
     assert evidence.main(command) == 0
     after = json.loads((out / "results.json").read_text(encoding="utf-8"))
     assert after["records"] == before["records"] and after["runs"] == before["runs"]
+    assert after["probes"] == before["probes"] and after["pretraining"] == before["pretraining"]
     monkeypatch.setattr(evidence, "QUICK", dataclasses.replace(evidence.QUICK, recipe={**evidence.RECIPE, "lr": 1.0}))
     assert evidence.main([str(tmp_path / "other_recipe"), *command[1:]]) == 0
     after = json.loads((out / "results.json").read_text(encoding="utf-8"))
