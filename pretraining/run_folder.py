@@ -48,25 +48,37 @@ def prepare_output(
         UserError: a run is there already or at work, there is none to go on with, its own settings differ, or they
             cannot work.
     """
-    fingerprint = Store.open(store).fingerprint()
+    opened = Store.open(store)
+    if go_on:
+        return _go_on(output, settings, held, processes)
+    return _begin(output, settings, opened.fingerprint(), held, processes)
+
+
+def _begin(
+    output: Path, settings: dict[str, Any], fingerprint: str, held: ExitStack, processes: Processes
+) -> PretrainConfig:
+    """Make the folder of a new run; `prepare_output` for the arguments."""
+    config = PretrainConfig().replace(**settings)
+    device = choose_device(config.run.device, processes)
+    check_shares(config, processes)
+    if device.type == "cpu":
+        check_memory(config, processes)
+    _check_is_empty(output)
+    versions = {"package": __version__, "torch": torch.__version__}
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+        held.enter_context(run_lock(output))
+        _check_is_empty(output)  # another run may have been and gone meanwhile
+        remove_leftovers(output)
+        write_json(output / CONFIG, {**config.to_dict(), "versions": versions, "store": fingerprint})
+    except OSError as error:
+        raise UserError(f"{output}: cannot be written ({error.strerror}); choose another folder") from error
+    return config
+
+
+def _go_on(output: Path, settings: dict[str, Any], held: ExitStack, processes: Processes) -> PretrainConfig:
+    """Read the configuration of the run in the folder, check the changes to it; `prepare_output` for the arguments."""
     path = output / CONFIG
-    if not go_on:
-        config = PretrainConfig().replace(**settings)
-        device = choose_device(config.run.device, processes)
-        check_shares(config, processes)
-        if device.type == "cpu":
-            check_memory(config, processes)
-        _check_is_empty(output)
-        versions = {"package": __version__, "torch": torch.__version__}
-        try:
-            output.mkdir(parents=True, exist_ok=True)
-            held.enter_context(run_lock(output))
-            _check_is_empty(output)  # another run may have been and gone meanwhile
-            remove_leftovers(output)
-            write_json(path, {**config.to_dict(), "versions": versions, "store": fingerprint})
-        except OSError as error:
-            raise UserError(f"{output}: cannot be written ({error.strerror}); choose another folder") from error
-        return config
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         saved = PretrainConfig.from_dict({k: v for k, v in content.items() if k not in ("versions", "store")})
