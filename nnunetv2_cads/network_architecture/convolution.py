@@ -4,9 +4,10 @@ Ours. In bf16 on the CPU, oneDNN's weight gradient of 3 x 3 x 3 convolutions of 
 layout, is wrong for the kernel's first two slices and may hold whatever lay in memory (PyTorch 2.14.1).
 """
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from nnunetv2_cads.network_architecture.devices import is_autocast_on_cpu
 
 
 def convolve(conv: nn.Module, x: Tensor) -> Tensor:
@@ -14,6 +15,6 @@ def convolve(conv: nn.Module, x: Tensor) -> Tensor:
 
     Where the gradient would be wrong, a third slice of zeros, which is what the padding holds, is put behind the two.
     """
-    if x.device.type == "cpu" and x.dim() == 5 and x.shape[2] == 2 and torch.is_autocast_enabled("cpu"):
+    if x.dim() == 5 and x.shape[2] == 2 and is_autocast_on_cpu(x):
         return conv(F.pad(x, (0, 0, 0, 0, 0, 1)))[:, :, :2]
     return conv(x)

@@ -11,6 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from nnunetv2_cads.network_architecture.devices import is_autocast_on_cpu
+
 
 def depthwise_conv3d(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """Depthwise convolution with zero padding 1 and stride 1.
@@ -27,11 +29,11 @@ def depthwise_conv3d(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     if x.shape[2] == 1:  # the kernel's outer slices see only padding
         return F.conv2d(x[:, :, 0], weight[:, :, 1], bias, padding=1, groups=channels).unsqueeze(2)
     if x.device.type == "cpu" and not torch.compiler.is_compiling():
-        if torch.is_autocast_enabled("cpu"):
+        if is_autocast_on_cpu(x):
             dtype = torch.get_autocast_dtype("cpu")
             x, weight, bias = x.to(dtype), weight.to(dtype), bias.to(dtype)
         return _DepthwiseConv3dCPU.apply(x, weight, bias)
-    if x.device.type == "cpu" and torch.is_autocast_enabled("cpu"):
+    if is_autocast_on_cpu(x):
         return _compiled_on_cpu(x, weight, bias)
     return F.conv3d(x, weight, bias, padding=1, groups=channels)
 

@@ -16,6 +16,11 @@ def is_eager_float32_on_cpu(x: Tensor) -> bool:
     )
 
 
+def is_autocast_on_cpu(x: Tensor) -> bool:
+    """Whether x is on a CPU and convolutions round their operands."""
+    return x.device.type == "cpu" and torch.is_autocast_enabled("cpu")
+
+
 def channels_last(x: Tensor) -> Tensor:
     """(B, C, [D,] H, W) with the channels' numbers side by side; copied only where they are not yet."""
     return x.contiguous(memory_format=_CHANNELS_LAST[x.dim()])
