@@ -41,10 +41,10 @@ from pretraining.memory import keep_freed_memory
 RECIPE: dict[str, Any] = {
     "amp": "bf16",
     "batch_size": 32,
-    "lr": 8e-3,
+    "lr": 3.2e-3,
     "epoch_samples": 512,
     "epochs": 24,
-    "warmup_epochs": 3,
+    "warmup_epochs": 2,
 }
 """What the pre-trainings have in common, on top of the preset `demo`."""
 TORSOS = "torsos"
@@ -61,7 +61,7 @@ class Size:
     data: DataSize = field(default_factory=DataSize)
     budgets: tuple[int, ...] = ALL_BUDGETS
     seeds: int = 3
-    patch_size: tuple[int, int, int] = (16, 64, 64)
+    patch_size: tuple[int, int, int] = (16, 48, 48)
     batch_size: int = 2
     schedule: Mapping[str, Any] = field(default_factory=dict)
     recipe: Mapping[str, Any] = field(default_factory=lambda: RECIPE)
@@ -122,14 +122,14 @@ class Experiment:
         return work_through(list(self.pieces(tasks)), deadline)
 
     def pieces(self, tasks: list[Task]) -> Iterator[Piece]:
-        """All work; what decides comes first: few labels, main arms. A pre-training comes before its first use."""
+        """All work; what decides comes first: torsos, few labels, main arms. A pre-training precedes its first use."""
         runs = [
             (task, number, fold, name)
             for task in tasks
             for number, fold in enumerate(task.folds)
             for name in self.arms_of(task, fold)
         ]
-        runs.sort(key=lambda run: (run[2].labels not in FEW_BUDGETS, run[3] not in MAIN_ARMS))
+        runs.sort(key=lambda run: (run[0] != tasks[0], run[2].labels not in FEW_BUDGETS, run[3] not in MAIN_ARMS))
         yield Piece(self.folder.runs / RANDOM / PROBES, functools.partial(self.probe, RANDOM))
         pretrained: set[str | None] = {None}
         for task, number, fold, name in runs:
@@ -197,7 +197,7 @@ class Experiment:
         dataset_json = json.loads((task.dataset / "dataset.json").read_text(encoding="utf-8"))
         with path.with_suffix(".log").open("w", encoding="utf-8") as file, contextlib.redirect_stdout(file):
             result = finetune(
-                arm.trainer, plans, dataset_json, number, fold.seed, Schedule(**self.size.schedule),
+                arm.trainer, plans, dataset_json, number, fold.seed, Schedule(**self.size.schedule).times(arm.length),
                 task.test_cases(fold), **encoders,
             )  # fmt: skip
         if name in self.arms:

@@ -32,12 +32,14 @@ class Arm:
         plans: name of the plans file.
         pretraining: name in `PRETRAININGS`; None starts from random weights.
         budgets: numbers of labelled cases that it is trained with.
+        length: of its fine-tuning, as a part of the schedule's.
     """
 
     trainer: str
     plans: str = "nnUNetPlans"
     pretraining: str | None = None
     budgets: tuple[int, ...] = ALL_BUDGETS
+    length: float = 1.0
 
 
 PRETRAININGS = {
@@ -46,19 +48,30 @@ PRETRAININGS = {
     "CADS_last_stage": Pretraining(changes={"stage_weights": (0.0, 0.0, 0.0, 1.0)}),
     "CADS_no_sampling": Pretraining(changes={"uniform_sampling": False}),
     "MoCo_v3": Pretraining("moco_v3", {"uniform_sampling": False}),
-    "MAE": Pretraining("masked_autoencoder", {"uniform_sampling": False, "intensity": "none"}),
+    "MAE": Pretraining(
+        "masked_autoencoder", {"uniform_sampling": False, "intensity": "none", "batch_size": 8, "lr": 1.6e-2}
+    ),
     "oracle": Pretraining(SUPERVISED),
 }
-"""The ablations at the recipe's number of steps; so are the peers, which see whole views, as their papers have it. The
-oracle's encoder was taught the organs of all labelled cases: what it gains is about what there is to gain."""
+"""The ablations have the recipe's number of steps, the peers its FLOPs. Peers see whole views, as their papers have it,
+and so fewer of them; the autoencoder, which needs no others beside a sample, in smaller batches. The oracle's encoder
+was taught the organs of all labelled cases: what it gains is about what there is to gain."""
 
 ARMS = {
     "nnUNetTrainer": Arm("nnUNetTrainerNoMirroring"),
     "ResEncM": Arm("nnUNetTrainerNoMirroring", plans="nnUNetResEncUNetMPlans"),
     "CADS_scratch": Arm("nnUNetTrainerCADS_scratch"),
     "CADS": Arm("nnUNetTrainerCADS", pretraining="CADS"),
+    "nnUNetTrainer_AdamW": Arm("nnUNetTrainerAdamWNoMirroring", budgets=FEW_BUDGETS),
+    "CADS_scratch_half": Arm("nnUNetTrainerCADS_scratch", budgets=FEW_BUDGETS, length=0.5),
+    "CADS_half": Arm("nnUNetTrainerCADS", pretraining="CADS", budgets=FEW_BUDGETS, length=0.5),
+    "CADS_scratch_long": Arm("nnUNetTrainerCADS_scratch", budgets=(1,), length=3.0),
+    "CADS_long": Arm("nnUNetTrainerCADS", pretraining="CADS", budgets=(1,), length=3.0),
     **{
         name: Arm("nnUNetTrainerCADS", pretraining=name, budgets=FEW_BUDGETS) for name in PRETRAININGS if name != "CADS"
     },
 }
-"""No arm mirrors: left and right kidney are labels of their own, and so short a training cannot learn both."""
+"""No arm mirrors: left and right kidney are labels of their own, and so short a training cannot learn both.
+
+nnU-Net's own optimiser, SGD, is slow at first; `nnUNetTrainer_AdamW` has that of PVT-UNet, at the rate of its decoder.
+"""

@@ -4,7 +4,7 @@ import copy
 import itertools
 import random
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.training.nnUNetTrainer.variants.data_augmentation.nnUNetTrainerNoMirroring import (
     nnUNetTrainerNoMirroring,
 )
+from nnunetv2.training.nnUNetTrainer.variants.optimizer.nnUNetTrainerAdam import nnUNetTrainerAdam
 from torch import Tensor, nn
 
 from nnunetv2_cads.demo.scoring import dice
@@ -28,7 +29,15 @@ from study.plans import CONFIGURATION
 from study.probing import LabelledCase
 from study.surface import normalised_surface_dice
 
-CLASSES: dict[str, type[nnUNetTrainer]] = {"nnUNetTrainerNoMirroring": nnUNetTrainerNoMirroring, **TRAINERS}
+
+class nnUNetTrainerAdamWNoMirroring(nnUNetTrainerAdam, nnUNetTrainerNoMirroring):
+    """nnU-Net's own networks with nnU-Net's variant for AdamW."""
+
+
+CLASSES: dict[str, type[nnUNetTrainer]] = {
+    **{cls.__name__: cls for cls in (nnUNetTrainerNoMirroring, nnUNetTrainerAdamWNoMirroring)},
+    **TRAINERS,
+}
 TILE_STEP = 0.9
 """Step of the sliding window, in patches: a fifth of nnU-Net's overlap, for a third of the time."""
 
@@ -42,16 +51,20 @@ class Schedule:
         iterations: steps of an epoch.
         milestones: shares of the training after which a few held-out cases are scored; the end is one, too.
         milestone_cases: how many.
-        decoder_lr: of PVT-UNet's decoder; nnU-Net's own networks keep nnU-Net's rate.
+        decoder_lr: of PVT-UNet's decoder, and of all of a network of nnU-Net's with AdamW; with SGD it keeps nnU-Net's.
         encoder_lr: of its encoder.
     """
 
     epochs: int = 10
-    iterations: int = 30
+    iterations: int = 10
     milestones: tuple[float, ...] = (0.3, 0.5)
     milestone_cases: int = 3
     decoder_lr: float = 2e-3
-    encoder_lr: float = 3e-4
+    encoder_lr: float = 1e-3
+
+    def times(self, length: float) -> "Schedule":
+        """A longer or shorter one, with the same rates."""
+        return replace(self, epochs=max(round(length * self.epochs), 1))
 
 
 def finetune(
@@ -138,7 +151,9 @@ def _make_trainer(
     trainer.milestone_scores, trainer.scoring_seconds = [], 0.0
     if base in TRAINERS.values():
         trainer.mirroring = False
-        trainer.initial_lr, trainer.encoder_lr = schedule.decoder_lr, schedule.encoder_lr
+        trainer.encoder_lr = schedule.encoder_lr
+    if base is not nnUNetTrainerNoMirroring:
+        trainer.initial_lr = schedule.decoder_lr
     return trainer
 
 

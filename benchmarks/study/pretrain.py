@@ -34,7 +34,7 @@ def pretrained_encoder(name: str, store: Path, runs: Path, settings: Mapping[str
     encoder = run / "cads_encoder.pth"
     if encoder.exists():
         return encoder
-    config = PretrainConfig().replace(**{**PRESETS["demo"], **settings, **method.changes})
+    config = study_config(method, settings)
     reset_peak_memory(torch.device("cpu"))
     if method.method in PEERS:
         torch.manual_seed(config.run.seed)
@@ -53,7 +53,7 @@ def pretrained_encoder(name: str, store: Path, runs: Path, settings: Mapping[str
 def pretraining_cost(name: str, runs: Path, settings: Mapping[str, Any]) -> dict[str, float]:
     """FLOPs, seconds and peak memory of a finished pre-training; FLOPs are counted anew on noise."""
     run, method = runs / name, PRETRAININGS[name]
-    config = PretrainConfig().replace(**{**PRESETS["demo"], **settings, **method.changes})
+    config = study_config(method, settings)
     cost = json.loads((run / "study.json").read_text(encoding="utf-8"))
     if method.method in PEERS:
         seconds = json.loads((run / "cost.json").read_text(encoding="utf-8"))["seconds_per_sample"]
@@ -61,13 +61,25 @@ def pretraining_cost(name: str, runs: Path, settings: Mapping[str, Any]) -> dict
         lines = read_metrics(run / "metrics.jsonl")
         seconds = sum(1 / line["samples_per_second"] for line in lines) / len(lines)
     return {
-        "gflop_per_sample": _flops_per_sample(method, config) / 1e9,
+        "gflop_per_sample": flops_per_sample(method, config) / 1e9,
         "seconds_per_sample": seconds,
         "peak_memory_bytes": cost["peak_memory_bytes"],
     }
 
 
-def _flops_per_sample(method: Pretraining, config: PretrainConfig) -> float:
+def study_config(method: Pretraining, settings: Mapping[str, Any]) -> PretrainConfig:
+    """The recipe with a method's changes; a peer has as many epochs as CADS's FLOPs pay for."""
+    config = PretrainConfig().replace(**{**PRESETS["demo"], **settings, **method.changes})
+    if method.method not in PEERS:
+        return config
+    cads = Pretraining()
+    share = flops_per_sample(cads, study_config(cads, settings)) / flops_per_sample(method, config)
+    epochs, warmup = (round(share * n) for n in (config.optim.epochs, config.optim.warmup_epochs))
+    return config.replace(epochs=max(epochs, 1), warmup_epochs=warmup)
+
+
+def flops_per_sample(method: Pretraining, config: PretrainConfig) -> float:
+    """Of a training step, divided by its batch; counted on noise."""
     if method.method == "cads":
         return flops_per_step(Pretrainer(config, 1, torch.device("cpu"))) / config.optim.batch_size
     peer = PEERS[method.method]()

@@ -5,6 +5,8 @@ import torch
 from peers.masked_autoencoder import BLOCK, MaskedAutoencoder, draw_mask
 from peers.moco_v3 import MoCoV3, contrast
 from peers.training import pretrain_peer
+from study.arms import PRETRAININGS
+from study.pretrain import flops_per_sample, study_config
 
 from nnunetv2_cads.network_architecture import PVTv2Encoder
 from nnunetv2_cads.network_architecture.encoder_checkpoint import compare_encoder_state, read_encoder_checkpoint
@@ -87,3 +89,16 @@ def test_the_mask_covers_three_quarters_in_whole_blocks():
     assert set(share.unique().tolist()) == {0.0, 1.0}
     whole = draw_mask((5, 1, 16, 64, 64))
     assert whole.float().mean((1, 2, 3, 4)).tolist() == [0.75] * 5
+
+
+@pytest.mark.parametrize("name", ["MoCo_v3", "MAE"])
+def test_a_peer_has_the_flops_of_cads(name):
+    settings = {"epochs": 100, "warmup_epochs": 10, "epoch_samples": 32}
+    flops, epochs, warmup = {}, {}, {}
+    for key in (name, "CADS"):
+        config = study_config(PRETRAININGS[key], settings)
+        epochs[key], warmup[key] = config.optim.epochs, config.optim.warmup_epochs
+        flops[key] = flops_per_sample(PRETRAININGS[key], config) * epochs[key]
+    assert epochs["CADS"] == 100 and warmup["CADS"] == 10
+    assert flops[name] == pytest.approx(flops["CADS"], rel=0.03)
+    assert warmup[name] / epochs[name] == pytest.approx(0.1, abs=0.03)
