@@ -162,7 +162,7 @@ class Experiment:
     def pretrain(self, name: str, torsos: Task) -> None:
         """One pre-training; one that was stopped goes on.
 
-        A supervised one is a run of CADS_scratch on all labelled torsos, and is not done again as that.
+        A supervised one is a run of `SCRATCH` on all labelled torsos, and is not done again as that.
         """
         from study.pretrain import pretrained_encoder
 
@@ -233,7 +233,7 @@ class Experiment:
         """Write `results.json`, `table.md` and `evidence.png` of what is done so far."""
         from study.figure import draw
         from study.pretrain import pretraining_cost
-        from study.results import collect, cost_table, iterations_to_reach, probe_table, table
+        from study.results import collect, cost_table, iterations_to_reach, probe_table, table, write_rows
 
         records, runs = collect(self.folder.finetuned)
         done = [name for name in PRETRAININGS if (self.folder.runs / name / "study.json").exists()]
@@ -246,7 +246,7 @@ class Experiment:
             name: json.loads(path.read_text(encoding="utf-8")) for name, path in found.items() if path.exists()
         }
         content = {"records": records, "runs": runs, "pretraining": costs, "probes": probes}
-        write_json(out / RESULTS, {**content, **self.settings()})
+        write_rows(out / RESULTS, {**content, **self.settings()})
         budgets = list(self.size.budgets)
         parts = [table(records, TORSOS, ARMS, budgets, SCRATCH)]
         parts += [
@@ -255,7 +255,7 @@ class Experiment:
             if any(row["task"] == name for row in records)
         ]
         parts += [
-            f"Iterations to reach CADS_scratch's final Dice, {n} labelled: CADS "
+            f"Iterations to reach {SCRATCH}'s final Dice, {n} labelled: CADS "
             + iterations_to_reach(runs, TORSOS, "CADS", SCRATCH, n)
             for n in budgets
             if any((row["arm"], row["labels"]) == ("CADS", n) for row in records)

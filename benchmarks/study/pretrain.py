@@ -1,6 +1,7 @@
 """The pre-trained encoders of the study: CADS by its own command, its ablations, and the peers."""
 
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -53,7 +54,6 @@ def pretrained_encoder(name: str, store: Path, runs: Path, settings: Mapping[str
 def pretraining_cost(name: str, runs: Path, settings: Mapping[str, Any]) -> dict[str, float]:
     """FLOPs, seconds and peak memory of a finished pre-training; FLOPs are counted anew on noise."""
     run, method = runs / name, PRETRAININGS[name]
-    config = study_config(method, settings)
     cost = json.loads((run / "study.json").read_text(encoding="utf-8"))
     if method.method in PEERS:
         seconds = json.loads((run / "cost.json").read_text(encoding="utf-8"))["seconds_per_sample"]
@@ -61,21 +61,25 @@ def pretraining_cost(name: str, runs: Path, settings: Mapping[str, Any]) -> dict
         lines = read_metrics(run / "metrics.jsonl")
         seconds = sum(1 / line["samples_per_second"] for line in lines) / len(lines)
     return {
-        "gflop_per_sample": flops_per_sample(method, config) / 1e9,
+        "gflop_per_sample": flops_per_sample(method, _recipe_of(method, settings)) / 1e9,
         "seconds_per_sample": seconds,
         "peak_memory_bytes": cost["peak_memory_bytes"],
     }
 
 
 def study_config(method: Pretraining, settings: Mapping[str, Any]) -> PretrainConfig:
-    """The recipe with a method's changes; a peer has as many epochs as CADS's FLOPs pay for."""
-    config = PretrainConfig().replace(**{**PRESETS["demo"], **settings, **method.changes})
+    """The recipe with a method's changes; a peer has as many epochs as CADS's FLOPs pay for, and keeps a warm-up."""
+    config = _recipe_of(method, settings)
     if method.method not in PEERS:
         return config
     cads = Pretraining()
-    share = flops_per_sample(cads, study_config(cads, settings)) / flops_per_sample(method, config)
-    epochs, warmup = (round(share * n) for n in (config.optim.epochs, config.optim.warmup_epochs))
-    return config.replace(epochs=max(epochs, 1), warmup_epochs=warmup)
+    share = flops_per_sample(cads, _recipe_of(cads, settings)) / flops_per_sample(method, config)
+    epochs, warmup = max(round(share * config.optim.epochs), 1), math.ceil(share * config.optim.warmup_epochs)
+    return config.replace(epochs=epochs, warmup_epochs=warmup)
+
+
+def _recipe_of(method: Pretraining, settings: Mapping[str, Any]) -> PretrainConfig:
+    return PretrainConfig().replace(**{**PRESETS["demo"], **settings, **method.changes})
 
 
 def flops_per_sample(method: Pretraining, config: PretrainConfig) -> float:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-from pretraining.files import write_json
+from pretraining.files import atomic_path, write_json
 
 RUN = ("task", "arm", "labels", "seed")
 SCORE = ("case", "organ", "dice", "nsd")
@@ -46,6 +46,17 @@ def restore(results: dict[str, Any], finetuned: Path, arms: Iterable[str]) -> No
         path = finetuned / run_name(*key)
         if run["arm"] in arms and not path.exists():
             write_json(path, run | {"scores": scores[key]})
+
+
+def write_rows(path: Path, content: dict[str, Any]) -> None:
+    """Write JSON with one line for each element of its lists: a file that is kept under version control."""
+    parts = []
+    for key, value in content.items():
+        lines = [json.dumps(row) for row in value] if isinstance(value, list) else []
+        text = "[\n" + ",\n".join(lines) + "\n]" if lines else json.dumps(value)
+        parts.append(f"{json.dumps(key)}: {text}")
+    with atomic_path(path) as temporary:
+        temporary.write_text("{\n" + ",\n".join(parts) + "\n}\n", encoding="utf-8")
 
 
 def run_name(task: str, arm: str, labels: int, seed: int) -> str:

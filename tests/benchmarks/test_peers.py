@@ -102,3 +102,4 @@ def test_a_peer_has_the_flops_of_cads(name):
     assert epochs["CADS"] == 100 and warmup["CADS"] == 10
     assert flops[name] == pytest.approx(flops["CADS"], rel=0.03)
     assert warmup[name] / epochs[name] == pytest.approx(0.1, abs=0.03)
+    assert study_config(PRETRAININGS[name], settings | {"warmup_epochs": 1}).optim.warmup_epochs == 1
