@@ -13,6 +13,8 @@ import hashlib
 import json
 import os
 from bisect import bisect_left
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -176,12 +178,9 @@ class Store:
             UserError: the file is damaged or not the one that the manifest describes.
         """
         path = volume_path(self.path, volume_id)
-        self._check_is_there(path)
-        try:
+        with _reading(path):
             # Opening takes about 0.1 ms, so keeping the array open would save nothing and cost a handle per volume.
             volume = blosc2.open(str(path), mode="r", dparams={"nthreads": 1})
-        except (RuntimeError, ValueError, OSError) as error:
-            raise UserError(f"{path}: cannot be read ({error}); delete it and run cads_preprocess again") from None
         if tuple(volume.shape) != self.shape(volume_id) or volume.dtype != np.int16:
             raise UserError(
                 f"{path}: holds {volume.dtype} {tuple(volume.shape)}, but the manifest says int16 "
@@ -196,22 +195,8 @@ class Store:
             UserError: as `volume`, or what is read is damaged.
         """
         volume = self.volume(volume_id)
-        try:
+        with _reading(volume_path(self.path, volume_id)):
             return volume[region]
-        except (RuntimeError, ValueError, OSError) as error:
-            path = volume_path(self.path, volume_id)
-            self._check_is_there(path)
-            raise UserError(f"{path}: cannot be read ({error}); delete it and run cads_preprocess again") from None
-
-    def _check_is_there(self, path: Path) -> None:
-        """Raise `UserError` where a file cannot be opened for reasons that are not its content's."""
-        try:
-            with path.open("rb"):
-                pass
-        except OSError as error:
-            if is_environment_error(error):
-                raise environment_error(error, path, ", then go on with --c") from None
-            raise
 
     def radiograph(self, volume_id: str) -> np.ndarray:
         """One volume's frontal radiograph: float32 in [-1, 1], (slices, width), head up, patient's right at the left.
@@ -220,11 +205,8 @@ class Store:
             UserError: the file is damaged.
         """
         path = radiograph_path(self.path, volume_id)
-        self._check_is_there(path)
-        try:
+        with _reading(path):
             return np.load(path, allow_pickle=False)
-        except (ValueError, OSError, EOFError) as error:
-            raise UserError(f"{path}: cannot be read ({error}); delete it and run cads_preprocess again") from None
 
     def fingerprint(self) -> str:
         """SHA-256 (hex) of what the manifest says of the data: format, grid, every volume's name, shape and voxels.
@@ -232,6 +214,27 @@ class Store:
         It does not change when the store is copied or moved, nor with the time or place of its sources.
         """
         return self._fingerprint
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """Turn what goes wrong with a volume's file while the block runs into a `UserError`.
+
+    Whether the file can be opened at all is asked after a failure: before, the answer may be out of date by the time
+    that it is read (a store on a file server that goes away).
+    """
+    try:
+        yield
+    except (RuntimeError, ValueError, OSError, EOFError) as error:  # of blosc2, NumPy and the system
+        reason = error
+        try:
+            with path.open("rb"):
+                pass
+        except OSError as refusal:
+            reason = refusal
+        if isinstance(reason, OSError) and is_environment_error(reason):
+            raise environment_error(reason, path, ", then go on with --c") from None
+        raise UserError(f"{path}: cannot be read ({reason}); delete it and run cads_preprocess again") from None
 
 
 def _fingerprint(manifest: dict[str, Any]) -> str:

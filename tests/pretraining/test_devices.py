@@ -99,9 +99,7 @@ def test_a_step_in_which_a_process_is_lost_has_not_happened():
     pretrainer = Pretrainer(config, 2, torch.device("cpu"), Failing())
     before = {name: value.clone() for name, value in pretrainer.student.state_dict().items()}
     with pytest.raises(RuntimeError, match="Connection"):
-        pretrainer.train_step(
-            torch.randn(2, 1, 16, 32, 32), torch.randn(2, 1, 16, 32, 32), torch.randn(2, 1, 64, 64)
-        )
+        pretrainer.train_step(torch.randn(2, 1, 16, 32, 32), torch.randn(2, 1, 16, 32, 32), torch.randn(2, 1, 64, 64))
     assert any(name.endswith("running_mean") for name in before) and pretrainer.step == 0
     assert all(torch.equal(value, before[name]) for name, value in pretrainer.student.state_dict().items())
 

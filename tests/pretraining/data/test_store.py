@@ -4,6 +4,7 @@ import json
 import pickle
 import re
 import shutil
+import sys
 
 import numpy as np
 import pytest
@@ -121,6 +122,30 @@ def test_damaged_volume_and_radiograph_are_named(store_dir):
         store.volume("b.2")
     with pytest.raises(UserError, match=r"b\.2\.npy: cannot be read"):
         store.radiograph("b.2")
+
+
+@pytest.mark.parametrize(
+    ("read", "function"),
+    [(Store.volume, "blosc2.open"), (Store.radiograph, "numpy.load")],
+    ids=["volume", "radiograph"],
+)
+def test_a_store_that_vanishes_just_before_it_is_read(store_dir, monkeypatch, read, function):
+    """At the worst moment: all that was looked at before reading was there."""
+    store = Store.open(store_dir)
+    module, name = function.split(".")
+    monkeypatch.setattr(function, after(lambda: store_dir.rename(f"{store_dir}_"), getattr(sys.modules[module], name)))
+    with pytest.raises(UserError, match="has gone; bring it back"):
+        read(store, "b.2")
+
+
+def after(event, function):
+    """A function before which ``event`` happens."""
+
+    def both(*arguments, **options):
+        event()
+        return function(*arguments, **options)
+
+    return both
 
 
 def test_volume_of_another_shape_is_refused(store_dir):
