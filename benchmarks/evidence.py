@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from probes import probe
-from study.arms import ALL_BUDGETS, ARMS, FEW_BUDGETS, PRETRAININGS, SUPERVISED
+from study.arms import ALL_BUDGETS, ARMS, COMPARISONS, FEW_BUDGETS, PRETRAININGS, SUPERVISED
 from study.data import DataSize, StudyFolder, make_archive, make_probe_store, make_torso_task
 from study.results import run_name
 from study.sharing import Piece, held, work_through
@@ -233,7 +233,15 @@ class Experiment:
         """Write `results.json`, `table.md` and `evidence.png` of what is done so far."""
         from study.figure import draw
         from study.pretrain import pretraining_cost
-        from study.results import collect, cost_table, iterations_to_reach, probe_table, table, write_rows
+        from study.results import (
+            collect,
+            comparison_table,
+            cost_table,
+            iterations_to_reach,
+            probe_table,
+            table,
+            write_rows,
+        )
 
         records, runs = collect(self.folder.finetuned)
         done = [name for name in PRETRAININGS if (self.folder.runs / name / "study.json").exists()]
@@ -248,7 +256,10 @@ class Experiment:
         content = {"records": records, "runs": runs, "pretraining": costs, "probes": probes}
         write_rows(out / RESULTS, {**content, **self.settings()})
         budgets = list(self.size.budgets)
-        parts = [table(records, TORSOS, ARMS, budgets, SCRATCH)]
+        parts = [
+            table(records, TORSOS, ARMS, budgets, SCRATCH),
+            comparison_table(records, TORSOS, COMPARISONS, budgets),
+        ]
         parts += [
             f"{name}\n\n" + table(records, name, MAIN_ARMS, [source.slabs - 1], SCRATCH)
             for name, source in REAL_SOURCES.items()
@@ -260,7 +271,8 @@ class Experiment:
             for n in budgets
             if any((row["arm"], row["labels"]) == ("CADS", n) for row in records)
         ]
-        text = "\n\n".join([*parts, cost_table(runs, costs), probe_table(probes)]) + "\n"
+        of_torsos = [run for run in runs if run["task"] == TORSOS]  # all of one patch size
+        text = "\n\n".join([*parts, cost_table(of_torsos, costs), probe_table(probes)]) + "\n"
         (out / "table.md").write_text(text, encoding="utf-8")
         draw(out / "evidence.png", records, runs, ARMS, budgets)
         print(text)

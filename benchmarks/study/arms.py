@@ -75,3 +75,12 @@ ARMS = {
 
 nnU-Net's own optimiser, SGD, is slow at first; `nnUNetTrainer_AdamW` has that of PVT-UNet, at the rate of its decoder.
 """
+
+COMPARISONS = (
+    *(("CADS", other) for other in ("nnUNetTrainer", "nnUNetTrainer_AdamW", "ResEncM")),
+    ("CADS_half", "CADS_scratch_half"),
+    ("CADS_half", "CADS_scratch"),
+    ("CADS_long", "CADS_scratch_long"),
+    *(("CADS", name) for name in PRETRAININGS if name != "CADS"),
+)
+"""Pairs of arms that answer a question of the study, beside each arm against random weights."""

@@ -5,7 +5,7 @@ import math
 from collections import defaultdict
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from scipy import stats
@@ -85,18 +85,39 @@ def mean_and_sd(scores: dict[tuple, float], arm: str, labels: int) -> tuple[floa
     return float(np.mean(means)), float(np.std(means, ddof=1)) if len(means) > 1 else math.nan
 
 
-def paired(scores: dict[tuple, float], arm: str, other: str, labels: int) -> tuple[float, float, int] | None:
-    """Mean difference arm - other over what both have of cases and seeds, Wilcoxon's two-sided p, number of pairs."""
-    pairs = [
-        (value, scores[(other, *key[1:])])
-        for key, value in scores.items()
-        if key[0] == arm and key[1] == labels and (other, *key[1:]) in scores
-    ]
-    if not pairs:
+class Difference(NamedTuple):
+    """Between two arms, over what both have of cases and seeds.
+
+    Attributes:
+        mean: of the pairs.
+        sd: standard deviation of the seeds' means; NaN for one seed. Cases share a training, so this, not ``p``, says
+            what another three seeds would give.
+        p: Wilcoxon's, two-sided, of the pairs.
+        pairs: their number.
+    """
+
+    mean: float
+    sd: float
+    p: float
+    pairs: int
+
+    def __str__(self) -> str:
+        spread = "" if math.isnan(self.sd) else f" ± {100 * self.sd:.1f}"
+        return f"{100 * self.mean:+.1f}{spread} (p = {self.p:.2g}, n = {self.pairs})"
+
+
+def paired(scores: dict[tuple, float], arm: str, other: str, labels: int) -> Difference | None:
+    """The scores of ``arm`` less those of ``other`` at a label budget; None where there are no pairs."""
+    by_seed = defaultdict(list)
+    for key, value in scores.items():
+        if key[0] == arm and key[1] == labels and (other, *key[1:]) in scores:
+            by_seed[key[2]].append(value - scores[(other, *key[1:])])
+    if not by_seed:
         return None
-    differences = np.subtract(*np.array(pairs).T)
-    p = stats.wilcoxon(differences).pvalue if np.any(differences) else 1.0
-    return float(differences.mean()), float(p), len(pairs)
+    differences, means = np.concatenate(list(by_seed.values())), [np.mean(values) for values in by_seed.values()]
+    sd = float(np.std(means, ddof=1)) if len(means) > 1 else math.nan
+    p = float(stats.wilcoxon(differences).pvalue) if np.any(differences) else 1.0
+    return Difference(float(differences.mean()), sd, p, len(differences))
 
 
 def table(records: Records, task: str, arms: Iterable[str], budgets: Iterable[int], baseline: str) -> str:
@@ -108,52 +129,62 @@ def table(records: Records, task: str, arms: Iterable[str], budgets: Iterable[in
     arms = [arm for arm in arms if any(key[0] == arm for key in dice)]
     budgets = [n for n in budgets if any(key[1] == n for key in dice)]
     heads = ["arm", *(f"Dice, {n} labelled" for n in budgets), *(f"- {baseline}, {n}" for n in budgets), "NSD, fewest"]
-    lines = ["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
+    rows = []
     for arm in arms:
-        cells = [arm]
-        for n in budgets:
-            found = mean_and_sd(dice, arm, n)
-            cells.append("" if found is None else f"{found[0]:.3f} ± {found[1]:.3f}")
-        for n in budgets:
-            found = None if arm == baseline else paired(dice, arm, baseline, n)
-            cells.append("" if found is None else f"{100 * found[0]:+.1f} (p = {found[1]:.2g}, n = {found[2]})")
+        means = [mean_and_sd(dice, arm, n) for n in budgets]
+        differences = [None if arm == baseline else paired(dice, arm, baseline, n) for n in budgets]
         surface = mean_and_sd(nsd, arm, budgets[0]) if budgets else None
-        cells.append("" if surface is None else f"{surface[0]:.3f}")
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+        rows.append([arm, *(f"{mean[0]:.3f} ± {mean[1]:.3f}" if mean else "" for mean in means)])
+        rows[-1] += [*(str(difference or "") for difference in differences), f"{surface[0]:.3f}" if surface else ""]
+    return _markdown(heads, rows)
+
+
+def comparison_table(records: Records, task: str, pairs: Iterable[tuple[str, str]], budgets: Iterable[int]) -> str:
+    """Markdown: the first arm of each pair less the second, by budget; what neither has is left out."""
+    dice, budgets = case_scores(records, task), list(budgets)
+    rows = [(f"{arm} - {other}", [paired(dice, arm, other, n) for n in budgets]) for arm, other in pairs]
+    heads = ["Dice, points", *(f"{n} labelled" for n in budgets)]
+    return _markdown(heads, [[name, *(str(found or "") for found in row)] for name, row in rows if any(row)])
 
 
 def cost_table(runs: list[dict[str, Any]], pretraining: dict[str, dict[str, float]]) -> str:
     """Markdown: what a step of fine-tuning costs by arm, and a sample of pre-training by method."""
-    lines = [
-        "| fine-tuning | parameters, M | GFLOP per iteration | s per iteration | peak memory, GiB |",
-        "|---|---|---|---|---|",
-    ]
+    rows = []
     for arm in dict.fromkeys(run["arm"] for run in runs):
         costs = [run["cost"] for run in runs if run["arm"] == arm]
         seconds = np.median([cost["seconds_per_iteration"] for cost in costs])
         memory = max(cost["peak_memory_bytes"] for cost in costs) / 2**30
-        lines.append(
-            f"| {arm} | {costs[0]['parameters'] / 1e6:.1f} | {costs[0]['flops_per_iteration'] / 1e9:.0f} | "
-            f"{seconds:.2f} | {memory:.1f} |"
-        )
-    lines += ["", "| pre-training | GFLOP per sample | s per sample | peak memory, GiB |", "|---|---|---|---|"]
-    for name, cost in pretraining.items():
-        lines.append(
-            f"| {name} | {cost['gflop_per_sample']:.1f} | {cost['seconds_per_sample']:.3f} | "
-            f"{cost['peak_memory_bytes'] / 2**30:.1f} |"
-        )
-    return "\n".join(lines)
+        parameters, flops = costs[0]["parameters"] / 1e6, costs[0]["flops_per_iteration"] / 1e9
+        rows.append([arm, f"{parameters:.1f}", f"{flops:.0f}", f"{seconds:.2f}", f"{memory:.1f}"])
+    finetuning = _markdown(
+        ["fine-tuning", "parameters, M", "GFLOP per iteration", "s per iteration", "peak memory, GiB"], rows
+    )
+    rows = [
+        [
+            name,
+            f"{cost['gflop_per_sample']:.1f}",
+            f"{cost['seconds_per_sample']:.3f}",
+            f"{cost['peak_memory_bytes'] / 2**30:.1f}",
+        ]
+        for name, cost in pretraining.items()
+    ]
+    heads = ["pre-training", "GFLOP per sample", "s per sample", "peak memory, GiB"]
+    return f"{finetuning}\n\n{_markdown(heads, rows)}"
 
 
 def probe_table(probes: dict[str, dict[str, Any]]) -> str:
     """Markdown: what `benchmarks/probes.py` finds of each frozen encoder."""
     keys = ("linear", "knn", "real_linear", "real_knn", "top1", "top5")
-    lines = ["| frozen encoder | " + " | ".join(keys) + " | rank, stage 4 |", "|" + "---|" * (len(keys) + 2)]
-    for name, found in probes.items():
-        cells = [f"{found[key]:.3f}" if key in found else "" for key in keys]
-        lines.append(f"| {name} | " + " | ".join(cells) + f" | {found['ranks'][-1]:.1f} |")
-    return "\n".join(lines)
+    rows = [
+        [name, *(f"{found[key]:.3f}" if key in found else "" for key in keys), f"{found['ranks'][-1]:.1f}"]
+        for name, found in probes.items()
+    ]
+    return _markdown(["frozen encoder", *keys, "rank, stage 4"], rows)
+
+
+def _markdown(heads: list[str], rows: list[list[str]]) -> str:
+    """A table."""
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in (heads, ["---"] * len(heads), *rows))
 
 
 def iterations_to_reach(runs: list[dict[str, Any]], task: str, arm: str, goal: str, labels: int) -> str:

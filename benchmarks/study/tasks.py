@@ -72,18 +72,20 @@ def torso_task(folder: StudyFolder, size: DataSize, budgets: tuple[int, ...], se
 
 @dataclass(frozen=True)
 class RealSource:
-    """A labelled scan: its files, its labels' numbers by organ, and into how many slabs it is cut."""
+    """A labelled scan: its files, its labels' numbers by organ, into how many slabs it is cut, and how many seeds
+    score each slab."""
 
     dataset_id: int
     image: str
     labels: str
     organs: Mapping[str, tuple[int, ...]]
     slabs: int
+    seeds: int = 1
 
 
 REAL_SOURCES = {
     "vertebrae": RealSource(
-        811, "abdomen_3mm.nii.gz", "labelled/abdomen_3mm_vertebrae.nii.gz", {"vertebrae": tuple(range(26, 34))}, 4
+        811, "abdomen_3mm.nii.gz", "labelled/abdomen_3mm_vertebrae.nii.gz", {"vertebrae": tuple(range(26, 34))}, 4, 3
     ),
     "pulmonary_artery": RealSource(
         812,
@@ -103,7 +105,8 @@ REAL_SOURCES = {
 
 
 def real_task(name: str, ct_dir: Path, folder: StudyFolder) -> Task:
-    """One real scan cut into slabs along its slices; each slab in turn is scored, the others are learnt from.
+    """One real scan cut into slabs along its slices; each slab in turn is scored, the others are learnt from, with
+    seeds of its own.
 
     Slices beyond the first and the last one with a label are left out, for some scans are labelled in part.
     """
@@ -136,7 +139,10 @@ def real_task(name: str, ct_dir: Path, folder: StudyFolder) -> Task:
         "overwrite_image_reader_writer": "SimpleITKIO",
     }
     (dataset / "dataset.json").write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
-    folds = [Fold(source.slabs - 1, i, tuple(s for s in slabs if s != slab), (slab,)) for i, slab in enumerate(slabs)]
+    folds = [
+        Fold(source.slabs - 1, number, tuple(other for other in slabs if other != slab), (slab,))
+        for number, slab in enumerate(slabs * source.seeds)
+    ]
     return Task(name, dataset, tuple(folds))
 
 

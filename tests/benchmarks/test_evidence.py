@@ -56,6 +56,7 @@ def test_records_name_arm_labels_seed_case_and_organ(finished):
 def test_table_and_figure_are_written(finished):
     text = (finished / "out" / "table.md").read_text(encoding="utf-8")
     assert all(f"| {arm} | 0." in text for arm in ARMS)
+    assert "| CADS - nnUNetTrainer | " in text
     assert (finished / "out" / "evidence.png").read_bytes().startswith(b"\x89PNG")
 
 
@@ -103,6 +104,7 @@ def test_real_slabs_do_not_touch_and_all_have_labels(name, ct_dir, tmp_path):
     task = tasks.real_task(name, ct_dir, StudyFolder(tmp_path))
     whole = sitk.DICOMOrient(sitk.ReadImage(str(ct_dir / source.image)), "LPS")
     places = {}
+    assert len({fold.seed for fold in task.folds}) == len(task.folds) == source.seeds * source.slabs
     for fold in task.folds:
         assert len(fold.train) == source.slabs - 1 and not set(fold.train) & set(fold.test)
         (case,) = task.test_cases(fold).values()

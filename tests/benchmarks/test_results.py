@@ -1,10 +1,11 @@
 """Surface Dice, and tables from records whose answer is known."""
 
+import itertools
 import math
 
 import numpy as np
 import pytest
-from study.results import case_scores, iterations_to_reach, mean_and_sd, paired, table
+from study.results import case_scores, comparison_table, iterations_to_reach, mean_and_sd, paired, table
 from study.surface import normalised_surface_dice
 
 
@@ -65,16 +66,29 @@ def test_means_are_over_organs_then_cases_and_the_deviation_over_seeds():
 
 
 def test_differences_are_paired_over_what_both_arms_have():
-    difference, _, pairs = paired(case_scores(RECORDS, "torsos"), "a", "b", 1)
-    assert pairs == 2 and difference == pytest.approx((0.5 - 0.3 + 0.2 - 0.1) / 2)
+    found = paired(case_scores(RECORDS, "torsos"), "a", "b", 1)
+    assert found.pairs == 2 and found.mean == pytest.approx((0.5 - 0.3 + 0.2 - 0.1) / 2) and math.isnan(found.sd)
     many = [
         row
         for case in range(12)
         for row in rows("a", 1, 0, {str(case): (0.5 + 0.01 * case,)}) + rows("b", 1, 0, {str(case): (0.4,)})
     ]
     many += rows("a", 2, 0, {"x": (0.0,)}) + rows("b", 2, 0, {"x": (1.0,)})
-    difference, p, pairs = paired(case_scores(many, "torsos"), "a", "b", 1)
-    assert difference > 0.1 and p < 0.001 and pairs == 12
+    found = paired(case_scores(many, "torsos"), "a", "b", 1)
+    assert found.mean > 0.1 and found.p < 0.001 and found.pairs == 12
+
+
+def test_a_difference_tells_the_deviation_of_the_seeds_means():
+    seeds = [rows("a", 1, seed, {"x": (0.5 + gain,), "y": (0.5,)}) for seed, gain in enumerate((0.0, 0.1, 0.2))]
+    seeds += [rows("b", 1, seed, {"x": (0.4,), "y": (0.4,)}) for seed in range(3)]
+    found = paired(case_scores(itertools.chain(*seeds), "torsos"), "a", "b", 1)
+    assert found.mean == pytest.approx(0.15) and found.sd == pytest.approx(0.05)
+    assert str(found).startswith("+15.0 ± 5.0 (p = ") and str(found).endswith("n = 6)")
+
+
+def test_comparisons_have_a_row_per_pair_that_was_run():
+    lines = comparison_table(RECORDS, "torsos", [("a", "b"), ("a", "c")], [1, 2]).splitlines()
+    assert len(lines) == 3 and lines[2].startswith("| a - b | +15.0 (p = ") and lines[2].endswith("|  |")
 
 
 def test_table_has_a_row_per_arm_with_the_difference_to_the_baseline():
