@@ -13,13 +13,13 @@ The last line is a JSON object: plain / ours for `step_fp32` and `step_bf16`, ou
 import argparse
 import json
 import statistics
-import subprocess
 import sys
 import time
 
 import torch
 import torch.nn.functional as F
 from plain_step import PlainTrainer
+from turns import Answer, Turns, serve
 
 from pretraining.config import PretrainConfig
 from pretraining.estimate import flops_per_step, random_views
@@ -27,6 +27,7 @@ from pretraining.memory import keep_freed_memory, peak_memory, reset_peak_memory
 from pretraining.pretrainer import Pretrainer
 
 SIDES = ("plain", "ours", "ours_bf16")
+CEILING = "ceiling"
 CPU = torch.device("cpu")
 
 
@@ -38,8 +39,8 @@ def bytes_that_stay(trainer: Pretrainer | PlainTrainer) -> int:
     return sum(t.numel() * t.element_size() for t in [*tensors, trainer.center])
 
 
-def serve(side: str, config: PretrainConfig) -> None:
-    """Be one side: answer each line of stdin with a line of JSON."""
+def be_side(side: str, config: PretrainConfig) -> None:
+    """Be one side, and answer the number of a round, or `CEILING`."""
     imported = resident_memory()
     if side != "plain":
         keep_freed_memory()
@@ -51,26 +52,24 @@ def serve(side: str, config: PretrainConfig) -> None:
         clock.student = clock.teacher = clock.optimizer = clock._student = clock._teacher = None
     else:
         trainer = clock
-    for line in sys.stdin:
-        if line.startswith("ceiling"):
-            answer = {"flops": flops_per_step(trainer), "ceiling": convolution_ceiling()}
+
+    def answer(question: int | str) -> Answer:
+        if question == CEILING:
+            return {"flops": flops_per_step(trainer), "ceiling": convolution_ceiling()}
+        if question == 1:
+            reset_peak_memory(CPU)
+        torch.manual_seed(question)
+        views = random_views(config, config.optim.batch_size)
+        start = time.perf_counter()
+        if side == "plain":
+            loss = trainer.train_step(*views, clock.rates())
+            clock.step += 1
         else:
-            i = int(line)
-            if i == 1:
-                reset_peak_memory(CPU)
-            torch.manual_seed(i)
-            views = random_views(config, config.optim.batch_size)
-            start = time.perf_counter()
-            if side == "plain":
-                loss = trainer.train_step(*views, clock.rates())
-                clock.step += 1
-            else:
-                loss = trainer.train_step(*views).loss.item()
-            answer = {"seconds": time.perf_counter() - start, "loss": loss}
-            peak = peak_memory(CPU) - imported
-            answer |= {"peak": peak, "above": peak - bytes_that_stay(trainer)}
-        sys.stdout.write(json.dumps(answer) + "\n")
-        sys.stdout.flush()
+            loss = trainer.train_step(*views).loss.item()
+        seconds, peak = time.perf_counter() - start, peak_memory(CPU) - imported
+        return {"seconds": seconds, "loss": loss, "peak": peak, "above": peak - bytes_that_stay(trainer)}
+
+    serve(answer)
 
 
 def convolution_ceiling() -> float:
@@ -98,28 +97,12 @@ def main() -> None:
         drop_path_rate=0.0, amp="bf16" if arguments.side == "ours_bf16" else "none",
     )  # fmt: skip
     if arguments.side:
-        serve(arguments.side, config)
+        be_side(arguments.side, config)
         return
-    command = [sys.executable, __file__, *sys.argv[1:], "--side"]
-    children = {
-        side: subprocess.Popen([*command, side], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        for side in SIDES
-    }
-
-    def ask(side: str, question: object) -> dict:
-        children[side].stdin.write(f"{question}\n")
-        children[side].stdin.flush()
-        return json.loads(children[side].stdout.readline())
-
     warm_up, rounds = 2, 3 if arguments.quick else 7
-    answers: dict[str, list[dict]] = {side: [] for side in SIDES}
-    for i in range(warm_up + rounds):
-        for side in SIDES:
-            answers[side].append(ask(side, i))
-    limit = ask("ours", "ceiling")
-    for child in children.values():
-        child.stdin.close()
-        child.wait()
+    with Turns(__file__, SIDES, sys.argv[1:]) as turns:
+        answers = turns.rounds(warm_up, rounds)
+        limit = turns.ask("ours", CEILING)
     seconds = {side: statistics.median(a["seconds"] for a in values[warm_up:]) for side, values in answers.items()}
     print(f"batch {arguments.batch}, K = {arguments.out_dim}, {torch.get_num_threads()} threads, {rounds} rounds")
     print("| side | step, s | samples/s | peak, GiB | above what must stay, GiB | loss against plain, relative |")

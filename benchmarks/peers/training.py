@@ -3,7 +3,6 @@
 import copy
 import json
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Protocol
 
@@ -49,53 +48,60 @@ def pretrain_peer(method: nn.Module, store: Path, config: PretrainConfig, output
     encoder, checkpoint = output / "cads_encoder.pth", output / "checkpoint_latest.pth"
     if encoder.exists():
         return encoder
-    run = _Run(method, config, ViewStream(Store.open(store), config))
+    stream = ViewStream(Store.open(store), config)
+    trainer = PeerTrainer(method, config, steps_per_epoch(stream, config))
     if checkpoint.exists():
-        run.load(torch.load(checkpoint, weights_only=True))
-    started, first = time.perf_counter(), run.step
+        trainer.load(torch.load(checkpoint, weights_only=True))
+    started, first = time.perf_counter(), trainer.step
+    loader = make_loader(stream, config, first, trainer.total_steps, torch.device("cpu"))
     with (output / "metrics.jsonl").open("a", encoding="utf-8") as log:
-        for loss in run.steps():
-            log.write(json.dumps({"step": run.step - 1, "loss": loss}) + "\n")
-            if run.step % run.steps_per_epoch == 0:
+        for view_1, view_2, _ in loader:
+            loss = trainer.train_step(view_1, view_2)
+            log.write(json.dumps({"step": trainer.step - 1, "loss": loss}) + "\n")
+            if trainer.step % trainer.steps_per_epoch == 0:
                 log.flush()
                 with atomic_path(checkpoint) as temporary:
-                    torch.save(run.state(), temporary)
-    samples = (run.step - first) * config.optim.batch_size
+                    torch.save(trainer.state(), temporary)
+    samples = (trainer.step - first) * config.optim.batch_size
     if samples:
         cost = {"seconds_per_sample": (time.perf_counter() - started) / samples}
         (output / "cost.json").write_text(json.dumps(cost), encoding="utf-8")
-    save_encoder(encoder, method.encoder.state_dict(), encoder_record(config, run.step))
+    save_encoder(encoder, method.encoder.state_dict(), encoder_record(config, trainer.step))
     return encoder
 
 
-class _Run:
-    """Method, optimiser and place in the schedule."""
+class PeerTrainer:
+    """Method, optimiser and place in the schedule.
 
-    def __init__(self, method: nn.Module, config: PretrainConfig, stream: ViewStream) -> None:
-        self.method, self.config, self.stream, self.step = method, config, stream, 0
-        self.steps_per_epoch = steps_per_epoch(stream, config)
-        self.total = config.optim.epochs * self.steps_per_epoch
+    Args:
+        method: what is trained.
+        config: of the run.
+        steps_per_epoch: steps that make an epoch.
+    """
+
+    def __init__(self, method: nn.Module, config: PretrainConfig, steps_per_epoch: int) -> None:
+        self.method, self.config, self.steps_per_epoch, self.step = method.train(), config, steps_per_epoch, 0
+        self.total_steps = config.optim.epochs * steps_per_epoch
         self.optimizer = torch.optim.AdamW(parameter_groups(method), lr=0.0, fused=True)
 
-    def steps(self) -> Iterator[float]:
-        """Take step after step; yields the losses."""
-        optim, device = self.config.optim, torch.device("cpu")
-        warmup = optim.warmup_epochs * self.steps_per_epoch
-        self.method.train()
-        for view_1, view_2, _ in make_loader(self.stream, self.config, self.step, self.total, device):
-            for group in self.optimizer.param_groups:
-                group["lr"] = warmup_cosine(self.config.peak_lr, optim.min_lr, warmup, self.total, self.step)
-                group["weight_decay"] = cosine(*optim.weight_decay, self.total, self.step) if group["decayed"] else 0.0
-            torch.manual_seed(self.config.run.seed * 1_000_003 + self.step)  # masks and stochastic depth follow it
-            with torch.autocast("cpu", torch.bfloat16, enabled=self.config.run.amp == "bf16"):
-                loss = self.method.loss(view_1, view_2)
-            self.optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            clip_each_gradient(self.method.parameters(), optim.clip_grad)
-            self.optimizer.step()
-            self.method.after_step(cosine(*optim.teacher_momentum, self.total, self.step))
-            self.step += 1
-            yield loss.item()
+    def train_step(self, view_1: Tensor, view_2: Tensor) -> float:
+        """One step on two views (B, 1, D, H, W) of each sample; returns the loss."""
+        optim, warmup = self.config.optim, self.config.optim.warmup_epochs * self.steps_per_epoch
+        for group in self.optimizer.param_groups:
+            group["lr"] = warmup_cosine(self.config.peak_lr, optim.min_lr, warmup, self.total_steps, self.step)
+            group["weight_decay"] = (
+                cosine(*optim.weight_decay, self.total_steps, self.step) if group["decayed"] else 0.0
+            )
+        torch.manual_seed(self.config.run.seed * 1_000_003 + self.step)  # masks and stochastic depth follow it
+        with torch.autocast("cpu", torch.bfloat16, enabled=self.config.run.amp == "bf16"):
+            loss = self.method.loss(view_1, view_2)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        clip_each_gradient(self.method.parameters(), optim.clip_grad)
+        self.optimizer.step()
+        self.method.after_step(cosine(*optim.teacher_momentum, self.total_steps, self.step))
+        self.step += 1
+        return loss.item()
 
     def state(self) -> dict:
         """Everything needed to go on."""

@@ -1,0 +1,100 @@
+"""What a sample of pre-training costs: CADS against MoCo v3 and a masked autoencoder on the same encoder, in turns.
+
+    python benchmarks/pretraining_cost.py [--preset published] [--batch 8] [--amp none] [--quick]
+
+Whole training steps on noise of the views' shapes, one process per method. CADS sees two uniformly sampled views, a
+quarter of the voxels each, and a radiograph; the peers see whole views, as their papers have it. CADS without uniform
+sampling is the fourth side. Memory is the peak of a process above what it needs to import PyTorch.
+
+The last line is a JSON object: each other side / CADS, for seconds, FLOPs and peak memory.
+"""
+
+import argparse
+import json
+import statistics
+import sys
+import time
+
+import torch
+from peers.training import PeerTrainer
+from study.arms import PRETRAININGS
+from study.pretrain import PEERS, flops_per_sample
+from turns import Answer, Turns, serve
+
+from pretraining.config import PRESETS, PretrainConfig
+from pretraining.estimate import random_views
+from pretraining.memory import keep_freed_memory, peak_memory, reset_peak_memory, resident_memory
+from pretraining.pretrainer import Pretrainer
+
+SIDES = ("CADS", "CADS_no_sampling", "MoCo_v3", "MAE")
+CPU = torch.device("cpu")
+WARM_UP = 1
+STEPS_PER_EPOCH = 10
+
+
+def be_side(name: str, common: dict) -> None:
+    """Be one side, and answer the number of a round with what its step costs."""
+    imported = resident_memory()
+    keep_freed_memory()
+    method = PRETRAININGS[name]
+    config = PretrainConfig().replace(**{**common, **method.changes, "batch_size": common["batch_size"]})
+    if method.method in PEERS:
+        torch.manual_seed(config.run.seed)
+        trainer = PeerTrainer(PEERS[method.method](), config, STEPS_PER_EPOCH)
+    else:
+        trainer = Pretrainer(config, STEPS_PER_EPOCH, CPU)
+
+    def answer(number: int) -> Answer:
+        if number == WARM_UP:
+            reset_peak_memory(CPU)
+        torch.manual_seed(number)
+        *ct, xray = random_views(config, config.optim.batch_size)
+        start = time.perf_counter()
+        if method.method in PEERS:
+            trainer.train_step(*ct)
+        else:
+            trainer.train_step(*ct, xray).loss.item()
+        return {"seconds": time.perf_counter() - start, "peak": peak_memory(CPU) - imported}
+
+    serve(answer)
+
+
+def main() -> None:
+    """Start the sides, let them take turns, print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--preset", choices=PRESETS, default="published")
+    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--amp", choices=("none", "bf16"), default="none")
+    parser.add_argument("--quick", action="store_true", help="1 round instead of 5")
+    parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    common = {**PRESETS[arguments.preset], "batch_size": arguments.batch, "amp": arguments.amp, "warmup_epochs": 0}
+    if arguments.side:
+        be_side(arguments.side, common)
+        return
+    rounds = 1 if arguments.quick else 5
+    with Turns(__file__, SIDES, sys.argv[1:]) as turns:
+        answers = turns.rounds(WARM_UP, rounds)
+    config = PretrainConfig().replace(**common)
+    measured = {}
+    for side, values in answers.items():
+        method, timed = PRETRAININGS[side], values[WARM_UP:]
+        measured[side] = {
+            "seconds": statistics.median(value["seconds"] for value in timed) / arguments.batch,
+            "flops": flops_per_sample(method, config.replace(**method.changes)),
+            "memory": max(value["peak"] for value in timed),
+        }
+    print(f"preset {arguments.preset}, batch {arguments.batch}, {arguments.amp}, {torch.get_num_threads()} threads")
+    print("| method | s per sample | GFLOP per sample | peak, GiB |\n|---|---|---|---|")
+    for side, cost in measured.items():
+        print(f"| {side} | {cost['seconds']:.3f} | {cost['flops'] / 1e9:.1f} | {cost['memory'] / 2**30:.2f} |")
+    ratios = {
+        side: {key: round(value / measured["CADS"][key], 2) for key, value in cost.items()}
+        for side, cost in measured.items()
+        if side != "CADS"
+    }
+    print(json.dumps(ratios))
+
+
+if __name__ == "__main__":
+    main()
