@@ -8,9 +8,14 @@ import os
 # Before torch is imported, and for every command that a test starts: threads of OpenMP otherwise spin while they wait
 # for each other, which takes most of the time where a test has several processes, or the machine other work.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+# The cores are shared by as many processes as run tests.
+os.environ.setdefault(
+    "OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", 1))))
+)
 
+import locale
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +28,14 @@ from hypothesis import settings
 settings.register_profile("repeatable", derandomize=True, deadline=None)
 settings.register_profile("explore", derandomize=False, deadline=None)
 settings.load_profile("repeatable")
+
+
+@pytest.fixture(autouse=True)
+def same_locale() -> Iterator[None]:
+    """ITK sets the process's locale where it writes DICOM; no test may depend on what ran before it."""
+    before = locale.setlocale(locale.LC_ALL)
+    yield
+    locale.setlocale(locale.LC_ALL, before)
 
 
 @pytest.fixture(scope="session")
