@@ -75,7 +75,10 @@ def probe(source: str, dataset: Path, store: Path | None, ct_dir: Path | None, v
         result |= {"real_linear": real["linear"], "real_knn": real["knn"]}
     lines = read_metrics(Path(source).parent / "metrics.jsonl")
     if lines:
-        result["metrics"] = [{key: line[key] for key in HEALTH} for line in (lines[0], lines[-1])]
+        result["metrics"] = [
+            {key: line[key] for key in HEALTH if key in line}  # a peer's run has the loss alone
+            for line in (lines[0], lines[-1])
+        ]
     return result | {"seconds": time.perf_counter() - started}
 
 

@@ -13,7 +13,7 @@ from study.data import StudyFolder
 
 from nnunetv2_cads.network_architecture.encoder_checkpoint import read_encoder_checkpoint
 
-ARMS = ("nnUNetTrainer", "CADS", "oracle")
+ARMS = ("nnUNetTrainer", "CADS", "MAE", "oracle")
 
 
 def keep_environment(patch: pytest.MonkeyPatch) -> None:
@@ -44,9 +44,9 @@ def test_records_name_arm_labels_seed_case_and_organ(finished):
     for row in results["records"]:
         assert {"labels", "seed", "case", "organ", "dice", "nsd"} <= set(row)
         assert row["dice"] is None or 0 <= row["dice"] <= 1
-    assert set(results["pretraining"]) == {"CADS"}
+    assert set(results["pretraining"]) == {"CADS", "MAE"}
     assert all(cost["gflop_per_sample"] > 0 for cost in results["pretraining"].values())
-    assert set(results["probes"]) == {"random", "CADS", "oracle"}
+    assert set(results["probes"]) == {"random", "CADS", "MAE", "oracle"}
     for found in results["probes"].values():
         assert 1 / 9 < found["linear"] <= 1 and 0 <= found["top1"] <= found["top5"] <= 1 and len(found["ranks"]) == 4
     flops = {run["arm"]: run["cost"]["flops_per_iteration"] for run in results["runs"]}
@@ -60,7 +60,7 @@ def test_table_and_figure_are_written(finished):
     assert (finished / "out" / "evidence.png").read_bytes().startswith(b"\x89PNG")
 
 
-@pytest.mark.parametrize("arm", ["CADS", "oracle"])
+@pytest.mark.parametrize("arm", ["CADS", "MAE", "oracle"])
 def test_a_pretrained_arm_began_with_its_own_encoder(finished, arm):
     checkpoint = read_encoder_checkpoint(finished / "runs" / arm / "cads_encoder.pth")
     assert checkpoint.sha256 in (finished / "finetuned" / f"torsos__{arm}__1__0.log").read_text(encoding="utf-8")
