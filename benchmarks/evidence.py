@@ -198,7 +198,7 @@ class Experiment:
         with path.with_suffix(".log").open("w", encoding="utf-8") as file, contextlib.redirect_stdout(file):
             result = finetune(
                 arm.trainer, plans, dataset_json, number, fold.seed, Schedule(**self.size.schedule).times(arm.length),
-                task.test_cases(fold), **encoders,
+                task.test_cases(fold), frozen=arm.frozen, **encoders,
             )  # fmt: skip
         if name in self.arms:
             write_json(path, {"task": task.name, "arm": name, "labels": fold.labels, "seed": fold.seed, **result})

@@ -33,6 +33,7 @@ class Arm:
         pretraining: name in `PRETRAININGS`; None starts from random weights.
         budgets: numbers of labelled cases that it is trained with.
         length: of its fine-tuning, as a part of the schedule's.
+        frozen: whether the encoder keeps its weights, so that only the decoder learns (PVT-UNet alone).
     """
 
     trainer: str
@@ -40,6 +41,7 @@ class Arm:
     pretraining: str | None = None
     budgets: tuple[int, ...] = ALL_BUDGETS
     length: float = 1.0
+    frozen: bool = False
 
 
 PRETRAININGS = {
@@ -70,6 +72,11 @@ ARMS = {
     **{
         name: Arm("nnUNetTrainerCADS", pretraining=name, budgets=FEW_BUDGETS) for name in PRETRAININGS if name != "CADS"
     },
+    "CADS_scratch_frozen": Arm("nnUNetTrainerCADS_scratch", budgets=(1,), frozen=True),
+    **{
+        f"{name}_frozen": Arm("nnUNetTrainerCADS", pretraining=name, budgets=(1,), frozen=True)
+        for name in ("CADS", "MAE", "oracle")
+    },
 }
 """No arm mirrors: left and right kidney are labels of their own, and so short a training cannot learn both.
 
@@ -82,5 +89,6 @@ COMPARISONS = (
     ("CADS_half", "CADS_scratch"),
     ("CADS_long", "CADS_scratch_long"),
     *(("CADS", name) for name in PRETRAININGS if name != "CADS"),
+    *((f"{name}_frozen", "CADS_scratch_frozen") for name in ("CADS", "MAE", "oracle")),
 )
 """Pairs of arms that answer a question of the study, beside each arm against random weights."""

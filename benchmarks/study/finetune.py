@@ -77,6 +77,7 @@ def finetune(
     held_out: dict[str, LabelledCase],
     encoder: Path | None = None,
     encoder_out: Path | None = None,
+    frozen: bool = False,
 ) -> dict[str, Any]:
     """Train on the cases of a fold and score on the held-out ones.
 
@@ -90,6 +91,7 @@ def finetune(
         held_out: cases by name.
         encoder: a pre-trained one to start from.
         encoder_out: where to write the trained network's encoder.
+        frozen: whether the encoder keeps its weights; of PVT-UNet.
 
     Returns:
         ``scores`` [{case, organ, dice, nsd}], None where neither truth nor prediction has the organ; ``curve`` (train
@@ -101,6 +103,8 @@ def finetune(
     variables = {"nnUNet_n_proc_DA": "0", "nnUNet_compile": "f"}
     with changed_environment(variables | ({ENCODER_VARIABLE: str(encoder)} if encoder else {})):
         trainer = _make_trainer(CLASSES[trainer_name], plans, fold, dataset_json, schedule)
+        if frozen:
+            trainer.frozen_encoder_epochs = schedule.epochs
         trainer.after_epoch = lambda: _score_milestone(trainer, schedule, held_out)
         started = time.perf_counter()
         trainer.run_training()

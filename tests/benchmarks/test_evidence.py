@@ -8,6 +8,7 @@ import shutil
 import evidence
 import pytest
 import SimpleITK as sitk
+import torch
 from study import tasks
 from study.data import StudyFolder
 
@@ -64,6 +65,20 @@ def test_table_and_figure_are_written(finished):
 def test_a_pretrained_arm_began_with_its_own_encoder(finished, arm):
     checkpoint = read_encoder_checkpoint(finished / "runs" / arm / "cads_encoder.pth")
     assert checkpoint.sha256 in (finished / "finetuned" / f"torsos__{arm}__1__0.log").read_text(encoding="utf-8")
+
+
+def test_a_frozen_encoder_is_what_it_was_and_another_one_is_not(finished, tmp_path, monkeypatch):
+    keep_environment(monkeypatch)
+    experiment = evidence.Experiment(StudyFolder(finished), evidence.QUICK, None, [])
+    task = tasks.torso_task(experiment.folder, evidence.QUICK.data, (1,), 1)
+    begun_with = read_encoder_checkpoint(experiment.encoder_path("CADS")).state
+    unchanged = {}
+    for arm in ("CADS_frozen", "CADS"):
+        out = tmp_path / f"{arm}.pth"
+        experiment.finetune(task, 0, task.folds[0], arm, encoder=experiment.encoder_path("CADS"), encoder_out=out)
+        after = read_encoder_checkpoint(out).state
+        unchanged[arm] = all(torch.equal(after[key], value) for key, value in begun_with.items() if key in after)
+    assert unchanged == {"CADS_frozen": True, "CADS": False}
 
 
 def test_results_go_on_in_another_folder_and_are_not_replaced_by_others(finished, tmp_path, monkeypatch):
