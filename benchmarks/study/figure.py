@@ -13,7 +13,7 @@ from study.results import Records, case_scores, mean_and_sd
 
 def draw(path: Path, records: Records, runs: list[dict[str, Any]], arms: Iterable[str], budgets: list[int]) -> None:
     """Write a PNG: left, mean Dice of the torsos by label budget; right, Dice at the milestones with fewest labels."""
-    figure = Figure(figsize=(11, 4.5), layout="constrained")
+    figure = Figure(figsize=(11, 5.5), layout="constrained")
     FigureCanvasAgg(figure)
     by_budget, by_iteration = figure.subplots(1, 2)
     scores = case_scores(records, "torsos")
@@ -38,6 +38,6 @@ def draw(path: Path, records: Records, runs: list[dict[str, Any]], arms: Iterabl
     by_iteration.set(xlabel="iteration", ylabel=f"mean Dice, {budgets[0]} labelled", title="a few held-out cases")
     for axes in (by_budget, by_iteration):
         axes.grid(alpha=0.3)
-    by_budget.legend(fontsize="x-small", ncols=2)
+    figure.legend(*by_budget.get_legend_handles_labels(), loc="outside lower center", ncols=6, fontsize="small")
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, format="png", dpi=90)
