@@ -14,11 +14,13 @@ import json
 import statistics
 import sys
 import time
+from collections.abc import Callable
 
 import torch
 from peers.training import PeerTrainer
 from study.arms import PRETRAININGS
 from study.pretrain import PEERS, flops_per_sample
+from torch import Tensor
 from turns import Answer, Turns, serve
 
 from pretraining.config import PRESETS, PretrainConfig
@@ -32,28 +34,34 @@ WARM_UP = 1
 STEPS_PER_EPOCH = 10
 
 
-def be_side(name: str, common: dict) -> None:
+def side_config(name: str, common: dict) -> PretrainConfig:
+    """What all sides share and what one changes, but its batch."""
+    return PretrainConfig().replace(**{**common, **PRETRAININGS[name].changes, "batch_size": common["batch_size"]})
+
+
+def step_of(method: str, config: PretrainConfig) -> Callable[[Tensor, Tensor, Tensor], float]:
+    """A method's training step on two CT views and a radiograph, which a peer does not look at; it returns the loss."""
+    if method in PEERS:
+        torch.manual_seed(config.run.seed)
+        peer = PeerTrainer(PEERS[method](), config, STEPS_PER_EPOCH)
+        return lambda view_1, view_2, _: peer.train_step(view_1, view_2)
+    trainer = Pretrainer(config, STEPS_PER_EPOCH, CPU)
+    return lambda *views: trainer.train_step(*views).loss.item()
+
+
+def be_side(name: str, config: PretrainConfig) -> None:
     """Be one side, and answer the number of a round with what its step costs."""
     imported = resident_memory()
     keep_freed_memory()
-    method = PRETRAININGS[name]
-    config = PretrainConfig().replace(**{**common, **method.changes, "batch_size": common["batch_size"]})
-    if method.method in PEERS:
-        torch.manual_seed(config.run.seed)
-        trainer = PeerTrainer(PEERS[method.method](), config, STEPS_PER_EPOCH)
-    else:
-        trainer = Pretrainer(config, STEPS_PER_EPOCH, CPU)
+    step = step_of(PRETRAININGS[name].method, config)
 
     def answer(number: int) -> Answer:
         if number == WARM_UP:
             reset_peak_memory(CPU)
         torch.manual_seed(number)
-        *ct, xray = random_views(config, config.optim.batch_size)
+        views = random_views(config, config.optim.batch_size)
         start = time.perf_counter()
-        if method.method in PEERS:
-            trainer.train_step(*ct)
-        else:
-            trainer.train_step(*ct, xray).loss.item()
+        step(*views)
         return {"seconds": time.perf_counter() - start, "peak": peak_memory(CPU) - imported}
 
     serve(answer)
@@ -70,18 +78,17 @@ def main() -> None:
     arguments = parser.parse_args()
     common = {**PRESETS[arguments.preset], "batch_size": arguments.batch, "amp": arguments.amp, "warmup_epochs": 0}
     if arguments.side:
-        be_side(arguments.side, common)
+        be_side(arguments.side, side_config(arguments.side, common))
         return
     rounds = 1 if arguments.quick else 5
     with Turns(__file__, SIDES, sys.argv[1:]) as turns:
         answers = turns.rounds(WARM_UP, rounds)
-    config = PretrainConfig().replace(**common)
     measured = {}
     for side, values in answers.items():
-        method, timed = PRETRAININGS[side], values[WARM_UP:]
+        timed = values[WARM_UP:]
         measured[side] = {
             "seconds": statistics.median(value["seconds"] for value in timed) / arguments.batch,
-            "flops": flops_per_sample(method, config.replace(**method.changes)),
+            "flops": flops_per_sample(PRETRAININGS[side], side_config(side, common)),
             "memory": max(value["peak"] for value in timed),
         }
     print(f"preset {arguments.preset}, batch {arguments.batch}, {arguments.amp}, {torch.get_num_threads()} threads")

@@ -4,7 +4,6 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
-from types import TracebackType
 from typing import Any
 
 Answer = dict[str, Any]
@@ -51,7 +50,7 @@ class Turns:
     def __enter__(self) -> "Turns":
         return self
 
-    def __exit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
+    def __exit__(self, *_: object) -> None:
         for child in self._children.values():
             child.stdin.close()
             child.wait()

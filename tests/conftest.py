@@ -5,13 +5,15 @@ A test that needs outside data is skipped, with the reason, where they are missi
 
 import os
 
+from pretraining.data.cores import core_count
+
 # Before torch is imported, and for every command that a test starts: threads of OpenMP otherwise spin while they wait
 # for each other, which takes most of the time where a test has several processes, or the machine other work.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-# The cores are shared by as many processes as run tests.
-os.environ.setdefault(
-    "OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", 1))))
-)
+# The processes that run tests share the cores. Only they decide: what their parent set, they would inherit.
+if "PYTEST_XDIST_WORKER_COUNT" in os.environ:
+    share = core_count() // int(os.environ["PYTEST_XDIST_WORKER_COUNT"])
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, share)))
 
 import locale
 import zlib

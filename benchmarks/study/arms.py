@@ -59,6 +59,9 @@ PRETRAININGS = {
 and so fewer of them; the autoencoder, which needs no others beside a sample, in smaller batches. The oracle's encoder
 was taught the organs of all labelled cases: what it gains is about what there is to gain."""
 
+FROZEN = ("CADS", "MAE", "oracle")
+"""The encoders that are also scored without learning any more."""
+
 ARMS = {
     "nnUNetTrainer": Arm("nnUNetTrainerNoMirroring"),
     "ResEncM": Arm("nnUNetTrainerNoMirroring", plans="nnUNetResEncUNetMPlans"),
@@ -73,10 +76,7 @@ ARMS = {
         name: Arm("nnUNetTrainerCADS", pretraining=name, budgets=FEW_BUDGETS) for name in PRETRAININGS if name != "CADS"
     },
     "CADS_scratch_frozen": Arm("nnUNetTrainerCADS_scratch", budgets=(1,), frozen=True),
-    **{
-        f"{name}_frozen": Arm("nnUNetTrainerCADS", pretraining=name, budgets=(1,), frozen=True)
-        for name in ("CADS", "MAE", "oracle")
-    },
+    **{f"{name}_frozen": Arm("nnUNetTrainerCADS", pretraining=name, budgets=(1,), frozen=True) for name in FROZEN},
 }
 """No arm mirrors: left and right kidney are labels of their own, and so short a training cannot learn both.
 
@@ -89,6 +89,6 @@ COMPARISONS = (
     ("CADS_half", "CADS_scratch"),
     ("CADS_long", "CADS_scratch_long"),
     *(("CADS", name) for name in PRETRAININGS if name != "CADS"),
-    *((f"{name}_frozen", "CADS_scratch_frozen") for name in ("CADS", "MAE", "oracle")),
+    *((f"{name}_frozen", "CADS_scratch_frozen") for name in FROZEN),
 )
 """Pairs of arms that answer a question of the study, beside each arm against random weights."""

@@ -121,7 +121,7 @@ def paired(scores: dict[tuple, float], arm: str, other: str, labels: int) -> Dif
 
 
 def table(records: Records, task: str, arms: Iterable[str], budgets: Iterable[int], baseline: str) -> str:
-    """Markdown: Dice by arm and budget, mean ± sd over seeds, and the difference to the baseline with its p.
+    """Markdown: Dice by arm and budget, mean ± sd over seeds, and the `Difference` to the baseline.
 
     Arms and budgets of which nothing is finished are left out.
     """
@@ -131,11 +131,10 @@ def table(records: Records, task: str, arms: Iterable[str], budgets: Iterable[in
     heads = ["arm", *(f"Dice, {n} labelled" for n in budgets), *(f"- {baseline}, {n}" for n in budgets), "NSD, fewest"]
     rows = []
     for arm in arms:
-        means = [mean_and_sd(dice, arm, n) for n in budgets]
-        differences = [None if arm == baseline else paired(dice, arm, baseline, n) for n in budgets]
+        means = [f"{mean[0]:.3f} ± {mean[1]:.3f}" if (mean := mean_and_sd(dice, arm, n)) else "" for n in budgets]
+        differences = ["" if arm == baseline else str(paired(dice, arm, baseline, n) or "") for n in budgets]
         surface = mean_and_sd(nsd, arm, budgets[0]) if budgets else None
-        rows.append([arm, *(f"{mean[0]:.3f} ± {mean[1]:.3f}" if mean else "" for mean in means)])
-        rows[-1] += [*(str(difference or "") for difference in differences), f"{surface[0]:.3f}" if surface else ""]
+        rows.append([arm, *means, *differences, f"{surface[0]:.3f}" if surface else ""])
     return _markdown(heads, rows)
 
 

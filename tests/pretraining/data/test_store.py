@@ -4,8 +4,8 @@ import json
 import pickle
 import re
 import shutil
-import sys
 
+import blosc2
 import numpy as np
 import pytest
 from torch.utils.data import DataLoader, Dataset
@@ -125,27 +125,21 @@ def test_damaged_volume_and_radiograph_are_named(store_dir):
 
 
 @pytest.mark.parametrize(
-    ("read", "function"),
-    [(Store.volume, "blosc2.open"), (Store.radiograph, "numpy.load")],
+    ("read", "module", "name"),
+    [(Store.volume, blosc2, "open"), (Store.radiograph, np, "load")],
     ids=["volume", "radiograph"],
 )
-def test_a_store_that_vanishes_just_before_it_is_read(store_dir, monkeypatch, read, function):
+def test_a_store_that_vanishes_just_before_it_is_read(store_dir, monkeypatch, read, module, name):
     """At the worst moment: all that was looked at before reading was there."""
-    store = Store.open(store_dir)
-    module, name = function.split(".")
-    monkeypatch.setattr(function, after(lambda: store_dir.rename(f"{store_dir}_"), getattr(sys.modules[module], name)))
+    store, reader = Store.open(store_dir), getattr(module, name)
+
+    def vanish_and_read(*arguments, **options):
+        store_dir.rename(f"{store_dir}_")
+        return reader(*arguments, **options)
+
+    monkeypatch.setattr(module, name, vanish_and_read)
     with pytest.raises(UserError, match="has gone; bring it back"):
         read(store, "b.2")
-
-
-def after(event, function):
-    """A function before which ``event`` happens."""
-
-    def both(*arguments, **options):
-        event()
-        return function(*arguments, **options)
-
-    return both
 
 
 def test_volume_of_another_shape_is_refused(store_dir):
