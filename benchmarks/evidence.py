@@ -22,12 +22,12 @@ import os
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from probes import probe
-from study.arms import ALL_BUDGETS, ARMS, COMPARISONS, FEW_BUDGETS, PRETRAININGS, SUPERVISED
+from study.arms import ALL_BUDGETS, ARMS, COMPARISONS, DRAWN, FEW_BUDGETS, PRETRAININGS, SUPERVISED
 from study.data import DataSize, StudyFolder, make_archive, make_probe_store, make_torso_task
 from study.results import run_name
 from study.sharing import Piece, held, work_through
@@ -162,17 +162,18 @@ class Experiment:
     def pretrain(self, name: str, torsos: Task) -> None:
         """One pre-training; one that was stopped goes on.
 
-        A supervised one is a run of `SCRATCH` on all labelled torsos, and is not done again as that.
+        A supervised one is a training of `SCRATCH` on all labelled torsos, with a seed that no fine-tuning has: with
+        its own, a fine-tuning's decoder would start from the weights that this encoder was taught together with.
         """
         from study.pretrain import pretrained_encoder
 
         if PRETRAININGS[name].method != SUPERVISED:
             pretrained_encoder(name, self.folder.store, self.folder.runs, self.size.recipe)
             return
-        number, fold = max(enumerate(torsos.folds), key=lambda item: item[1].labels)
+        number, _ = max(enumerate(torsos.folds), key=lambda item: item[1].labels)
         encoder = self.encoder_path(name)
         encoder.parent.mkdir(parents=True, exist_ok=True)
-        self.finetune(torsos, number, fold, SCRATCH, encoder_out=encoder)
+        self.train(torsos, number, self.size.seeds, SCRATCH, encoder.with_name("training.log"), encoder_out=encoder)
 
     def probe(self, name: str) -> None:
         """The probes of a pre-trained encoder, or of a random one."""
@@ -184,24 +185,42 @@ class Experiment:
         found = probe(source, dataset, self.folder.probe_store, self.ct_dir, view)
         write_json(path, found | {"encoder": name})  # no path of this machine
 
-    def finetune(self, task: Task, number: int, fold: Fold, name: str, **encoders: Path | None) -> None:
-        """One fine-tuning of an arm and, where the arm is asked for, its scores; what nnU-Net prints goes to a log.
+    def finetune(self, task: Task, number: int, fold: Fold, name: str, encoder: Path | None) -> None:
+        """One fine-tuning of an arm, and its scores."""
+        path = self.result_path(task, fold, name)
+        result = self.train(task, number, fold.seed, name, path.with_suffix(".log"), encoder=encoder)
+        write_json(path, {"task": task.name, "arm": name, "labels": fold.labels, "seed": fold.seed, **result})
 
-        ``encoders``: `study.finetune.finetune`'s ``encoder`` and ``encoder_out``.
+    def train(
+        self, task: Task, number: int, seed: int, name: str, log: Path, **encoders: Path | None
+    ) -> dict[str, Any]:
+        """Train an arm on a fold; what nnU-Net prints goes to a log.
+
+        Args:
+            task: what to segment.
+            number: of the fold.
+            seed: of weights, order and augmentation.
+            name: of the arm.
+            log: to write.
+            encoders: `study.finetune.finetune`'s ``encoder`` and ``encoder_out``.
+
+        Returns:
+            Scores, curve and cost, as `study.finetune.finetune`.
         """
         from study.finetune import Schedule, finetune
         from study.plans import read_plans
 
-        arm, path = ARMS[name], self.result_path(task, fold, name)
+        arm = ARMS[name]
         plans = read_plans(self.folder.nnunet("preprocessed") / task.dataset.name, arm.plans)
         dataset_json = json.loads((task.dataset / "dataset.json").read_text(encoding="utf-8"))
-        with path.with_suffix(".log").open("w", encoding="utf-8") as file, contextlib.redirect_stdout(file):
-            result = finetune(
-                arm.trainer, plans, dataset_json, number, fold.seed, Schedule(**self.size.schedule).times(arm.length),
-                task.test_cases(fold), frozen=arm.frozen, **encoders,
+        schedule = Schedule(**self.size.schedule).times(arm.length)
+        if arm.encoder_lr is not None:
+            schedule = replace(schedule, encoder_lr=arm.encoder_lr)
+        with log.open("w", encoding="utf-8") as file, contextlib.redirect_stdout(file):
+            return finetune(
+                arm.trainer, plans, dataset_json, number, seed, schedule,
+                task.test_cases(task.folds[number]), frozen=arm.frozen, **encoders,
             )  # fmt: skip
-        if name in self.arms:
-            write_json(path, {"task": task.name, "arm": name, "labels": fold.labels, "seed": fold.seed, **result})
 
     def settings(self) -> dict[str, Any]:
         """All that the results depend on beside code and seeds, as JSON has it."""
@@ -274,7 +293,7 @@ class Experiment:
         of_torsos = [run for run in runs if run["task"] == TORSOS]  # all of one patch size
         text = "\n\n".join([*parts, cost_table(of_torsos, costs), probe_table(probes)]) + "\n"
         (out / "table.md").write_text(text, encoding="utf-8")
-        draw(out / "evidence.png", records, runs, ARMS, budgets)
+        draw(out / "evidence.png", records, runs, DRAWN, budgets)
         print(text)
 
 

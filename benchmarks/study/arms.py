@@ -17,10 +17,12 @@ class Pretraining:
     Attributes:
         method: ``cads``, ``moco_v3``, ``masked_autoencoder``, or `SUPERVISED`.
         changes: settings of `pretraining.config` that differ from the recipe.
+        equal_flops: whether it is made as short as the FLOPs of CADS pay for; else it has the steps of its settings.
     """
 
     method: str = "cads"
     changes: Mapping[str, Any] = field(default_factory=dict)
+    equal_flops: bool = False
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,7 @@ class Arm:
         budgets: numbers of labelled cases that it is trained with.
         length: of its fine-tuning, as a part of the schedule's.
         frozen: whether the encoder keeps its weights, so that only the decoder learns (PVT-UNet alone).
+        encoder_lr: of the encoder, where not the schedule's (PVT-UNet alone).
     """
 
     trainer: str
@@ -42,25 +45,35 @@ class Arm:
     budgets: tuple[int, ...] = ALL_BUDGETS
     length: float = 1.0
     frozen: bool = False
+    encoder_lr: float | None = None
 
+
+WHOLE_VIEWS = {"uniform_sampling": False}
 
 PRETRAININGS = {
     "CADS": Pretraining(),
     "CADS_no_xray": Pretraining(changes={"xray_weight": 0.0}),
     "CADS_last_stage": Pretraining(changes={"stage_weights": (0.0, 0.0, 0.0, 1.0)}),
-    "CADS_no_sampling": Pretraining(changes={"uniform_sampling": False}),
-    "MoCo_v3": Pretraining("moco_v3", {"uniform_sampling": False}),
+    "CADS_no_sampling": Pretraining(changes=WHOLE_VIEWS),
+    "CADS_no_sampling_short": Pretraining(changes=WHOLE_VIEWS, equal_flops=True),
+    "CADS_no_sampling_2x": Pretraining(changes={**WHOLE_VIEWS, "epochs": 48}),
+    "MoCo_v3": Pretraining("moco_v3", WHOLE_VIEWS, equal_flops=True),
     "MAE": Pretraining(
-        "masked_autoencoder", {"uniform_sampling": False, "intensity": "none", "batch_size": 8, "lr": 1.6e-2}
+        "masked_autoencoder", {**WHOLE_VIEWS, "intensity": "none", "batch_size": 8, "lr": 1.6e-2}, equal_flops=True
     ),
     "oracle": Pretraining(SUPERVISED),
 }
 """The ablations have the recipe's number of steps, the peers its FLOPs. Peers see whole views, as their papers have it,
-and so fewer of them; the autoencoder, which needs no others beside a sample, in smaller batches. The oracle's encoder
-was taught the organs of all labelled cases: what it gains is about what there is to gain."""
+and so fewer of them; the autoencoder, which needs no others beside a sample, in smaller batches. CADS without sampling
+is also made at equal FLOPs (``_short``) and with twice the steps. The oracle's encoder was taught the organs of all
+labelled cases: what it gains is about what there is to gain."""
 
-FROZEN = ("CADS", "MAE", "oracle")
+FROZEN = ("CADS", "CADS_no_sampling_short", "CADS_no_sampling_2x", "MAE", "oracle")
 """The encoders that are also scored without learning any more."""
+SLOW = ("CADS", "CADS_no_sampling_2x", "oracle")
+"""The encoders that are also fine-tuned at `SLOW_LR`."""
+SLOW_LR = 2e-4
+"""A tenth of the decoder's rate: at half of it, the schedule's, AdamW moves each weight by as much as it holds."""
 
 ARMS = {
     "nnUNetTrainer": Arm("nnUNetTrainerNoMirroring"),
@@ -77,6 +90,11 @@ ARMS = {
     },
     "CADS_scratch_frozen": Arm("nnUNetTrainerCADS_scratch", budgets=(1,), frozen=True),
     **{f"{name}_frozen": Arm("nnUNetTrainerCADS", pretraining=name, budgets=(1,), frozen=True) for name in FROZEN},
+    "CADS_scratch_slow": Arm("nnUNetTrainerCADS_scratch", budgets=FEW_BUDGETS, encoder_lr=SLOW_LR),
+    **{
+        f"{name}_slow": Arm("nnUNetTrainerCADS", pretraining=name, budgets=FEW_BUDGETS, encoder_lr=SLOW_LR)
+        for name in SLOW
+    },
 }
 """No arm mirrors: left and right kidney are labels of their own, and so short a training cannot learn both.
 
@@ -90,5 +108,12 @@ COMPARISONS = (
     ("CADS_long", "CADS_scratch_long"),
     *(("CADS", name) for name in PRETRAININGS if name != "CADS"),
     *((f"{name}_frozen", "CADS_scratch_frozen") for name in FROZEN),
+    *((f"{name}_slow", "CADS_scratch_slow") for name in SLOW),
 )
 """Pairs of arms that answer a question of the study, beside each arm against random weights."""
+
+DRAWN = (
+    *("nnUNetTrainer", "nnUNetTrainer_AdamW", "ResEncM", "CADS_scratch", "CADS", "CADS_no_sampling_2x_slow"),
+    *("MoCo_v3", "MAE", "oracle_slow"),
+)
+"""The arms in the figure, which all would fill."""

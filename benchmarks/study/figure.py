@@ -18,7 +18,7 @@ def draw(path: Path, records: Records, runs: list[dict[str, Any]], arms: Iterabl
     by_budget, by_iteration = figure.subplots(1, 2)
     scores = case_scores(records, "torsos")
     for number, arm in enumerate(arms):
-        style = {"color": f"C{number % 10}", "linestyle": ("-", "--")[number // 10 % 2]}
+        style = {"color": f"C{number}"}
         points = [(n, found) for n in budgets if (found := mean_and_sd(scores, arm, n))]
         if not points:
             continue

@@ -42,7 +42,8 @@ def pretrained_encoder(name: str, store: Path, runs: Path, settings: Mapping[str
         pretrain_peer(PEERS[method.method](), store, config, run)
     else:
         begun = (run / "config.json").exists()
-        flags = ["--c"] if begun else ["--preset", "demo", *_flags({**settings, **method.changes})]
+        length = {"epochs": config.optim.epochs, "warmup_epochs": config.optim.warmup_epochs}
+        flags = ["--c"] if begun else ["--preset", "demo", *_flags({**settings, **method.changes, **length})]
         code = pretrain([str(store), str(run), *flags])
         if code:
             raise RuntimeError(f"cads_pretrain of {name} ended with exit code {code}; its run is {run}")
@@ -68,9 +69,9 @@ def pretraining_cost(name: str, runs: Path, settings: Mapping[str, Any]) -> dict
 
 
 def study_config(method: Pretraining, settings: Mapping[str, Any]) -> PretrainConfig:
-    """The recipe with a method's changes; a peer has as many epochs as CADS's FLOPs pay for, and keeps a warm-up."""
+    """The recipe with a method's changes; at equal FLOPs, as many epochs as CADS's pay for, with a warm-up."""
     config = _recipe_of(method, settings)
-    if method.method not in PEERS:
+    if not method.equal_flops:
         return config
     cads = Pretraining()
     share = flops_per_sample(cads, _recipe_of(cads, settings)) / flops_per_sample(method, config)

@@ -75,10 +75,25 @@ def test_a_frozen_encoder_is_what_it_was_and_another_one_is_not(finished, tmp_pa
     unchanged = {}
     for arm in ("CADS_frozen", "CADS"):
         out = tmp_path / f"{arm}.pth"
-        experiment.finetune(task, 0, task.folds[0], arm, encoder=experiment.encoder_path("CADS"), encoder_out=out)
+        experiment.train(
+            task, 0, 0, arm, out.with_suffix(".log"), encoder=experiment.encoder_path("CADS"), encoder_out=out
+        )
         after = read_encoder_checkpoint(out).state
         unchanged[arm] = all(torch.equal(after[key], value) for key, value in begun_with.items() if key in after)
     assert unchanged == {"CADS_frozen": True, "CADS": False}
+
+
+def test_the_oracle_was_taught_with_a_seed_that_no_fine_tuning_has(finished, tmp_path, monkeypatch):
+    keep_environment(monkeypatch)
+    experiment = evidence.Experiment(StudyFolder(finished), evidence.QUICK, None, [])
+    task = tasks.torso_task(experiment.folder, evidence.QUICK.data, (1,), 1)
+    oracle = read_encoder_checkpoint(experiment.encoder_path("oracle")).state
+    same = {}
+    for seed in (task.folds[0].seed, evidence.QUICK.seeds):
+        out = tmp_path / f"{seed}.pth"
+        experiment.train(task, 0, seed, evidence.SCRATCH, out.with_suffix(".log"), encoder_out=out)
+        same[seed] = all(torch.equal(oracle[key], value) for key, value in read_encoder_checkpoint(out).state.items())
+    assert same == {0: False, 1: True}
 
 
 def test_results_go_on_in_another_folder_and_are_not_replaced_by_others(finished, tmp_path, monkeypatch):
