@@ -18,13 +18,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from nnunetv2_cads.finding import OK, PROBLEM, WARNING, Finding
-from nnunetv2_cads.memory_checks import check_gpu, check_ram, plan_command
+from nnunetv2_cads.memory_checks import NO_PLANS, check_gpu, check_ram, plan_command
 from nnunetv2_cads.nnunet_version import OLDEST_NNUNET, version_numbers
 from nnunetv2_cads.pretraining_record import preprocessing_differences
 
 OLDEST_PYTHON = (3, 10)
-NO_PLANS = (OSError, ValueError, LookupError, TypeError, AttributeError)
-"""What reading something else than plans raises."""
 INSTALL = {"torch": "pip install 'torch>=2.6'", "nnunetv2": "pip install 'nnunetv2>=2.8.1'"}
 
 

@@ -8,6 +8,8 @@ from typing import Any
 
 from nnunetv2_cads.finding import OK, WARNING, Finding
 
+NO_PLANS = (OSError, ValueError, LookupError, TypeError, AttributeError)
+"""What reading something else than plans raises."""
 GB = 2**30
 PLANNED_GB = 8
 """What `cads_plan_and_preprocess` plans for where it is told nothing."""
@@ -39,7 +41,7 @@ def memory_needed(plans_file: Path | None, half_precision: bool) -> dict[str, in
             for name, configuration in plans["configurations"].items()
             if "inherits_from" not in configuration
         }
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except NO_PLANS:
         return {}  # what is wrong with plans is another check's to say
 
 
