@@ -51,6 +51,7 @@ TORSOS = "torsos"
 PROBES, RANDOM, RESULTS = "probes.json", "random", "results.json"
 SCRATCH = "CADS_scratch"
 MAIN_ARMS = ("nnUNetTrainer", "ResEncM", SCRATCH, "CADS")
+REAL_ARMS = (*MAIN_ARMS, "CADS_no_sampling_2x_slow")
 """The arms that are run on the real scans, too."""
 
 
@@ -148,7 +149,7 @@ class Experiment:
     def arms_of(self, task: Task, fold: Fold) -> list[str]:
         """The arms that a fold is run with."""
         if task.name != TORSOS:
-            return [arm for arm in self.arms if arm in MAIN_ARMS]
+            return [arm for arm in self.arms if arm in REAL_ARMS]
         return [arm for arm in self.arms if fold.labels in ARMS[arm].budgets]
 
     def encoder_path(self, name: str) -> Path:
@@ -280,7 +281,7 @@ class Experiment:
             comparison_table(records, TORSOS, COMPARISONS, budgets),
         ]
         parts += [
-            f"{name}\n\n" + table(records, name, MAIN_ARMS, [source.slabs - 1], SCRATCH)
+            f"{name}\n\n" + table(records, name, REAL_ARMS, [source.slabs - 1], SCRATCH)
             for name, source in REAL_SOURCES.items()
             if any(row["task"] == name for row in records)
         ]

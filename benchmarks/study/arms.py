@@ -109,11 +109,12 @@ COMPARISONS = (
     *(("CADS", name) for name in PRETRAININGS if name != "CADS"),
     *((f"{name}_frozen", "CADS_scratch_frozen") for name in FROZEN),
     *((f"{name}_slow", "CADS_scratch_slow") for name in SLOW),
+    *(("CADS_no_sampling_2x", other) for other in ("nnUNetTrainer", "nnUNetTrainer_AdamW", "ResEncM", "oracle")),
 )
 """Pairs of arms that answer a question of the study, beside each arm against random weights."""
 
 DRAWN = (
-    *("nnUNetTrainer", "nnUNetTrainer_AdamW", "ResEncM", "CADS_scratch", "CADS", "CADS_no_sampling_2x_slow"),
-    *("MoCo_v3", "MAE", "oracle_slow"),
+    *("nnUNetTrainer", "nnUNetTrainer_AdamW", "ResEncM", "CADS_scratch", "CADS", "CADS_no_sampling_2x"),
+    *("MoCo_v3", "MAE", "oracle"),
 )
 """The arms in the figure, which all would fill."""

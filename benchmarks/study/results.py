@@ -173,7 +173,7 @@ def cost_table(runs: list[dict[str, Any]], pretraining: dict[str, dict[str, floa
 
 def probe_table(probes: dict[str, dict[str, Any]]) -> str:
     """Markdown: what `benchmarks/probes.py` finds of each frozen encoder."""
-    keys = ("linear", "knn", "real_linear", "real_knn", "top1", "top5")
+    keys = ("linear", "linear_stem", "linear_stage1", "knn", "real_linear", "real_knn", "top1", "top5")
     rows = [
         [name, *(f"{found[key]:.3f}" if key in found else "" for key in keys), f"{found['ranks'][-1]:.1f}"]
         for name, found in probes.items()
