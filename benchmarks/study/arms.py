@@ -68,6 +68,8 @@ and so fewer of them; the autoencoder, which needs no others beside a sample, in
 is also made at equal FLOPs (``_short``) and with twice the steps. The oracle's encoder was taught the organs of all
 labelled cases: what it gains is about what there is to gain."""
 
+FINETUNED = [name for name in PRETRAININGS if name not in ("CADS", "CADS_no_sampling_short")]
+"""The encoders that are fine-tuned with few labels, beside CADS, which is with all; the short one is scored frozen."""
 FROZEN = ("CADS", "CADS_no_sampling_short", "CADS_no_sampling_2x", "MAE", "oracle")
 """The encoders that are also scored without learning any more."""
 SLOW = ("CADS", "CADS_no_sampling_2x", "oracle")
@@ -85,9 +87,7 @@ ARMS = {
     "CADS_half": Arm("nnUNetTrainerCADS", pretraining="CADS", budgets=FEW_BUDGETS, length=0.5),
     "CADS_scratch_long": Arm("nnUNetTrainerCADS_scratch", budgets=(1,), length=3.0),
     "CADS_long": Arm("nnUNetTrainerCADS", pretraining="CADS", budgets=(1,), length=3.0),
-    **{
-        name: Arm("nnUNetTrainerCADS", pretraining=name, budgets=FEW_BUDGETS) for name in PRETRAININGS if name != "CADS"
-    },
+    **{name: Arm("nnUNetTrainerCADS", pretraining=name, budgets=FEW_BUDGETS) for name in FINETUNED},
     "CADS_scratch_frozen": Arm("nnUNetTrainerCADS_scratch", budgets=(1,), frozen=True),
     **{f"{name}_frozen": Arm("nnUNetTrainerCADS", pretraining=name, budgets=(1,), frozen=True) for name in FROZEN},
     "CADS_scratch_slow": Arm("nnUNetTrainerCADS_scratch", budgets=FEW_BUDGETS, encoder_lr=SLOW_LR),
@@ -106,7 +106,7 @@ COMPARISONS = (
     ("CADS_half", "CADS_scratch_half"),
     ("CADS_half", "CADS_scratch"),
     ("CADS_long", "CADS_scratch_long"),
-    *(("CADS", name) for name in PRETRAININGS if name != "CADS"),
+    *(("CADS", name) for name in FINETUNED),
     *((f"{name}_frozen", "CADS_scratch_frozen") for name in FROZEN),
     *((f"{name}_slow", "CADS_scratch_slow") for name in SLOW),
     *(("CADS_no_sampling_2x", other) for other in ("nnUNetTrainer", "nnUNetTrainer_AdamW", "ResEncM", "oracle")),
