@@ -51,6 +51,7 @@ TORSOS = "torsos"
 PROBES, RANDOM, RESULTS = "probes.json", "random", "results.json"
 SCRATCH = "CADS_scratch"
 MAIN_ARMS = ("nnUNetTrainer", "ResEncM", SCRATCH, "CADS")
+"""The arms that are run first."""
 REAL_ARMS = (*MAIN_ARMS, "CADS_no_sampling_2x_slow")
 """The arms that are run on the real scans, too."""
 
@@ -142,7 +143,7 @@ class Experiment:
                 yield Piece(encoder.with_name(PROBES), functools.partial(self.probe, pretraining), (encoder,))
             yield Piece(
                 self.result_path(task, fold, name),
-                functools.partial(self.finetune, task, number, fold, name, encoder=encoder),
+                functools.partial(self.finetune, task, number, name, encoder),
                 (encoder,) if encoder else (),
             )
 
@@ -171,7 +172,7 @@ class Experiment:
         if PRETRAININGS[name].method != SUPERVISED:
             pretrained_encoder(name, self.folder.store, self.folder.runs, self.size.recipe)
             return
-        number, _ = max(enumerate(torsos.folds), key=lambda item: item[1].labels)
+        number = max(range(len(torsos.folds)), key=lambda i: torsos.folds[i].labels)
         encoder = self.encoder_path(name)
         encoder.parent.mkdir(parents=True, exist_ok=True)
         self.train(torsos, number, self.size.seeds, SCRATCH, encoder.with_name("training.log"), encoder_out=encoder)
@@ -186,8 +187,9 @@ class Experiment:
         found = probe(source, dataset, self.folder.probe_store, self.ct_dir, view)
         write_json(path, found | {"encoder": name})  # no path of this machine
 
-    def finetune(self, task: Task, number: int, fold: Fold, name: str, encoder: Path | None) -> None:
-        """One fine-tuning of an arm, and its scores."""
+    def finetune(self, task: Task, number: int, name: str, encoder: Path | None) -> None:
+        """One fine-tuning of an arm on a fold, and its scores."""
+        fold = task.folds[number]
         path = self.result_path(task, fold, name)
         result = self.train(task, number, fold.seed, name, path.with_suffix(".log"), encoder=encoder)
         write_json(path, {"task": task.name, "arm": name, "labels": fold.labels, "seed": fold.seed, **result})

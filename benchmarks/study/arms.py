@@ -75,7 +75,7 @@ FROZEN = ("CADS", "CADS_no_sampling_short", "CADS_no_sampling_2x", "MAE", "oracl
 SLOW = ("CADS", "CADS_no_sampling_2x", "oracle")
 """The encoders that are also fine-tuned at `SLOW_LR`."""
 SLOW_LR = 2e-4
-"""A tenth of the decoder's rate: at half of it, the schedule's, AdamW moves each weight by as much as it holds."""
+"""A tenth of the decoder's rate. At the schedule's, half of it, AdamW's steps can add up to more than a weight."""
 
 ARMS = {
     "nnUNetTrainer": Arm("nnUNetTrainerNoMirroring"),

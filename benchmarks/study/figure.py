@@ -18,20 +18,20 @@ def draw(path: Path, records: Records, runs: list[dict[str, Any]], arms: Iterabl
     by_budget, by_iteration = figure.subplots(1, 2)
     scores = case_scores(records, "torsos")
     for number, arm in enumerate(arms):
-        style = {"color": f"C{number}"}
+        color = f"C{number}"
         points = [(n, found) for n in budgets if (found := mean_and_sd(scores, arm, n))]
         if not points:
             continue
         spread = np.nan_to_num([sd for _, (_, sd) in points])
         by_budget.errorbar(
             [n for n, _ in points], [mean for _, (mean, _) in points], spread,
-            marker="o", capsize=3, label=arm, **style,
+            marker="o", capsize=3, label=arm, color=color,
         )  # fmt: skip
         curves = [r["milestones"] for r in runs if (r["task"], r["arm"], r["labels"]) == ("torsos", arm, budgets[0])]
         if curves and curves[0]:
             steps = [point["iteration"] for point in curves[0]]
             mean = np.mean([[point["dice"] for point in curve] for curve in curves], axis=0)
-            by_iteration.plot(steps, mean, marker="o", label=arm, **style)
+            by_iteration.plot(steps, mean, marker="o", label=arm, color=color)
     by_budget.set(xscale="log", xlabel="labelled cases", ylabel="mean Dice, held-out torsos")
     by_budget.set_xticks(budgets, [str(n) for n in budgets])
     by_budget.minorticks_off()

@@ -38,6 +38,22 @@ def finished(tmp_path_factory):
     return folder
 
 
+@pytest.fixture
+def trained(finished, tmp_path, monkeypatch):
+    """Trains an arm once more, on the finished experiment's only fold, and returns its encoder's weights."""
+    keep_environment(monkeypatch)
+    experiment = evidence.Experiment(StudyFolder(finished), evidence.QUICK, None, [])
+    task = tasks.torso_task(experiment.folder, evidence.QUICK.data, (1,), 1)
+
+    def train(arm, seed=0, pretraining=None):
+        out = tmp_path / f"{arm}_{seed}.pth"
+        encoder = experiment.encoder_path(pretraining) if pretraining else None
+        experiment.train(task, 0, seed, arm, out.with_suffix(".log"), encoder=encoder, encoder_out=out)
+        return read_encoder_checkpoint(out).state
+
+    return train
+
+
 def test_records_name_arm_labels_seed_case_and_organ(finished):
     results = json.loads((finished / "out" / "results.json").read_text(encoding="utf-8"))
     assert {row["arm"] for row in results["records"]} == set(ARMS)
@@ -67,32 +83,30 @@ def test_a_pretrained_arm_began_with_its_own_encoder(finished, arm):
     assert checkpoint.sha256 in (finished / "finetuned" / f"torsos__{arm}__1__0.log").read_text(encoding="utf-8")
 
 
-def test_a_frozen_encoder_is_what_it_was_and_another_one_is_not(finished, tmp_path, monkeypatch):
-    keep_environment(monkeypatch)
-    experiment = evidence.Experiment(StudyFolder(finished), evidence.QUICK, None, [])
-    task = tasks.torso_task(experiment.folder, evidence.QUICK.data, (1,), 1)
-    begun_with = read_encoder_checkpoint(experiment.encoder_path("CADS")).state
+def test_a_frozen_encoder_is_what_it_was_and_another_one_is_not(finished, trained):
+    begun_with = read_encoder_checkpoint(finished / "runs" / "CADS" / "cads_encoder.pth").state
     unchanged = {}
     for arm in ("CADS_frozen", "CADS"):
-        out = tmp_path / f"{arm}.pth"
-        experiment.train(
-            task, 0, 0, arm, out.with_suffix(".log"), encoder=experiment.encoder_path("CADS"), encoder_out=out
-        )
-        after = read_encoder_checkpoint(out).state
+        after = trained(arm, pretraining="CADS")
         unchanged[arm] = all(torch.equal(after[key], value) for key, value in begun_with.items() if key in after)
     assert unchanged == {"CADS_frozen": True, "CADS": False}
 
 
-def test_the_oracle_was_taught_with_a_seed_that_no_fine_tuning_has(finished, tmp_path, monkeypatch):
-    keep_environment(monkeypatch)
-    experiment = evidence.Experiment(StudyFolder(finished), evidence.QUICK, None, [])
-    task = tasks.torso_task(experiment.folder, evidence.QUICK.data, (1,), 1)
-    oracle = read_encoder_checkpoint(experiment.encoder_path("oracle")).state
+def test_a_slow_encoder_moves_less(finished, trained):
+    begun_with = read_encoder_checkpoint(finished / "runs" / "CADS" / "cads_encoder.pth").state
+    moved = {}
+    for arm in ("CADS_slow", "CADS"):
+        after = trained(arm, pretraining="CADS")
+        moved[arm] = sum((value - begun_with[key]).abs().sum().item() for key, value in after.items())
+    assert 0 < moved["CADS_slow"] < 0.5 * moved["CADS"]
+
+
+def test_the_oracle_was_taught_with_a_seed_that_no_fine_tuning_has(finished, trained):
+    oracle = read_encoder_checkpoint(finished / "runs" / "oracle" / "cads_encoder.pth").state
     same = {}
-    for seed in (task.folds[0].seed, evidence.QUICK.seeds):
-        out = tmp_path / f"{seed}.pth"
-        experiment.train(task, 0, seed, evidence.SCRATCH, out.with_suffix(".log"), encoder_out=out)
-        same[seed] = all(torch.equal(oracle[key], value) for key, value in read_encoder_checkpoint(out).state.items())
+    for seed in (0, evidence.QUICK.seeds):
+        after = trained(evidence.SCRATCH, seed)
+        same[seed] = all(torch.equal(oracle[key], value) for key, value in after.items())
     assert same == {0: False, 1: True}
 
 

@@ -91,8 +91,8 @@ def test_the_mask_covers_three_quarters_in_whole_blocks():
     assert whole.float().mean((1, 2, 3, 4)).tolist() == [0.75] * 5
 
 
-@pytest.mark.parametrize("name", ["MoCo_v3", "MAE"])
-def test_a_peer_has_the_flops_of_cads(name):
+@pytest.mark.parametrize("name", ["MoCo_v3", "MAE", "CADS_no_sampling_short"])
+def test_equal_flops_are_those_of_cads(name):
     settings = {"epochs": 100, "warmup_epochs": 10, "epoch_samples": 32}
     flops, epochs, warmup = {}, {}, {}
     for key in (name, "CADS"):
