@@ -8,10 +8,12 @@ from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).parent
 STARTUP_FILE = "nnunetv2_cads.pth"
+STARTUP_LINE = 'import os; exec("try:\\n    import nnunetv2_cads.startup\\nexcept Exception:\\n    pass")\n'
+"""Python runs a line of a .pth file that begins with ``import``; it must not fail where the package has gone."""
 
 
 class BuildPyWithStartupFile(build_py):
-    """Puts the start-up file at the root of site-packages, where Python reads it; pip removes it with the rest.
+    """Writes the start-up file to the root of site-packages, where Python reads it; pip removes it with the rest.
 
     docs/how_the_trainer_is_found.md says what it is for. An editable install builds nothing, but packs whatever lies
     in the wheel's root, which setuptools hands to its commands as the place to install to.
@@ -20,7 +22,7 @@ class BuildPyWithStartupFile(build_py):
     def run(self) -> None:
         super().run()
         wheel_root = self.get_finalized_command("install").install_lib if self.editable_mode else self.build_lib
-        self.copy_file(str(ROOT / STARTUP_FILE), wheel_root)
+        Path(wheel_root, STARTUP_FILE).write_text(STARTUP_LINE, encoding="ascii")
 
 
 if __name__ == "__main__":  # nnU-Net may import every file it finds below a folder
@@ -34,7 +36,6 @@ if __name__ == "__main__":  # nnU-Net may import every file it finds below a fol
         license_expression="Apache-2.0",
         python_requires=">=3.10",
         packages=find_packages(include=["nnunetv2_cads*", "pretraining*"]),
-        py_modules=["nnunetv2_cads_startup"],
         cmdclass={"build_py": BuildPyWithStartupFile},
         install_requires=[
             "torch>=2.6",
@@ -63,11 +64,11 @@ if __name__ == "__main__":  # nnU-Net may import every file it finds below a fol
         },
         entry_points={
             "console_scripts": [
-                "cads_preprocess=pretraining.cli:preprocess",
-                "cads_pretrain=pretraining.cli:pretrain",
-                "cads_export=pretraining.cli:export",
+                "cads_preprocess=pretraining.preprocess:main",
+                "cads_pretrain=pretraining.train:main",
+                "cads_export=pretraining.export:main",
                 "cads_plan_and_preprocess=nnunetv2_cads.experiment_planning.cli:main",
-                "cads_doctor=nnunetv2_cads.doctor:main",
+                "cads_doctor=nnunetv2_cads.doctor.cli:main",
                 "cads_demo=nnunetv2_cads.demo.cli:main",
             ]
         },

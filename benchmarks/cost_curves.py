@@ -17,14 +17,14 @@ import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from nnunetv2_cads.demo.datasets import write_archive
-from nnunetv2_cads.demo.torso import TorsoConfig
+from nnunetv2_cads.demo.torsos.datasets import write_archive
+from nnunetv2_cads.demo.torsos.torso import TorsoConfig
 from pretraining.config import PretrainConfig
-from pretraining.data.loader import ViewStream, make_loader
-from pretraining.data.preprocess import Part, preprocess
-from pretraining.data.store import Store
-from pretraining.estimate import estimate
-from pretraining.memory import keep_freed_memory
+from pretraining.preprocess import Part, preprocess
+from pretraining.run.estimate import estimate
+from pretraining.store.store import Store
+from pretraining.system.machine import keep_freed_memory
+from pretraining.views.loader import ViewStream, make_loader
 
 CURVES = {
     "batch_size": (1, 2, 4, 8, 16, 32),

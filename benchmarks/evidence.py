@@ -26,17 +26,17 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from probes import probe
-from study.arms import ALL_BUDGETS, ARMS, COMPARISONS, DRAWN, FEW_BUDGETS, PRETRAININGS, SUPERVISED
-from study.data import DataSize, StudyFolder, make_archive, make_probe_store, make_torso_task
-from study.results import run_name
-from study.sharing import Piece, held, work_through
-from study.tasks import REAL_SOURCES, Fold, Task, real_task, torso_task
+from few_labels.arms import ALL_BUDGETS, ARMS, COMPARISONS, DRAWN, FEW_BUDGETS, PRETRAININGS, SUPERVISED
+from few_labels.data import DataSize, StudyFolder, make_archive, make_probe_store, make_torso_task
+from few_labels.results import run_name
+from few_labels.sharing import Piece, held, work_through
+from few_labels.tasks import REAL_SOURCES, Fold, Task, real_task, torso_task
 
-from nnunetv2_cads.demo.torso import TorsoConfig
+from nnunetv2_cads.demo.torsos.torso import TorsoConfig
 from pretraining.config import PRESETS, PretrainConfig
-from pretraining.files import write_json
-from pretraining.memory import keep_freed_memory
+from pretraining.probe import probe
+from pretraining.system.files import write_json
+from pretraining.system.machine import keep_freed_memory
 
 RECIPE: dict[str, Any] = {
     "amp": "bf16",
@@ -108,7 +108,7 @@ class Experiment:
 
     def run(self, deadline: float) -> bool:
         """Do what is not done yet, until ``deadline`` (monotonic seconds). Returns whether all is done."""
-        from study.plans import plan_and_preprocess
+        from few_labels.plans import plan_and_preprocess
 
         with held(self.folder.root / "data.lock", wait=True):
             make_archive(self.folder, self.size.data, self.ct_dir)
@@ -167,7 +167,7 @@ class Experiment:
         A supervised one is a training of `SCRATCH` on all labelled torsos, with a seed that no fine-tuning has: with
         its own, a fine-tuning's decoder would start from the weights that this encoder was taught together with.
         """
-        from study.pretrain import pretrained_encoder
+        from few_labels.pretrain import pretrained_encoder
 
         if PRETRAININGS[name].method != SUPERVISED:
             pretrained_encoder(name, self.folder.store, self.folder.runs, self.size.recipe)
@@ -210,8 +210,8 @@ class Experiment:
         Returns:
             Scores, curve and cost, as `study.finetune.finetune`.
         """
-        from study.finetune import Schedule, finetune
-        from study.plans import read_plans
+        from few_labels.finetune import Schedule, finetune
+        from few_labels.plans import read_plans
 
         arm = ARMS[name]
         plans = read_plans(self.folder.nnunet("preprocessed") / task.dataset.name, arm.plans)
@@ -227,7 +227,7 @@ class Experiment:
 
     def settings(self) -> dict[str, Any]:
         """All that the results depend on beside code and seeds, as JSON has it."""
-        from study.finetune import Schedule
+        from few_labels.finetune import Schedule
 
         size = asdict(self.size) | {"schedule": asdict(Schedule(**self.size.schedule))}
         return json.loads(json.dumps({"recipe": size.pop("recipe"), "size": size}))
@@ -238,7 +238,7 @@ class Experiment:
         Raises:
             SystemExit: it is of an experiment of another size, and would be lost.
         """
-        from study.results import restore
+        from few_labels.results import restore
 
         path, settings = out / RESULTS, self.settings()
         if not path.exists():
@@ -253,9 +253,9 @@ class Experiment:
 
     def write_results(self, out: Path) -> None:
         """Write `results.json`, `table.md` and `evidence.png` of what is done so far."""
-        from study.figure import draw
-        from study.pretrain import pretraining_cost
-        from study.results import (
+        from few_labels.figure import draw
+        from few_labels.pretrain import pretraining_cost
+        from few_labels.results import (
             collect,
             comparison_table,
             cost_table,

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from nnunetv2_cads.experiment_planning.memory_estimate import training_bytes
 from nnunetv2_cads.network_architecture import PVTUNet
-from pretraining.memory import peak_memory, reset_peak_memory, resident_memory
+from pretraining.system.machine import peak_memory, reset_peak_memory, resident_memory
 
 CASES = (  # patch, batch, input channels, classes
     ((16, 64, 64), 2, 1, 3),

@@ -31,8 +31,8 @@ from torch import nn
 
 from nnunetv2_cads.network_architecture import PVTUNet
 from nnunetv2_cads.training.parameter_groups import parameter_groups
-from pretraining.estimate import forward_flops
-from pretraining.memory import peak_memory, reset_peak_memory, resident_memory
+from pretraining.run.estimate import forward_flops
+from pretraining.system.machine import peak_memory, reset_peak_memory, resident_memory
 
 SIDES = ("PlainConvUNet", "ResEnc-M", "PVT-UNet")
 PATCHES = ((32, 96, 96), (48, 192, 192))

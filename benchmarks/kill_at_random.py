@@ -32,15 +32,15 @@ os.environ["OMP_NUM_THREADS"] = "1"
 
 import torch
 
-import pretraining.data.preprocess
+import pretraining.preprocess
 import pretraining.train  # noqa: F401, loaded before the forks
-from nnunetv2_cads.network_architecture.checkpoint_files import load_archive
-from nnunetv2_cads.network_architecture.encoder_checkpoint import read_encoder_checkpoint
-from pretraining import cli
-from pretraining.checkpoint import CHECKPOINT, CONFIG, METRICS
-from pretraining.data.store import Store
-from pretraining.data.store_writer import StoreWriter
-from pretraining.metrics import read_metrics
+from nnunetv2_cads.encoder_file.read import read_encoder_checkpoint
+from nnunetv2_cads.encoder_file.safe_files import load_archive
+from pretraining.run.folder import CHECKPOINT, CONFIG, METRICS
+from pretraining.run.metrics import read_metrics
+from pretraining.store.store import Store
+from pretraining.store.writer import StoreWriter
+from pretraining.system import command as cli
 
 SCANS, EDGE = 12, 56
 TINY = [
@@ -92,7 +92,7 @@ class Stage:
 def start(words: list[str], log: Path, really: bool) -> int:
     """Start a command in a process group of its own; returns its number."""
     if really:
-        code = f"import sys; from pretraining.cli import {words[0]}; sys.exit({words[0]}())"
+        code = f"import sys; from pretraining.{words[0]} import main; sys.exit(main())"
         with log.open("ab") as file:
             return subprocess.Popen([sys.executable, "-c", code, *words[1:]], stdout=file, stderr=file,
                                     start_new_session=True).pid  # fmt: skip
@@ -196,12 +196,12 @@ def training(work: Path, rng: random.Random, log: Path, in_checkpoint: bool) -> 
     store, run, unbroken = work / "unbroken_store", work / "run", work / "unbroken_run"
     since = time.monotonic()
     if not unbroken.exists():
-        run_to_end(["pretrain", str(store), str(unbroken), *TINY], log)
+        run_to_end(["train", str(store), str(unbroken), *TINY], log)
         (work / "lasts").write_text(str(time.monotonic() - since))
     lasts = float((work / "lasts").read_text())
 
     def command() -> list[str]:
-        return ["pretrain", str(store), str(run), *(["--c"] if (run / CONFIG).exists() else TINY)]
+        return ["train", str(store), str(run), *(["--c"] if (run / CONFIG).exists() else TINY)]
 
     def delay() -> float:
         if not in_checkpoint:

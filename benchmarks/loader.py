@@ -20,15 +20,15 @@ from pathlib import Path
 import numpy as np
 import SimpleITK as sitk
 import torch
-from plain_loader import PlainLoader, write_windows
 
-from nnunetv2_cads.demo.torso import TorsoConfig, make_torso
-from pretraining.cli import preprocess
+from nnunetv2_cads.demo.torsos.torso import TorsoConfig, make_torso
 from pretraining.config import PretrainConfig
-from pretraining.data.loader import ViewStream, make_loader
-from pretraining.data.store import Store, manifest_path
-from pretraining.memory import keep_freed_memory
-from pretraining.pretrainer import Pretrainer
+from pretraining.method.pretrainer import Pretrainer
+from pretraining.plain.loader import PlainLoader, write_windows
+from pretraining.preprocess import main as preprocess
+from pretraining.store.store import Store, manifest_path
+from pretraining.system.machine import keep_freed_memory
+from pretraining.views.loader import ViewStream, make_loader
 
 BODY_SCALE = (
     0.6  # 140 x 200 mm: windows of half a million voxels, fewer than those of an adult, so fast to read plainly

@@ -24,14 +24,14 @@ import numpy as np
 import SimpleITK as sitk
 from skimage.transform import resize
 
-from nnunetv2_cads.demo.torso import TorsoConfig, make_torso
-from pretraining.data.geometry import resample_cubic, resampled_shape
-from pretraining.data.preprocess_scan import Task, preprocess_scan
-from pretraining.data.radiograph import FOCAL_DISTANCE_MM, frontal_radiograph
-from pretraining.data.scan import Scan
-from pretraining.data.store import Store
-from pretraining.data.store_writer import Source, StoreWriter
-from pretraining.data.worker_pool import THREAD_VARIABLES
+from nnunetv2_cads.demo.torsos.torso import TorsoConfig, make_torso
+from pretraining.ct.geometry import resample_cubic, resampled_shape
+from pretraining.ct.radiograph import FOCAL_DISTANCE_MM, frontal_radiograph
+from pretraining.ct.scan import Scan
+from pretraining.store.add_scan import Task, preprocess_scan
+from pretraining.store.store import Store
+from pretraining.store.writer import Source, StoreWriter
+from pretraining.system.worker_pool import THREAD_VARIABLES
 
 STEPS = ("scan to store", "resampling", "radiograph")
 
@@ -49,7 +49,7 @@ def resample_plain(volume: np.ndarray, spacing_mm: tuple[float, ...]) -> np.ndar
 
 
 def radiograph_plain(volume_hu: np.ndarray) -> np.ndarray:
-    """ITK's ray caster with the geometry of `pretraining.data.radiograph`: (slices, width) in [-1, 1]."""
+    """ITK's ray caster with the geometry of `pretraining.ct.radiograph`: (slices, width) in [-1, 1]."""
     slices, height, width = volume_hu.shape
     image = itk.image_from_array(volume_hu.astype(np.float32) + 1024)
     kind = type(image)

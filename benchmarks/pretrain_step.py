@@ -18,13 +18,13 @@ import time
 
 import torch
 import torch.nn.functional as F
-from plain_step import PlainTrainer
 from turns import Answer, Turns, serve
 
 from pretraining.config import PretrainConfig
-from pretraining.estimate import flops_per_step, random_views
-from pretraining.memory import keep_freed_memory, peak_memory, reset_peak_memory, resident_memory
-from pretraining.pretrainer import Pretrainer
+from pretraining.method.pretrainer import Pretrainer
+from pretraining.plain.step import PlainTrainer
+from pretraining.run.estimate import flops_per_step, random_views
+from pretraining.system.machine import keep_freed_memory, peak_memory, reset_peak_memory, resident_memory
 
 SIDES = ("plain", "ours", "ours_bf16")
 CEILING = "ceiling"

@@ -17,16 +17,16 @@ import time
 from collections.abc import Callable
 
 import torch
-from peers.training import PeerTrainer
-from study.arms import PRETRAININGS
-from study.pretrain import PEERS, flops_per_sample
+from few_labels.arms import PRETRAININGS
+from few_labels.peers.training import PeerTrainer
+from few_labels.pretrain import PEERS, flops_per_sample
 from torch import Tensor
 from turns import Answer, Turns, serve
 
 from pretraining.config import PRESETS, PretrainConfig
-from pretraining.estimate import random_views
-from pretraining.memory import keep_freed_memory, peak_memory, reset_peak_memory, resident_memory
-from pretraining.pretrainer import Pretrainer
+from pretraining.method.pretrainer import Pretrainer
+from pretraining.run.estimate import random_views
+from pretraining.system.machine import keep_freed_memory, peak_memory, reset_peak_memory, resident_memory
 
 SIDES = ("CADS", "CADS_no_sampling", "MoCo_v3", "MAE")
 CPU = torch.device("cpu")

@@ -16,8 +16,8 @@ from pathlib import Path
 import blosc2
 import numpy as np
 
-from pretraining.data.store import Store
-from pretraining.data.store_writer import BLOCK_SHAPE, CHUNK_SLICES, COMPRESSION
+from pretraining.store.store import Store
+from pretraining.store.writer import BLOCK_SHAPE, CHUNK_SLICES, COMPRESSION
 
 WHOLE = 10**6
 FILTERS = {"shuffle": blosc2.Filter.SHUFFLE, "bitshuffle": blosc2.Filter.BITSHUFFLE}

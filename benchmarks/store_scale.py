@@ -21,14 +21,14 @@ import numpy as np
 
 RADIOGRAPH_READS = 200
 FILES = 8
-IMPORTS = "import torch, pretraining.data.loader, pretraining.config"
+IMPORTS = "import torch, pretraining.views.loader, pretraining.config"
 
 
 def make_store(folder: Path, count: int) -> None:
     """A store of ``count`` volumes; they are links to a few files."""
-    from pretraining.data import store as layout
-    from pretraining.data.store_writer import Source, StoreWriter, new_manifest
-    from pretraining.files import write_json
+    from pretraining.store import store as layout
+    from pretraining.store.writer import Source, StoreWriter, new_manifest
+    from pretraining.system.files import write_json
 
     writer, rng = StoreWriter(folder), np.random.default_rng(0)
     writer.prepare()
@@ -76,9 +76,9 @@ def measure(folder: Path, method: str, samples: int) -> dict:
     from torch.utils.data import DataLoader
 
     from pretraining.config import PretrainConfig
-    from pretraining.data.loader import ViewStream
-    from pretraining.data.store import Store
-    from pretraining.data.views import xray_view
+    from pretraining.store.store import Store
+    from pretraining.views.loader import ViewStream
+    from pretraining.views.make_views import xray_view
 
     start = time.perf_counter()
     store = Store.open(folder)

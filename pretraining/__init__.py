@@ -1,3 +1,5 @@
-"""CADS self-supervised pre-training: CT folder -> store -> views -> training -> encoder checkpoint."""
+"""CADS self-supervised pre-training: CT folder -> store -> views -> training -> encoder file."""
 
-__version__ = "0.1.0"
+from nnunetv2_cads import __version__
+
+__all__ = ["__version__"]

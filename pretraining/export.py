@@ -1,21 +1,20 @@
 """`cads_export`: the encoder of a run or checkpoint as ``cads_encoder.pth`` or ``.safetensors``."""
 
+import argparse
 import logging
 from pathlib import Path
 
 from torch import Tensor
 
+from nnunetv2_cads.encoder_file.read import EncoderCheckpointError, compare_encoder_state, read_encoder_checkpoint
+from nnunetv2_cads.encoder_file.safe_files import SAFETENSORS
 from nnunetv2_cads.network_architecture import PVTv2Encoder
-from nnunetv2_cads.network_architecture.checkpoint_files import SAFETENSORS
-from nnunetv2_cads.network_architecture.encoder_checkpoint import (
-    EncoderCheckpointError,
-    compare_encoder_state,
-    read_encoder_checkpoint,
-)
 from pretraining import __version__
-from pretraining.checkpoint import CHECKPOINT, ENCODER, save_encoder
-from pretraining.errors import UserError
-from pretraining.files import remove_leftovers_of
+from pretraining.run.checkpoint import save_encoder
+from pretraining.run.folder import CHECKPOINT, ENCODER
+from pretraining.system.command import run_command
+from pretraining.system.errors import UserError
+from pretraining.system.files import remove_leftovers_of
 
 logger = logging.getLogger(__name__)
 
@@ -82,3 +81,25 @@ def transposed_in_plane(state: dict[str, Tensor]) -> dict[str, Tensor]:
     exchanged. So an encoder trained on (z, x, y) volumes then fits nnU-Net's (z, y, x).
     """
     return {key: value.transpose(-1, -2).contiguous() if value.dim() >= 4 else value for key, value in state.items()}
+
+
+def main(argv: list[str] | None = None) -> int:
+    """`cads_export RUN_OR_CHECKPOINT OUT`: write the encoder of a run or checkpoint."""
+    return run_command(_command, argv)
+
+
+def _command(argv: list[str]) -> int:
+    parser = argparse.ArgumentParser(
+        prog="cads_export",
+        description="Write an encoder file from a run of cads_pretrain or from a checkpoint in the published layout.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("source", metavar="RUN_OR_CHECKPOINT", type=Path, help="folder of a run, or a checkpoint file")
+    parser.add_argument("out", metavar="OUT", type=Path, help="new file (.pth or .safetensors), or a folder")
+    parser.add_argument(
+        "--transpose-in-plane",
+        action="store_true",
+        help="exchange height and width of all kernels: for encoders trained on (z, x, y) volumes, like the published",
+    )
+    arguments = parser.parse_args(argv)
+    return export_encoder(arguments.source, arguments.out, arguments.transpose_in_plane)

@@ -1,40 +1,34 @@
 """`cads_pretrain`: from a store to an encoder checkpoint."""
 
+import argparse
 import logging
 import math
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import ExitStack, closing
 from pathlib import Path
 
 import torch
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from pretraining.checkpoint import (
-    CHECKPOINT,
-    ENCODER,
-    METRICS,
-    PROGRESS,
-    encoder_record,
-    load_checkpoint,
-    save_checkpoint,
-    save_encoder,
-)
-from pretraining.config import PretrainConfig
-from pretraining.data.batches import batches, worker_failures_as_errors
-from pretraining.data.loader import ViewStream, make_loader, steps_per_epoch
-from pretraining.data.store import Store
-from pretraining.devices import prepare_device
-from pretraining.distributed import ALONE, LostProcessError, Processes, check_shares, choose_device
-from pretraining.errors import UserError
-from pretraining.estimate import estimate
-from pretraining.health import HealthWatch
-from pretraining.metrics import MetricsLog, plot_progress
-from pretraining.nonfinite import FiniteGuard, not_finite_error
-from pretraining.pretrainer import Pretrainer
-from pretraining.stopping import StopRequest, stop_signals
+from pretraining.config import PRESETS, PretrainConfig, add_setting_flags
+from pretraining.method.pretrainer import Pretrainer
+from pretraining.run.checkpoint import encoder_record, load_checkpoint, save_checkpoint, save_encoder
+from pretraining.run.estimate import estimate
+from pretraining.run.folder import CHECKPOINT, ENCODER, METRICS, PROGRESS, check_shares, prepare_output, saved_device
+from pretraining.run.health import FiniteGuard, HealthWatch, not_finite_error
+from pretraining.run.metrics import MetricsLog, plot_progress
+from pretraining.run.stopping import StopRequest, stop_signals
+from pretraining.store.store import Store
+from pretraining.system.command import run_command
+from pretraining.system.devices import choose_device, prepare_device, start_processes
+from pretraining.system.errors import UserError
+from pretraining.system.processes import ALONE, LostProcessError, Processes
+from pretraining.system.torch_errors import no_memory_as_error
+from pretraining.views.batches import batches, worker_failures_as_errors
+from pretraining.views.loader import ViewStream, make_loader, steps_per_epoch
 
 logger = logging.getLogger(__name__)
 
@@ -43,7 +37,7 @@ LOST_PROCESS = 1
 
 
 def train(store_path: Path, output: Path, config: PretrainConfig, processes: Processes = ALONE) -> int:
-    """Begin a run in ``output``, or go on with the one there (see `pretraining.run_folder`), until its end or a stop.
+    """Begin a run in ``output``, or go on with the one there (see `pretraining.run.folder`), until its end or a stop.
 
     Returns:
         0 when the run is finished or ``max_hours`` are over, 128 + signal number when a signal stopped it,
@@ -204,7 +198,39 @@ def _cpu_has_bf16() -> bool:
     return torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
-if __name__ == "__main__":  # torchrun --nproc_per_node=N -m pretraining.train STORE OUTPUT
-    from pretraining.cli import pretrain
+def main(argv: list[str] | None = None) -> int:
+    """`cads_pretrain STORE OUTPUT`: self-supervised training on a store."""
+    return run_command(_command, argv)
 
-    sys.exit(pretrain())
+
+def _command(argv: list[str]) -> int:
+
+    parser = argparse.ArgumentParser(
+        prog="cads_pretrain",
+        usage="cads_pretrain STORE OUTPUT [--preset NAME] [--c] [flags]",
+        description="Pre-train the CADS encoder on a store that cads_preprocess wrote. The defaults are the published "
+        "run; a preset changes some of them (docs/pretraining.md), and flags change single ones.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("store", metavar="STORE", type=Path, help="folder that cads_preprocess wrote")
+    parser.add_argument("output", metavar="OUTPUT", type=Path, help="folder of the run; new, except with --c")
+    parser.add_argument("--c", action="store_true", help="continue the run in OUTPUT exactly where it stopped")
+    parser.add_argument("--estimate", action="store_true", help="say what the run would cost, and write nothing")
+    parser.add_argument("--preset", choices=sorted(PRESETS), help="published (default), small (one GPU), demo (CPU)")
+    add_setting_flags(parser)
+    arguments = vars(parser.parse_args(argv))
+    store, output, go_on = arguments.pop("store"), arguments.pop("output"), arguments.pop("c")
+    only_estimate = arguments.pop("estimate")
+    preset = PRESETS[arguments.pop("preset", None) or "published"]
+    settings = {**preset, **arguments}
+    device = settings.get("device") or (saved_device(output) if go_on else "auto")
+    with no_memory_as_error(), start_processes(device) as processes:
+        if only_estimate:
+            return estimate_run(store, PretrainConfig().replace(**settings), processes)
+        with ExitStack() as held:
+            config = processes.from_first(lambda: prepare_output(output, settings, store, go_on, held, processes))
+            return train(store, output, config, processes)
+
+
+if __name__ == "__main__":  # torchrun --nproc_per_node=N -m pretraining.train STORE OUTPUT
+    sys.exit(main())

@@ -5,7 +5,7 @@ A test that needs outside data is skipped, with the reason, where they are missi
 
 import os
 
-from pretraining.data.cores import core_count
+from pretraining.system.machine import core_count
 
 # Before torch is imported, and for every command that a test starts: threads of OpenMP otherwise spin while they wait
 # for each other, which takes most of the time where a test has several processes, or the machine other work.

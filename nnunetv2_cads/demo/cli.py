@@ -15,7 +15,7 @@ from nnunetv2_cads.demo.overlay import write_overlay
 from nnunetv2_cads.demo.runner import CommandFailed, find_command, run_command
 from nnunetv2_cads.demo.scoring import format_scores, score_folder, write_scores
 from nnunetv2_cads.demo.steps import COMMANDS, FULL, QUICK, DemoSize, Step, command_steps, write_data
-from nnunetv2_cads.demo.torso import LABELS
+from nnunetv2_cads.demo.torsos.torso import LABELS
 
 _N_STEPS = len(COMMANDS) + 2
 

@@ -5,9 +5,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from nnunetv2_cads.demo.datasets import write_archive, write_nnunet_dataset
 from nnunetv2_cads.demo.folder import DATASET_ID, DATASET_NAME, DemoFolder
-from nnunetv2_cads.demo.torso import TorsoConfig
+from nnunetv2_cads.demo.torsos.datasets import write_archive, write_nnunet_dataset
+from nnunetv2_cads.demo.torsos.torso import TorsoConfig
 
 COMMANDS = (
     "cads_preprocess",

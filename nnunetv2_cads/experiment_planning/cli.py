@@ -21,9 +21,9 @@ from nnunetv2.paths import nnUNet_preprocessed, nnUNet_raw
 from nnunetv2.utilities.dataset_name_id_conversion import convert_id_to_dataset_name
 from nnunetv2.utilities.find_class_by_name import recursive_find_python_class
 
+from nnunetv2_cads.encoder_file.record import PRETRAINING
 from nnunetv2_cads.experiment_planning.planner import PLANS_NAME, CADSPlanner
 from nnunetv2_cads.nnunet_version import require_nnunet
-from nnunetv2_cads.pretraining_record import PRETRAINING
 
 LEAST_ROOM = 1_000_000
 """Bytes; with less left on the disk, whatever went wrong went wrong for want of room."""

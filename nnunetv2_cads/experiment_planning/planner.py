@@ -12,10 +12,10 @@ import numpy as np
 from nnunetv2.experiment_planning.experiment_planners.default_experiment_planner import ExperimentPlanner
 from torch import nn
 
+from nnunetv2_cads.encoder_file.record import CT_SCHEME, INTENSITY_SCALE_HU, PRETRAINING
 from nnunetv2_cads.experiment_planning.memory_estimate import largest_batch_size
 from nnunetv2_cads.experiment_planning.patch_size import plan_patch_size
 from nnunetv2_cads.network_architecture.pvt_unet import STRIDES, PVTUNet
-from nnunetv2_cads.pretraining_record import CT_SCHEME, INTENSITY_SCALE_HU, PRETRAINING
 
 PLANS_NAME = "nnUNetCADSPlans"
 

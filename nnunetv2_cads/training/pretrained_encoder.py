@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from nnunetv2_cads.network_architecture.encoder_checkpoint import (
+from nnunetv2_cads.encoder_file.read import (
     EncoderCheckpointError,
     MatchReport,
     compare_encoder_state,

@@ -17,10 +17,10 @@ from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from nnunetv2_cads.encoder_file.read import EncoderCheckpointError
+from nnunetv2_cads.encoder_file.record import preprocessing_differences
 from nnunetv2_cads.network_architecture.decoder import output_sizes
-from nnunetv2_cads.network_architecture.encoder_checkpoint import EncoderCheckpointError
 from nnunetv2_cads.network_architecture.pvt_unet import STRIDES, PVTUNet
-from nnunetv2_cads.pretraining_record import preprocessing_differences
 from nnunetv2_cads.training.nnunet_checkpoint import NnunetCheckpointError, read_nnunet_checkpoint
 from nnunetv2_cads.training.parameter_groups import parameter_groups
 from nnunetv2_cads.training.pretrained_encoder import (

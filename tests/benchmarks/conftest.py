@@ -6,11 +6,11 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 
 import pytest
-from study.data import StudyFolder
+from few_labels.data import StudyFolder
 
-from nnunetv2_cads.demo.datasets import write_archive
-from nnunetv2_cads.demo.torso import TorsoConfig
-from pretraining.cli import preprocess
+from nnunetv2_cads.demo.torsos.datasets import write_archive
+from nnunetv2_cads.demo.torsos.torso import TorsoConfig
+from pretraining.preprocess import main as preprocess
 
 SMALL = TorsoConfig(body_scale=0.2, slice_spacing_mm=(2.0, 2.0), pixel_spacing_mm=(2.0, 2.0))
 

@@ -9,10 +9,10 @@ import evidence
 import pytest
 import SimpleITK as sitk
 import torch
-from study import tasks
-from study.data import StudyFolder
+from few_labels import tasks
+from few_labels.data import StudyFolder
 
-from nnunetv2_cads.network_architecture.encoder_checkpoint import read_encoder_checkpoint
+from nnunetv2_cads.encoder_file.read import read_encoder_checkpoint
 
 ARMS = ("nnUNetTrainer", "CADS", "MAE", "oracle")
 

@@ -2,14 +2,14 @@
 
 import pytest
 import torch
-from peers.masked_autoencoder import BLOCK, MaskedAutoencoder, draw_mask
-from peers.moco_v3 import MoCoV3, contrast
-from peers.training import pretrain_peer
-from study.arms import PRETRAININGS
-from study.pretrain import flops_per_sample, study_config
+from few_labels.arms import PRETRAININGS
+from few_labels.peers.masked_autoencoder import BLOCK, MaskedAutoencoder, draw_mask
+from few_labels.peers.moco_v3 import MoCoV3, contrast
+from few_labels.peers.training import pretrain_peer
+from few_labels.pretrain import flops_per_sample, study_config
 
+from nnunetv2_cads.encoder_file.read import compare_encoder_state, read_encoder_checkpoint
 from nnunetv2_cads.network_architecture import PVTv2Encoder
-from nnunetv2_cads.network_architecture.encoder_checkpoint import compare_encoder_state, read_encoder_checkpoint
 from pretraining.config import PretrainConfig
 
 

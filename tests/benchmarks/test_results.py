@@ -5,8 +5,8 @@ import math
 
 import numpy as np
 import pytest
-from study.results import case_scores, comparison_table, iterations_to_reach, mean_and_sd, paired, table
-from study.surface import normalised_surface_dice
+from few_labels.results import case_scores, comparison_table, iterations_to_reach, mean_and_sd, paired, table
+from few_labels.surface import normalised_surface_dice
 
 
 def cube(start: int, size: int = 10) -> np.ndarray:

@@ -6,7 +6,7 @@ import signal
 import time
 from pathlib import Path
 
-from study.sharing import Piece, held, work_through
+from few_labels.sharing import Piece, held, work_through
 
 FOREVER = float("inf")
 CONTEXT = multiprocessing.get_context("fork")

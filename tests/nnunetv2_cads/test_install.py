@@ -3,6 +3,7 @@
 import ast
 import os
 import re
+import subprocess
 import sys
 import zipfile
 from pathlib import Path
@@ -21,7 +22,7 @@ def test_the_wheel_holds_the_packages_and_the_start_up_files_only(wheel, source_
         record = archive.read(next(n for n in archive.namelist() if n.endswith("RECORD"))).decode()
     modules = [path for package in ("nnunetv2_cads", "pretraining") for path in (source_tree / package).rglob("*.py")]
     expected = {path.relative_to(source_tree).as_posix() for path in modules}
-    assert names == expected | {"nnunetv2_cads_startup.py", "nnunetv2_cads.pth"}
+    assert names == expected | {"nnunetv2_cads.pth"}
     assert "License-Expression: Apache-2.0" in metadata
     assert all(f"{name}," in record for name in names)
 
@@ -88,28 +89,33 @@ def test_folders_of_a_user_come_first_and_children_do_not_repeat_ours(installed)
 def test_start_up_imports_nothing_but_itself(installed):
     show = "import sys; print(*sorted(sys.modules))"
     modules = set(installed.evaluate(show).split())
-    startup = installed.evaluate("import nnunetv2_cads_startup as s; print(s.__file__)")
-    path_file = Path(startup).with_name("nnunetv2_cads.pth")
+    startup = installed.evaluate("import nnunetv2_cads as package; print(package.__file__)")
+    path_file = Path(startup).parents[1] / "nnunetv2_cads.pth"
     aside = path_file.rename(path_file.with_suffix(".aside"))
     try:
-        assert modules - set(installed.evaluate(show).split()) == {"nnunetv2_cads_startup"}
+        assert modules - set(installed.evaluate(show).split()) == {"nnunetv2_cads", "nnunetv2_cads.startup"}
     finally:
         aside.rename(path_file)
 
 
 @pytest.mark.parametrize("module", [None, "raise RuntimeError", "import no_such_module", "def broken(:"])
-def test_start_up_never_fails(module, tmp_path, monkeypatch):
+def test_start_up_never_fails(module, installed, tmp_path):
+    """Python reports a line of a .pth file that fails on stderr, and goes on."""
+    line = (installed.site_packages / "nnunetv2_cads.pth").read_text()
+    folder = tmp_path / "site"
+    (folder / "nnunetv2_cads").mkdir(parents=True)
+    (folder / "nnunetv2_cads.pth").write_text(line)
     if module is not None:
-        (tmp_path / "nnunetv2_cads_startup.py").write_text(module)
-    monkeypatch.setattr(sys, "path", [str(tmp_path)])
-    monkeypatch.setattr(sys, "meta_path", [f for f in sys.meta_path if "editable" not in repr(f)])
-    monkeypatch.delitem(sys.modules, "nnunetv2_cads_startup", raising=False)
-    exec((REPOSITORY / "nnunetv2_cads.pth").read_text())
+        (folder / "nnunetv2_cads" / "__init__.py").touch()
+        (folder / "nnunetv2_cads" / "startup.py").write_text(module)
+    code = f"import site, sys; sys.path[:0] = [{str(folder)!r}]; site.addsitedir({str(folder)!r}); print('alive')"
+    done = subprocess.run([sys.executable, "-S", "-c", code], capture_output=True, text=True)
+    assert (done.stdout, done.stderr) == ("alive\n", "")
 
 
 def test_a_removed_package_is_not_announced(tmp_path, monkeypatch):
-    copy = tmp_path / "nnunetv2_cads_startup.py"
-    copy.write_text((REPOSITORY / copy.name).read_text())
+    copy = tmp_path / "startup.py"
+    copy.write_text((REPOSITORY / "nnunetv2_cads" / copy.name).read_text())
     monkeypatch.setenv("nnUNet_extTrainer", "/my/trainers")
     exec(compile(copy.read_text(), copy, "exec"), {"__file__": str(copy)})
     assert os.environ["nnUNet_extTrainer"] == "/my/trainers"

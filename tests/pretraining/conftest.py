@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
-from pretraining.cli import preprocess
+from pretraining.preprocess import main as preprocess
 
 
 @pytest.fixture(scope="session")

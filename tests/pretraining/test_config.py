@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 
 from pretraining.config import PRESETS, SETTINGS, PretrainConfig
-from pretraining.errors import UserError
+from pretraining.system.errors import UserError
 
 
 def test_defaults_are_the_published_run():

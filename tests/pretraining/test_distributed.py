@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 import torch
 
-from pretraining.cli import pretrain
-from pretraining.metrics import read_metrics
+from pretraining.run.metrics import read_metrics
+from pretraining.train import main as pretrain
 
 TINY = [
     "--preset=demo", "--batch-size=4", "--head-out-dim=32", "--head-hidden-dim=32", "--head-bottleneck-dim=16",
@@ -149,7 +149,7 @@ def test_a_checkpoint_that_cannot_be_used_is_named_once(small_store, one_process
         ),
         (
             "def fail(folder): raise OSError(errno.ESTALE, 'stale', str(folder))\n"
-            "pretraining.run_folder.remove_leftovers = fail",
+            "pretraining.run.folder.remove_leftovers = fail",
             f"{os.strerror(errno.ESTALE)}; the file server has lost it; check it and start again",
         ),
     ],
@@ -158,8 +158,8 @@ def test_a_checkpoint_that_cannot_be_used_is_named_once(small_store, one_process
 def test_what_a_file_server_does_is_named_once(small_store, one_process, tmp_path, change, said):
     script, output = tmp_path / "script.py", tmp_path / "run"
     shutil.copytree(one_process, output)
-    head = "import errno, os, sys, pretraining.run_folder, pretraining.train\nfrom pretraining.cli import pretrain\n"
-    script.write_text(f"{head}{change}\nsys.exit(pretrain())\n")
+    head = "import errno, os, sys, pretraining.run.folder, pretraining.train\nfrom pretraining.train import main\n"
+    script.write_text(f"{head}{change}\nsys.exit(main())\n")
     process = start(small_store, output, "--c", program=[script])
     messages = finish(process)
     assert process.returncode != 0 and messages.count("error: ") == messages.count(said) == 1, messages

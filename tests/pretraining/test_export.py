@@ -6,9 +6,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from nnunetv2_cads.encoder_file.read import load_encoder, read_encoder_checkpoint
 from nnunetv2_cads.network_architecture import PVTv2Encoder
-from nnunetv2_cads.network_architecture.encoder_checkpoint import load_encoder, read_encoder_checkpoint
-from pretraining.cli import export, pretrain
+from pretraining.export import main as export
+from pretraining.train import main as pretrain
 
 
 @pytest.fixture(scope="module")

@@ -18,14 +18,14 @@ import SimpleITK as sitk
 import torch
 
 import pretraining
-from pretraining.checkpoint import CHECKPOINT
-from pretraining.data.batches import worker_failures_as_errors
-from pretraining.data.store import Store
-from pretraining.errors import UserError
-from pretraining.metrics import read_metrics
+from pretraining.run.folder import CHECKPOINT
+from pretraining.run.metrics import read_metrics
+from pretraining.store.store import Store
+from pretraining.system.errors import UserError
+from pretraining.views.batches import worker_failures_as_errors
 
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(pretraining.__file__).parents[1])}
-RUN = "import sys; from pretraining.cli import {0}; sys.exit({0}())"
+RUN = "import sys; from pretraining.{0} import main; sys.exit(main())"
 TINY = [
     "--preset=demo", "--batch-size=2", "--head-out-dim=32", "--head-hidden-dim=32", "--head-bottleneck-dim=16",
     "--epochs=2", "--epoch-samples=2", "--warmup-epochs=1", "--log-every=1", "--device=cpu",
@@ -56,7 +56,7 @@ def stopped(small_store, tmp_path_factory):
     before = (
         "import pretraining.train as t; t._run_epochs = (lambda f: lambda *a: iter([next(f(*a))]))(t._run_epochs); "
     )
-    finish(command("pretrain", small_store, output, *TINY, before=before))
+    finish(command("train", small_store, output, *TINY, before=before))
     (output / "cads_encoder.pth").unlink()
     assert torch.load(output / CHECKPOINT, weights_only=True)["step"] == 1
     return output
@@ -80,7 +80,7 @@ def test_disk_full_during_a_checkpoint(with_mount, small_store, stopped, tmp_pat
     folder.mkdir()
     same = f'cmp "{stopped}/{CHECKPOINT}" "{folder}/{CHECKPOINT}"'
     script = f'cp "{stopped}"/* "{folder}" && "$@"; code=$?; {same} && exit $code'
-    words = ["sh", "-c", script, "sh", *command("pretrain", small_store, folder, "--c", "--num-workers=0")]
+    words = ["sh", "-c", script, "sh", *command("train", small_store, folder, "--c", "--num-workers=0")]
     code, messages = finish(with_mount(f"-t tmpfs -o size={int(1.5 * size)} tmpfs", folder, words))
     assert_sentence(code, messages, CHECKPOINT, os.strerror(errno.ENOSPC), "make room", "--c")
 
@@ -93,20 +93,20 @@ def test_disk_full_from_the_beginning(with_mount, small_store, tmp_path):
         "-c",
         f'head -c 1M /dev/zero > "{folder}/.x"; exec "$@"',
         "sh",
-        *command("pretrain", small_store, folder / "run", *TINY),
+        *command("train", small_store, folder / "run", *TINY),
     ]
     code, messages = finish(with_mount("-t tmpfs -o size=64k tmpfs", folder, words))
     assert_sentence(code, messages, str(folder / "run"), os.strerror(errno.ENOSPC))
 
 
 def test_read_only_run(read_only, small_store, stopped, run_folder):
-    code, messages = finish(read_only(run_folder, command("pretrain", small_store, run_folder, "--c")))
+    code, messages = finish(read_only(run_folder, command("train", small_store, run_folder, "--c")))
     assert_sentence(code, messages, str(run_folder), os.strerror(errno.EROFS))
     assert_as_before(run_folder, stopped)
 
 
 def test_shared_memory_too_small(with_mount, small_store, stopped, run_folder):
-    words = command("pretrain", small_store, run_folder, "--c", "--num-workers=1")
+    words = command("train", small_store, run_folder, "--c", "--num-workers=1")
     code, messages = finish(with_mount("-t tmpfs -o size=64k tmpfs", Path("/dev/shm"), words))
     assert_sentence(code, messages, "/dev/shm has no room", "--shm-size", "--num-workers", "--c")
     assert_as_before(run_folder, stopped)
@@ -117,7 +117,7 @@ def test_too_few_file_handles(small_store, stopped, run_folder):
 
     def go_on(limit: int) -> tuple[int, str]:
         before = f"import resource; resource.setrlimit(resource.RLIMIT_NOFILE, ({limit},) * 2); "
-        return finish(command("pretrain", small_store, run_folder, "--c", "--num-workers=2", before=before))
+        return finish(command("train", small_store, run_folder, "--c", "--num-workers=2", before=before))
 
     code, messages = go_on(40)
     assert_sentence(code, messages, "only 40 files", "ulimit -n", "--c")
@@ -134,7 +134,7 @@ def begin_training(store, folder, *arguments) -> subprocess.Popen:
     """Start a run and wait for the first of its many steps."""
     many = [*TINY, "--epochs=1", "--epoch-samples=200", "--num-workers=1"]
     process = subprocess.Popen(
-        command("pretrain", store, folder, *many), env=ENVIRONMENT, stderr=subprocess.PIPE, encoding="utf-8"
+        command("train", store, folder, *many), env=ENVIRONMENT, stderr=subprocess.PIPE, encoding="utf-8"
     )
     deadline = time.monotonic() + 120
     while len(read_metrics(folder / "metrics.jsonl")) < 1 and time.monotonic() < deadline:
@@ -210,7 +210,7 @@ def test_read_only_store(read_only, archive, tmp_path, what):
 
 
 def test_too_few_file_handles_for_preprocessing(archive, tmp_path):
-    limit = "import pretraining.data.preprocess, resource; resource.setrlimit(resource.RLIMIT_NOFILE, (9,) * 2); "
+    limit = "import pretraining.preprocess, resource; resource.setrlimit(resource.RLIMIT_NOFILE, (9,) * 2); "
     code, messages = finish(command("preprocess", archive, tmp_path / "store", "-np", 8, before=limit))
     assert_sentence(code, messages, os.strerror(errno.EMFILE), "ulimit -n")
 

@@ -103,13 +103,13 @@ def test_no_command_asks_for_a_network(closed, make_body, tmp_path):
     sitk.WriteImage(make_body((30, 64, 64)), str(tmp_path / "archive" / "a.nii.gz"))
     encoder = tmp_path / "encoder.safetensors"
     for function, *arguments in (
-        ("pretraining.cli.preprocess", tmp_path / "archive", tmp_path / "store", "-np", 1),
-        ("pretraining.cli.pretrain", tmp_path / "store", tmp_path / "run", *TINY),
-        ("pretraining.cli.export", tmp_path / "run", encoder),
+        ("pretraining.preprocess.main", tmp_path / "archive", tmp_path / "store", "-np", 1),
+        ("pretraining.train.main", tmp_path / "store", tmp_path / "run", *TINY),
+        ("pretraining.export.main", tmp_path / "run", encoder),
     ):
         done = closed(function, *arguments)
         assert done.returncode == 0, done.stderr
-    doctor = closed("nnunetv2_cads.doctor.main", "--encoder", encoder)
+    doctor = closed("nnunetv2_cads.doctor.cli.main", "--encoder", encoder)
     assert f"ok       encoder: {encoder}: 204 matched" in doctor.stdout, doctor.stdout + doctor.stderr
     assert not (tmp_path / "attempts").exists(), (tmp_path / "attempts").read_text()
 

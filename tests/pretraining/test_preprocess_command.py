@@ -15,11 +15,11 @@ import pytest
 import SimpleITK as sitk
 
 import pretraining
-from pretraining.data.store import Store
-from pretraining.data.store_writer import StoreWriter
-from pretraining.errors import UserError
+from pretraining.store.store import Store
+from pretraining.store.writer import StoreWriter
+from pretraining.system.errors import UserError
 
-COMMAND = [sys.executable, "-c", "import sys; from pretraining.cli import preprocess; sys.exit(preprocess())"]
+COMMAND = [sys.executable, "-c", "import sys; from pretraining.preprocess import main; sys.exit(main())"]
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(pretraining.__file__).parents[1])}
 
 

@@ -12,11 +12,11 @@ import pytest
 import SimpleITK as sitk
 
 import pretraining
-from pretraining.data.store import Store, read_manifest
-from pretraining.errors import UserError
-from pretraining.files import atomic_path
+from pretraining.store.store import Store, read_manifest
+from pretraining.system.errors import UserError
+from pretraining.system.files import atomic_path
 
-COMMAND = [sys.executable, "-c", "import sys; from pretraining.cli import preprocess; sys.exit(preprocess())"]
+COMMAND = [sys.executable, "-c", "import sys; from pretraining.preprocess import main; sys.exit(main())"]
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(pretraining.__file__).parents[1])}
 
 

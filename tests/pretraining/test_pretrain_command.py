@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 import torch
 
+from nnunetv2_cads.encoder_file.read import load_encoder, read_encoder_checkpoint
 from nnunetv2_cads.network_architecture import PVTv2Encoder
-from nnunetv2_cads.network_architecture.encoder_checkpoint import load_encoder, read_encoder_checkpoint
-from pretraining.cli import pretrain
-from pretraining.metrics import read_metrics
+from pretraining.run.metrics import read_metrics
+from pretraining.train import main as pretrain
 
 COMMAND = str(Path(sysconfig.get_path("scripts")) / "cads_pretrain")
 TINY = [

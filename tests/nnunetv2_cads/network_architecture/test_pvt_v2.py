@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nnunetv2_cads.network_architecture import PVTv2Encoder
-from nnunetv2_cads.network_architecture.depthwise import depthwise_conv3d
+from nnunetv2_cads.network_architecture.ops.depthwise import depthwise_conv3d
 
 MAX_ERROR, MEAN_ERROR = 1e-3, 1e-5
 MAPS = ("stem", "stage1", "stage2", "stage3", "stage4")

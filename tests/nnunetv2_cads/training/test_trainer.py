@@ -14,10 +14,10 @@ from nnunetv2.run.load_pretrained_weights import load_pretrained_weights
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from torch import nn
 
+from nnunetv2_cads.encoder_file.record import FIELDS
+from nnunetv2_cads.encoder_file.safe_files import save_safetensors
 from nnunetv2_cads.network_architecture import PVTv2Encoder
-from nnunetv2_cads.network_architecture.checkpoint_files import save_safetensors
 from nnunetv2_cads.network_architecture.decoder import output_sizes
-from nnunetv2_cads.network_architecture.encoder_record import FIELDS
 from nnunetv2_cads.network_architecture.pvt_unet import STRIDES
 from nnunetv2_cads.training import variants
 from nnunetv2_cads.training.discovery import nnunetv2_cads_trainers

@@ -1,0 +1,1 @@
+"""Parts of `benchmarks/evidence.py` and `pretraining/probe.py`."""

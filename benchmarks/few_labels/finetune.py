@@ -1,0 +1,215 @@
+"""One fine-tuning by nnU-Net's own trainer objects, in this process, and its score on the held-out cases."""
+
+import copy
+import itertools
+import random
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from nnunetv2.training.nnUNetTrainer.variants.data_augmentation.nnUNetTrainerNoMirroring import (
+    nnUNetTrainerNoMirroring,
+)
+from nnunetv2.training.nnUNetTrainer.variants.optimizer.nnUNetTrainerAdam import nnUNetTrainerAdam
+from torch import Tensor, nn
+
+from few_labels.plans import CONFIGURATION
+from few_labels.surface import normalised_surface_dice
+from nnunetv2_cads.demo.scoring import dice
+from nnunetv2_cads.training.pretrained_encoder import ENCODER_VARIABLE
+from nnunetv2_cads.training.variants import TRAINERS
+from pretraining.probing.probes import LabelledCase
+from pretraining.run.estimate import forward_flops
+from pretraining.system.files import atomic_path
+from pretraining.system.machine import peak_memory, reset_peak_memory
+from pretraining.system.worker_pool import changed_environment
+
+
+class nnUNetTrainerAdamWNoMirroring(nnUNetTrainerAdam, nnUNetTrainerNoMirroring):
+    """nnU-Net's own networks with nnU-Net's variant for AdamW."""
+
+
+CLASSES: dict[str, type[nnUNetTrainer]] = {
+    **{cls.__name__: cls for cls in (nnUNetTrainerNoMirroring, nnUNetTrainerAdamWNoMirroring)},
+    **TRAINERS,
+}
+TILE_STEP = 0.9
+"""Step of the sliding window, in patches: a fifth of nnU-Net's overlap, for a third of the time."""
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Length and rates of a fine-tuning; the same for all arms of one network.
+
+    Attributes:
+        epochs: units of the schedule.
+        iterations: steps of an epoch.
+        milestones: shares of the training after which a few held-out cases are scored; the end is one, too.
+        milestone_cases: how many.
+        decoder_lr: of PVT-UNet's decoder, and of all of a network of nnU-Net's with AdamW; with SGD it keeps nnU-Net's.
+        encoder_lr: of its encoder.
+    """
+
+    epochs: int = 10
+    iterations: int = 10
+    milestones: tuple[float, ...] = (0.3, 0.5)
+    milestone_cases: int = 3
+    decoder_lr: float = 2e-3
+    encoder_lr: float = 1e-3
+
+    def times(self, length: float) -> "Schedule":
+        """A longer or shorter one, with the same rates."""
+        return replace(self, epochs=max(round(length * self.epochs), 1))
+
+
+def finetune(
+    trainer_name: str,
+    plans: dict,
+    dataset_json: dict,
+    fold: int,
+    seed: int,
+    schedule: Schedule,
+    held_out: dict[str, LabelledCase],
+    encoder: Path | None = None,
+    encoder_out: Path | None = None,
+    frozen: bool = False,
+) -> dict[str, Any]:
+    """Train on the cases of a fold and score on the held-out ones.
+
+    Args:
+        trainer_name: in `CLASSES`.
+        plans: nnU-Net's, of the network and of what is preprocessed.
+        dataset_json: of the data set.
+        fold: in ``splits_final.json``.
+        seed: of weights, order and augmentation.
+        schedule: length and rates.
+        held_out: cases by name.
+        encoder: a pre-trained one to start from.
+        encoder_out: where to write the trained network's encoder.
+        frozen: whether the encoder keeps its weights; of PVT-UNet.
+
+    Returns:
+        ``scores`` [{case, organ, dice, nsd}], None where neither truth nor prediction has the organ; ``curve`` (train
+        loss by epoch), ``milestones``, ``cost``.
+    """
+    for seeding in (random.seed, np.random.seed, torch.manual_seed):
+        seeding(seed)
+    reset_peak_memory(torch.device("cpu"))
+    variables = {"nnUNet_n_proc_DA": "0", "nnUNet_compile": "f"}
+    with changed_environment(variables | ({ENCODER_VARIABLE: str(encoder)} if encoder else {})):
+        trainer = _make_trainer(CLASSES[trainer_name], plans, fold, dataset_json, schedule)
+        if frozen:
+            trainer.frozen_encoder_epochs = schedule.epochs
+        trainer.after_epoch = lambda: _score_milestone(trainer, schedule, held_out)
+        started = time.perf_counter()
+        trainer.run_training()
+    seconds = time.perf_counter() - started - trainer.scoring_seconds
+    cost = {
+        "seconds_per_iteration": seconds / (schedule.epochs * schedule.iterations),
+        "peak_memory_bytes": peak_memory(torch.device("cpu")),
+        "flops_per_iteration": _flops(trainer),
+        "parameters": sum(p.numel() for p in trainer.network.parameters()),
+    }
+    if encoder_out:
+        state = {f"backbone.{key}": value for key, value in trainer.network.encoder.state_dict().items()}
+        with atomic_path(encoder_out) as temporary:
+            torch.save({"teacher": state}, temporary)
+    scores = score(trainer, held_out)
+    last = _milestone(trainer, schedule, [row for row in scores if row["case"] in _some(held_out, schedule)])
+    return {
+        "scores": scores,
+        "curve": [float(trainer.logger.get_value("train_losses", step=i)) for i in range(schedule.epochs)],
+        "milestones": [*trainer.milestone_scores, last],
+        "cost": cost,
+    }
+
+
+def _make_trainer(
+    base: type[nnUNetTrainer], plans: dict, fold: int, dataset_json: dict, schedule: Schedule
+) -> nnUNetTrainer:
+    class StudyTrainer(base):
+        """``base`` with a call after each epoch, and autocast, which nnU-Net has on GPUs alone."""
+
+        def initialize(self) -> None:
+            super().initialize()
+            self.network.register_forward_hook(_in_float32)
+
+        def on_epoch_end(self) -> None:
+            super().on_epoch_end()
+            self.after_epoch()
+
+        def train_step(self, batch: dict) -> dict:
+            with torch.autocast("cpu", torch.bfloat16):
+                return super().train_step(batch)
+
+    plans = copy.deepcopy(plans) | {"continue_training": False}  # nnU-Net takes it out again
+    trainer = StudyTrainer(plans, CONFIGURATION, fold, dataset_json, torch.device("cpu"))
+    trainer.num_epochs, trainer.num_iterations_per_epoch = schedule.epochs, schedule.iterations
+    trainer.num_val_iterations_per_epoch = 1
+    trainer.disable_checkpointing = True
+    trainer.milestone_scores, trainer.scoring_seconds = [], 0.0
+    if base in TRAINERS.values():
+        trainer.mirroring = False
+        trainer.encoder_lr = schedule.encoder_lr
+    if base is not nnUNetTrainerNoMirroring:
+        trainer.initial_lr = schedule.decoder_lr
+    return trainer
+
+
+def _in_float32(network: nn.Module, inputs: tuple, outputs: Tensor | list[Tensor]) -> Tensor | list[Tensor]:
+    """A forward hook: autocast on the CPU, unlike that of CUDA, would leave softmax and loss in bf16."""
+    return outputs.float() if isinstance(outputs, Tensor) else [output.float() for output in outputs]
+
+
+def _score_milestone(trainer: nnUNetTrainer, schedule: Schedule, held_out: dict[str, LabelledCase]) -> None:
+    """Score some held-out cases where the epoch that has just ended is a milestone."""
+    if trainer.current_epoch not in {round(share * schedule.epochs) for share in schedule.milestones}:
+        return
+    started = time.perf_counter()
+    trainer.milestone_scores.append(_milestone(trainer, schedule, score(trainer, _some(held_out, schedule))))
+    trainer.scoring_seconds += time.perf_counter() - started
+
+
+def _some(held_out: dict[str, LabelledCase], schedule: Schedule) -> dict[str, LabelledCase]:
+    return dict(itertools.islice(held_out.items(), schedule.milestone_cases))
+
+
+def _milestone(trainer: nnUNetTrainer, schedule: Schedule, rows: list[dict[str, Any]]) -> dict[str, Any]:
+    dice_of_all = float(np.mean([row["dice"] for row in rows if row["dice"] is not None]))
+    return {"iteration": trainer.current_epoch * schedule.iterations, "dice": dice_of_all}
+
+
+def score(trainer: nnUNetTrainer, cases: dict[str, LabelledCase]) -> list[dict[str, Any]]:
+    """Dice and normalised surface Dice of every organ in every case, predicted as nnU-Net predicts."""
+    predictor = nnUNetPredictor(
+        tile_step_size=TILE_STEP, use_mirroring=False, perform_everything_on_device=False,
+        device=trainer.device, allow_tqdm=False,
+    )  # fmt: skip
+    predictor.manual_initialization(
+        trainer.network, trainer.plans_manager, trainer.configuration_manager, [trainer.network.state_dict()],
+        trainer.dataset_json, trainer.__class__.__name__, None,
+    )  # fmt: skip
+    trainer.set_deep_supervision_enabled(False)
+    rows = []
+    for name, case in cases.items():
+        properties = {"spacing": case.spacing_mm}
+        with torch.autocast("cpu", torch.bfloat16):
+            predicted = predictor.predict_single_npy_array(case.image_hu[None].astype(np.float32), properties)
+        for organ, label in trainer.dataset_json["labels"].items():
+            if label:
+                surface = normalised_surface_dice(predicted == label, case.labels == label, case.spacing_mm)
+                rows.append({"case": name, "organ": organ, "dice": dice(predicted, case.labels, label), "nsd": surface})
+    trainer.set_deep_supervision_enabled(trainer.enable_deep_supervision)
+    return rows
+
+
+def _flops(trainer: nnUNetTrainer) -> float:
+    """Of a training step on the shared patch: forward counted, backward taken as twice of it."""
+    manager = trainer.configuration_manager
+    images = torch.zeros(manager.batch_size, trainer.num_input_channels, *manager.patch_size)
+    return 3.0 * forward_flops(trainer.network, images)

@@ -1,0 +1,119 @@
+"""What the peers share with CADS: its samples, optimiser and schedules, and its encoder file."""
+
+import copy
+import json
+import time
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from pretraining.config import PretrainConfig
+from pretraining.method.optimisation import clip_each_gradient, parameter_groups
+from pretraining.method.schedules import cosine, warmup_cosine
+from pretraining.run.checkpoint import encoder_record, save_encoder
+from pretraining.store.store import Store
+from pretraining.system.files import atomic_path
+from pretraining.views.loader import ViewStream, make_loader, steps_per_epoch
+
+
+class Method(Protocol):
+    """A self-supervised method: a module with an encoder.
+
+    Attributes:
+        encoder: what is handed on in the end.
+        step_over_forward: FLOPs of a step over those of its forward pass.
+    """
+
+    encoder: nn.Module
+    step_over_forward: float
+
+    def loss(self, view_1: Tensor, view_2: Tensor) -> Tensor:
+        """Of two views (B, 1, D, H, W) of each sample, ()."""
+
+    def after_step(self, momentum: float) -> None:
+        """What follows the optimiser's step, such as moving a teacher; ``momentum`` is CADS's of this step."""
+
+
+def pretrain_peer(method: nn.Module, store: Path, config: PretrainConfig, output: Path) -> Path:
+    """Train a peer on the samples that CADS would see, with its optimiser, and write its ``cads_encoder.pth``.
+
+    A run that was stopped goes on after the last epoch that was finished.
+
+    Returns:
+        The encoder file; ``output/cost.json`` has seconds per sample beside it.
+    """
+    output.mkdir(parents=True, exist_ok=True)
+    encoder, checkpoint = output / "cads_encoder.pth", output / "checkpoint_latest.pth"
+    if encoder.exists():
+        return encoder
+    stream = ViewStream(Store.open(store), config)
+    trainer = PeerTrainer(method, config, steps_per_epoch(stream, config))
+    if checkpoint.exists():
+        trainer.load(torch.load(checkpoint, weights_only=True))
+    started, first = time.perf_counter(), trainer.step
+    loader = make_loader(stream, config, first, trainer.total_steps, torch.device("cpu"))
+    with (output / "metrics.jsonl").open("a", encoding="utf-8") as log:
+        for view_1, view_2, _ in loader:
+            loss = trainer.train_step(view_1, view_2)
+            log.write(json.dumps({"step": trainer.step - 1, "loss": loss}) + "\n")
+            if trainer.step % trainer.steps_per_epoch == 0:
+                log.flush()
+                with atomic_path(checkpoint) as temporary:
+                    torch.save(trainer.state(), temporary)
+    samples = (trainer.step - first) * config.optim.batch_size
+    if samples:
+        cost = {"seconds_per_sample": (time.perf_counter() - started) / samples}
+        (output / "cost.json").write_text(json.dumps(cost), encoding="utf-8")
+    save_encoder(encoder, method.encoder.state_dict(), encoder_record(config, trainer.step))
+    return encoder
+
+
+class PeerTrainer:
+    """Method, optimiser and place in the schedule.
+
+    Args:
+        method: what is trained.
+        config: of the run.
+        steps_per_epoch: steps that make an epoch.
+    """
+
+    def __init__(self, method: nn.Module, config: PretrainConfig, steps_per_epoch: int) -> None:
+        self.method, self.config, self.steps_per_epoch, self.step = method.train(), config, steps_per_epoch, 0
+        self.total_steps = config.optim.epochs * steps_per_epoch
+        self.optimizer = torch.optim.AdamW(parameter_groups(method), lr=0.0, fused=True)
+
+    def train_step(self, view_1: Tensor, view_2: Tensor) -> float:
+        """One step on two views (B, 1, D, H, W) of each sample; returns the loss."""
+        optim, warmup = self.config.optim, self.config.optim.warmup_epochs * self.steps_per_epoch
+        for group in self.optimizer.param_groups:
+            group["lr"] = warmup_cosine(self.config.peak_lr, optim.min_lr, warmup, self.total_steps, self.step)
+            group["weight_decay"] = (
+                cosine(*optim.weight_decay, self.total_steps, self.step) if group["decayed"] else 0.0
+            )
+        torch.manual_seed(self.config.run.seed * 1_000_003 + self.step)  # masks and stochastic depth follow it
+        with torch.autocast("cpu", torch.bfloat16, enabled=self.config.run.amp == "bf16"):
+            loss = self.method.loss(view_1, view_2)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        clip_each_gradient(self.method.parameters(), optim.clip_grad)
+        self.optimizer.step()
+        self.method.after_step(cosine(*optim.teacher_momentum, self.total_steps, self.step))
+        self.step += 1
+        return loss.item()
+
+    def state(self) -> dict:
+        """Everything needed to go on."""
+        return {"method": self.method.state_dict(), "optimizer": self.optimizer.state_dict(), "step": self.step}
+
+    def load(self, state: dict) -> None:
+        """Go on from `state`."""
+        self.method.load_state_dict(state["method"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.step = state["step"]
+
+
+def frozen_copy(module: nn.Module) -> nn.Module:
+    """A copy that takes no gradient."""
+    return copy.deepcopy(module).requires_grad_(False)

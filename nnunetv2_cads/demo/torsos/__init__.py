@@ -1,0 +1,1 @@
+"""Synthetic torsos: CT scans with labels, made by formulas."""

@@ -1,0 +1,1 @@
+"""`cads_doctor`: checks of installation, data, encoder and plans."""

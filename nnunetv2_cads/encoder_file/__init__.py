@@ -1,0 +1,1 @@
+"""The encoder file: its record, reading and writing."""

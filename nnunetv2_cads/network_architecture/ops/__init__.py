@@ -1,0 +1,1 @@
+"""Exact, faster forms of single operations, chosen by device and layout."""

@@ -1,0 +1,1 @@
+"""CT scans: finding them, reading them, and bringing them to one grid."""

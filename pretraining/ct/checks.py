@@ -1,0 +1,131 @@
+"""What makes a scan unusable. Each reason says what was found, what is needed and what to do."""
+
+import numpy as np
+
+from pretraining.ct.geometry import resampled_shape
+from pretraining.ct.scan import UnusableScanError
+
+MIN_SPACING_MM, MAX_SPACING_MM = 0.05, 20.0
+# Sub-volumes are windows of 24 slices. In-plane, training pads with air up to its crop of 96, so 24 will do there too.
+MIN_EDGE_MM = 24
+# 1 m x 1 m x 1 m at 1 mm, 4 GB while it is resampled: a whole body is half of that. Stored voxels can be finer.
+MAX_RESAMPLED_VOXELS = 10**9
+MAX_STORED_VOXELS = 4 * 10**9
+# gzip's best; of the encodings that JPEG files use, only that of one value everywhere does better.
+MAX_COMPRESSION = 1100
+
+SKEWED = "has axes that are not at right angles according to its header; correct its header or resample it"
+
+AIR_HU = -200
+SOFT_TISSUE_HU = (-200, 300)
+MIN_FRACTION = 0.001
+# Inverted CT has the air around the body here. No more than a tenth of a skull is as dense.
+DENSE_HU, MAX_DENSE_FRACTION = 700, 0.3
+
+
+def check_pixels(dimension: int, size: tuple[int, ...], components: int, pixel_type: str) -> None:
+    """Raise `UnusableScanError` unless the image has 3 dimensions and one real number per voxel."""
+    if dimension != 3:
+        shape = " x ".join(map(str, size))
+        raise UnusableScanError(f"has {dimension} dimensions ({shape}), a CT volume has 3; export it as one 3D volume")
+    if components != 1 or "complex" in pixel_type:
+        raise UnusableScanError(
+            f"has {components} values per voxel ({pixel_type}), CT has one; export the original scan, not a picture"
+        )
+
+
+def check_grid(size: tuple[int, int, int], spacing_mm: tuple[float, float, float]) -> None:
+    """Raise `UnusableScanError` where spacing or size are out of all reason; both in the same order of the axes.
+
+    To be called before the voxels are read: a header can announce more than the memory holds.
+    """
+    if min(size) < 1:
+        raise UnusableScanError(f"has {' x '.join(map(str, size))} voxels, which is none; export it again")
+    told = " x ".join(f"{edge:g}" for edge in spacing_mm)
+    if not all(np.isfinite(edge) and MIN_SPACING_MM <= edge <= MAX_SPACING_MM for edge in spacing_mm):
+        raise UnusableScanError(
+            f"has a voxel spacing of {told} mm, possible are {MIN_SPACING_MM:g} to {MAX_SPACING_MM:g} mm; "
+            "correct the spacing in its header or export it again"
+        )
+    voxels = int(np.prod([int(edge) for edge in size], dtype=object))
+    resampled = int(np.prod(resampled_shape(size, spacing_mm), dtype=object))
+    if voxels > MAX_STORED_VOXELS or resampled > MAX_RESAMPLED_VOXELS:
+        raise UnusableScanError(
+            f"claims {' x '.join(map(str, size))} voxels of {told} mm, more than any CT has (at most "
+            f"{MAX_RESAMPLED_VOXELS:.0e} voxels at 1 mm); correct its header or crop it"
+        )
+
+
+def check_stored_bytes(size: tuple[int, int, int], stored: int) -> None:
+    """Raise `UnusableScanError` where a header announces more voxels than ``stored`` bytes can hold, even compressed.
+
+    To be called before memory is taken for them.
+    """
+    voxels = int(np.prod([int(edge) for edge in size], dtype=object))
+    if voxels > stored * MAX_COMPRESSION:
+        raise UnusableScanError(
+            f"claims {' x '.join(map(str, size))} voxels, far more than its {stored} bytes can hold; it is truncated "
+            "or damaged, copy or export it again"
+        )
+
+
+def check_direction(direction: np.ndarray) -> None:
+    """Raise `UnusableScanError` where the axes of a volume (columns of the 3 x 3 cosines) are not at right angles."""
+    if not np.allclose(direction.T @ direction, np.eye(3), atol=0.01):
+        raise UnusableScanError(SKEWED)
+
+
+def check_extent(shape: tuple[int, int, int]) -> None:
+    """Raise `UnusableScanError` where a canonical volume of (slices, height, width) voxels of 1 mm is too small."""
+    if shape[0] < MIN_EDGE_MM:
+        raise UnusableScanError(
+            f"covers {shape[0]} mm from its lowest to its highest slice, a training window needs {MIN_EDGE_MM} mm; "
+            "leave out localizers and single slices"
+        )
+    if min(shape) < MIN_EDGE_MM:
+        raise UnusableScanError(
+            f"is {shape[0]} x {shape[1]} x {shape[2]} mm (slices x height x width), every edge must have at least "
+            f"{MIN_EDGE_MM} mm; leave it out"
+        )
+
+
+def check_values(values: np.ndarray) -> None:
+    """Raise `UnusableScanError` unless the voxels can be HU of a body in or with air.
+
+    HU are recognised by air (below -200 HU: around the body, in lungs and bowel) and soft tissue (-200 to 300 HU),
+    each in at least a thousandth of the voxels. Label maps, MR, 8-bit pictures, normalised intensities and CT stored
+    with an offset of 1024 have no voxel as low as air.
+    """
+    low, high = float(values.min()), float(values.max())  # NaN where one voxel is NaN
+    if not (np.isfinite(low) and np.isfinite(high)):
+        count = int(np.count_nonzero(~np.isfinite(values)))
+        raise UnusableScanError(f"has {count} voxels that are NaN or infinite; write a number there, -1024 for air")
+    if low == high:
+        raise UnusableScanError(f"has the same value {low:g} in every voxel; export it again")
+    wanted = MIN_FRACTION * values.size
+    if np.count_nonzero(values < AIR_HU) < wanted:
+        raise UnusableScanError(
+            f"has values from {low:g} to {high:g} and no air, so they are not HU; {_advice(low, high)}"
+        )
+    tissue = np.count_nonzero((values >= SOFT_TISSUE_HU[0]) & (values <= SOFT_TISSUE_HU[1]))
+    if tissue < wanted:
+        raise UnusableScanError(
+            f"has values from {low:g} to {high:g} but no soft tissue ({SOFT_TISSUE_HU[0]} to {SOFT_TISSUE_HU[1]} HU), "
+            "so they are not HU; apply the rescale slope and intercept exactly once"
+        )
+    if np.count_nonzero(values > DENSE_HU) > MAX_DENSE_FRACTION * values.size:
+        raise UnusableScanError(
+            f"has more than {MAX_DENSE_FRACTION:.0%} of its voxels above {DENSE_HU} HU, as dense bone, so its "
+            "intensities are most likely inverted; export the original CT"
+        )
+
+
+def _advice(low: float, high: float) -> str:
+    """What values without air most likely are, and what to do about it."""
+    if high - low <= 20:
+        return "they look like a mask or normalised: leave it out or give the original scan"
+    if low >= 0 and high <= 255:
+        return "they look like labels or an 8-bit picture: leave it out or give the original scan"
+    if low >= 0 and high > 1000:
+        return "give CT, with the rescale intercept (often -1024) applied if that is missing"
+    return "give the original CT, not windowed and not of another modality"

@@ -1,0 +1,100 @@
+"""What a scan is before it is read: its files, and the name it will have in the store."""
+
+import hashlib
+import os
+import re
+import unicodedata
+from dataclasses import dataclass
+from pathlib import Path
+
+from pretraining.system.worker_pool import WorkerDiedError
+
+MAX_ID_LENGTH = 120
+
+
+class UnusableScanError(Exception):
+    """A scan that cannot be used. The message says what is wrong and what to do; the file's name goes before it."""
+
+
+@dataclass(frozen=True)
+class Scan:
+    """One CT volume to be.
+
+    Attributes:
+        volume_id: its name in the store.
+        name: the file, or the DICOM folder and series, relative to INPUT: what messages call it.
+        files: the file, or the slices of a DICOM series in order.
+        is_dicom: whether the files are a DICOM series.
+        stored_name: what the store says of where it comes from; empty for ``name``.
+    """
+
+    volume_id: str
+    name: str
+    files: tuple[Path, ...]
+    is_dicom: bool = False
+    stored_name: str = ""
+
+    @property
+    def source(self) -> str:
+        """Where it comes from, as the store has it."""
+        return self.stored_name or self.name
+
+    def stat(self) -> tuple[int, int]:
+        """Size in bytes (sum) and time of the last change in ns (latest) of the files.
+
+        Raises:
+            UnusableScanError: a file is not there (any more), or a link leads nowhere.
+        """
+        try:
+            stats = [file.stat() for file in self.files]
+        except OSError as error:
+            raise UnusableScanError(f"cannot be read ({error.strerror}); copy it again or remove it") from None
+        return sum(stat.st_size for stat in stats), max(stat.st_mtime_ns for stat in stats)
+
+    def sha256(self) -> str:
+        """SHA-256 (hex) of the content of the files, one after the other."""
+        digest = hashlib.sha256()
+        for file in self.files:
+            with file.open("rb") as stream:
+                while block := stream.read(1 << 20):
+                    digest.update(block)
+        return digest.hexdigest()
+
+
+def name_bytes(name: str) -> bytes:
+    """A file's name for hashing; names need not be valid text."""
+    return name.encode("utf-8", "surrogateescape")
+
+
+def is_text(name: str) -> bool:
+    """Whether a file's name is valid text: ITK ends the process over one that is not."""
+    return not any("\ud800" <= c <= "\udfff" for c in name)
+
+
+def printable(name: str) -> str:
+    """A file's name for one line of a log: control characters and what is not valid text are escaped."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in name)
+
+
+def volume_id(relative: str) -> str:
+    """A name for a file of the store, from a path relative to INPUT without its suffix.
+
+    Folders are joined by two underscores; letters and digits of any script stay, and so do dots, dashes and
+    underscores; all else becomes an underscore. Two different paths can get one name: the caller looks out for that.
+    """
+    name = unicodedata.normalize("NFC", relative).replace(os.sep, "__").replace("/", "__")
+    name = re.sub(r"[^\w.-]", "_", name).lstrip(".") or "scan"
+    if len(name) > MAX_ID_LENGTH:
+        name = name[-MAX_ID_LENGTH:] + "-" + hashlib.sha256(name_bytes(relative)).hexdigest()[:8]
+    return name
+
+
+def reason_of(error: Exception) -> str:
+    """Why a scan failed, in words, from what ended its task in a process."""
+    if isinstance(error, UnusableScanError):
+        return str(error)
+    if isinstance(error, WorkerDiedError) and error.crashed:
+        return f"crashed the library that read it ({error}), so it is damaged; copy or export it again"
+    if isinstance(error, WorkerDiedError | MemoryError):
+        return f"ended the process that read it ({error}), most likely for want of memory; crop it or lower -np"
+    return f"could not be preprocessed because of an unexpected {type(error).__name__} ({error}); please report this"

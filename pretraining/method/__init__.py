@@ -1,0 +1,1 @@
+"""CADS: student and teacher, heads, loss, schedules and the training step."""

@@ -1,0 +1,129 @@
+"""Projection heads: pooled features of one encoder stage -> K logits.
+
+Paper: CADS (IEEE TMI 2025), after DINO (Caron et al., ICCV 2021); CADS method, section 4.
+Deviations: optional batch normalisation after the hidden layers (off as published), which keeps small batches from
+collapsing to one output (docs/pretraining.md).
+"""
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from nnunetv2_cads.network_architecture.ops.linear import convolution_is_faster, multiply, multiply_transposed
+from pretraining.config import ModelConfig
+
+
+class _CosineLogits(torch.autograd.Function):
+    """x v^T, each column scaled by gain / length of its row of v, without ever forming the scaled v.
+
+    Written out because K x 256 numbers are most of the heads: autograd's own way reads and writes them a dozen times.
+    Where convolution is faster than matrix products, the K rows of v are the tokens, for they are many.
+    """
+
+    @staticmethod
+    def forward(ctx, x: Tensor, rows: Tensor, gain: Tensor) -> Tensor:
+        lengths = torch.linalg.vector_norm(rows, dim=1).clamp_min(1e-12)
+        ctx.by_convolution = convolution_is_faster(x)
+        logits = multiply(rows, x).T.contiguous() if ctx.by_convolution else F.linear(x, rows)
+        scale = gain[:, 0] / lengths
+        logits *= scale.to(logits.dtype)
+        ctx.save_for_backward(x, rows, scale, lengths)
+        return logits
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+        x, rows, scale, lengths = ctx.saved_tensors
+        gradient = gradient * scale.to(gradient.dtype)
+        if ctx.by_convolution:
+            gradient = gradient.T.contiguous()
+            grad_x, grad_rows = multiply_transposed(gradient, rows), multiply(gradient, x.T)
+        else:
+            grad_x, grad_rows = gradient @ rows.to(gradient.dtype), (gradient.T @ x.to(gradient.dtype)).to(rows.dtype)
+        # a cosine does not change along its row, so that part of the gradient is taken off
+        along_rows = torch.linalg.vecdot(grad_rows, rows) / lengths.square()
+        return grad_x.to(x.dtype), grad_rows.addcmul_(rows, along_rows[:, None], value=-1), None
+
+
+class WeightNormLinear(nn.Module):
+    """Linear layer without bias whose rows have length ``weight_g``, fixed at 1: the logits are cosines.
+
+    ``weight_g`` is a parameter that takes no gradient, so that checkpoints keep the published keys.
+    """
+
+    def __init__(self, in_features: int, out_features: int) -> None:
+        super().__init__()
+        self.weight_g = nn.Parameter(torch.ones(out_features, 1), requires_grad=False)
+        self.weight_v = nn.Parameter(torch.empty(out_features, in_features))
+        nn.init.trunc_normal_(self.weight_v, std=0.02)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, in_features) -> (N, out_features)."""
+        return _CosineLogits.apply(x, self.weight_v, self.weight_g)
+
+
+class _SumOverProcesses(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x: Tensor) -> Tensor:
+        x = x.clone()
+        dist.all_reduce(x)
+        return x
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> Tensor:
+        gradient = gradient.clone()
+        dist.all_reduce(gradient)
+        return gradient
+
+
+class GlobalBatchNorm1d(nn.BatchNorm1d):
+    """Batch normalisation whose statistics are those of the batches of all processes, on CPU and on CUDA.
+
+    (`torch.nn.SyncBatchNorm` is for CUDA alone.) All processes must have batches of one size.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C) -> (N, C)."""
+        if not (self.training and dist.is_initialized() and dist.get_world_size() > 1):
+            return super().forward(x)
+        values = x.float()
+        count = len(x) * dist.get_world_size()
+        mean = _SumOverProcesses.apply(values.sum(0)) / count
+        variance = _SumOverProcesses.apply((values - mean).square().sum(0)) / count
+        with torch.no_grad():
+            self.num_batches_tracked += 1
+            self.running_mean.lerp_(mean, self.momentum)
+            self.running_var.lerp_(variance * (count / (count - 1)), self.momentum)
+        normalised = (values - mean) * torch.rsqrt(variance + self.eps) * self.weight + self.bias
+        return normalised.to(x.dtype)
+
+
+class ProjectionHead(nn.Module):
+    """Three-layer perceptron, L2 normalisation, weight-normalised last layer.
+
+    Args:
+        in_dim: channels of the stage.
+        config: widths, and whether hidden layers are batch-normalised.
+    """
+
+    def __init__(self, in_dim: int, config: ModelConfig) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        for dim in (in_dim, config.head_hidden_dim):
+            layers.append(nn.Linear(dim, config.head_hidden_dim))
+            if config.head_batch_norm:
+                layers.append(GlobalBatchNorm1d(config.head_hidden_dim))
+            layers.append(nn.GELU())
+        layers.append(nn.Linear(config.head_hidden_dim, config.head_bottleneck_dim))
+        self.mlp = nn.Sequential(*layers)
+        self.last_layer = WeightNormLinear(config.head_bottleneck_dim, config.head_out_dim)
+        for layer in self.mlp:
+            if isinstance(layer, nn.Linear):
+                nn.init.trunc_normal_(layer.weight, std=0.02)
+                nn.init.zeros_(layer.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Pooled features (N, in_dim) -> logits (N, K)."""
+        return self.last_layer(F.normalize(self.mlp(x), dim=-1))

@@ -1,0 +1,1 @@
+"""CADS written plainly: to read first, and for tests to compare with."""

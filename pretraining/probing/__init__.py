@@ -1,0 +1,1 @@
+"""What frozen encoders know: features and probes."""

@@ -1,0 +1,1 @@
+"""A run's folder: checkpoint, metrics, health, stopping and cost."""

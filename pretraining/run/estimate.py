@@ -1,0 +1,126 @@
+"""What a run will cost, before it begins: `cads_pretrain --estimate`, and whether the machine's memory suffices."""
+
+import math
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from pretraining.config import PretrainConfig
+from pretraining.method.pretrainer import Pretrainer
+from pretraining.method.student_teacher import Student, Teacher
+from pretraining.system.errors import UserError
+from pretraining.system.machine import available_memory, peak_memory, reset_peak_memory
+from pretraining.system.processes import ALONE, Processes
+
+TIMED_STEPS = 5
+STEPS_BEFORE = 2
+BYTES_PER_VOXEL = 1000
+"""Of a step on the CPU in float32, for each voxel that the student sees (docs/benchmarks.md: 1.26 GiB at batch 16)."""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Cost of a run.
+
+    Attributes:
+        parameters: trained ones.
+        flops_per_step: multiplications and additions of one step, over all processes.
+        step_seconds: median of some steps, views at hand.
+        memory_bytes: peak of one process (on a GPU: of its memory).
+        total_steps: steps of the run.
+        processes: that share the batch.
+    """
+
+    parameters: int
+    flops_per_step: float
+    step_seconds: float
+    memory_bytes: int
+    total_steps: int
+    processes: int = 1
+
+    def __str__(self) -> str:
+        seconds = self.total_steps * self.step_seconds
+        duration = f"{seconds / 3600:.1f} hours" if seconds >= 3600 else f"{seconds / 60:.1f} minutes"
+        each = " in each process" if self.processes > 1 else ""
+        speed = self.flops_per_step / self.step_seconds
+        return (
+            f"{self.parameters / 1e6:.1f} M trained parameters\n"
+            f"{self.flops_per_step / 1e9:.0f} GFLOP per step, {speed / 1e9:.0f} GFLOP/s\n"
+            f"{self.memory_bytes / 2**30:.1f} GiB at the peak{each}, without the processes that prepare views\n"
+            f"{self.step_seconds:.2f} s per step, {self.total_steps} steps: {duration}"
+        )
+
+
+def check_memory(config: PretrainConfig, processes: Processes = ALONE) -> None:
+    """Raise `UserError` where a step on the CPU needs more memory than there is.
+
+    The system does not refuse what it has not got, but ends some process without a word once it is used.
+    """
+    with torch.device("meta"):
+        student = Student(config.model)
+        teacher = Teacher(student)
+    trained, other = (sum(p.numel() for p in network.parameters()) for network in (student, teacher))
+    share = -(-config.optim.batch_size // (processes.size * config.run.accumulate))
+    with torch.device("meta"):
+        voxels = sum(view.numel() for view in random_views(config, share))
+    each = 4 * (4 * trained + other) + BYTES_PER_VOXEL * voxels  # weights, gradients, AdamW's moments; the teacher's
+    needed, available = each * processes.local_size, available_memory()
+    if needed > available:
+        raise UserError(
+            f"a step of batch_size {config.optim.batch_size} on the CPU needs about {needed / 2**30:.0f} GiB of memory "
+            f"and {available / 2**30:.0f} are available; give a lower --batch-size, a smaller --preset (demo), or "
+            "--accumulate N, which takes a batch in N parts"
+        )
+
+
+def random_views(config: PretrainConfig, count: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Noise of the shapes of ``count`` samples: (count, 1, D, H, W) twice and (count, 1, H, W)."""
+    depth, height, width = config.view.crop_size
+    half = 2 if config.view.uniform_sampling else 1
+    ct = (count, 1, depth, height // half, width // half)
+    return torch.randn(ct), torch.randn(ct), torch.randn(count, 1, height, width)
+
+
+def flops_per_step(pretrainer: Pretrainer) -> float:
+    """Multiplications and additions of a step over all processes: forward counted, backward taken as twice of it."""
+    view_1, view_2, xray = (view.to(pretrainer.device) for view in random_views(pretrainer.config, 1))
+    ct = torch.cat([view_1, view_2])
+    teacher, student = forward_flops(pretrainer.teacher, ct), forward_flops(pretrainer.student, ct, xray)
+    return pretrainer.config.optim.batch_size * (teacher + 3 * student)
+
+
+def forward_flops(function: Callable[..., Any], *inputs: torch.Tensor) -> int:
+    """Multiplications and additions of ``function(*inputs)``, as PyTorch counts them."""
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        function(*inputs)
+    return counter.get_total_flops()
+
+
+def estimate(
+    config: PretrainConfig, steps_per_epoch: int, device: torch.device, processes: Processes = ALONE
+) -> Estimate:
+    """Take a few steps on noise and extrapolate."""
+    pretrainer = Pretrainer(config, steps_per_epoch, device, processes)
+    views = random_views(config, config.optim.batch_size // processes.size)
+    reset_peak_memory(device)
+    seconds = []
+    for _ in range(STEPS_BEFORE + TIMED_STEPS):
+        start = time.perf_counter()
+        loss = pretrainer.train_step(*views).loss.item()  # waits for a GPU
+        seconds.append(time.perf_counter() - start)
+    if not math.isfinite(loss):
+        raise ArithmeticError(f"the loss of noise is {loss}")
+    memory = peak_memory(device)
+    return Estimate(
+        sum(p.numel() for p in pretrainer.student.parameters() if p.requires_grad),
+        flops_per_step(pretrainer),
+        statistics.median(seconds[STEPS_BEFORE:]),
+        memory,
+        pretrainer.total_steps,
+        processes.size,
+    )

@@ -1,0 +1,63 @@
+"""What is done to one scan, in a process of its own: read, bring to the canonical grid, project, store.
+
+Apart from `preprocess`, so that the processes load neither the drawing of the contact sheet nor the progress bar.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from pretraining.ct.checks import check_extent
+from pretraining.ct.geometry import resample_cubic, resampled_shape, to_canonical
+from pretraining.ct.radiograph import ConstantRadiographError, frontal_radiograph
+from pretraining.ct.read_ct import read_ct
+from pretraining.ct.scan import Scan, UnusableScanError
+from pretraining.store.store import CLIP_HU, SPACING_MM
+from pretraining.store.writer import Source, StoreWriter
+from pretraining.system.errors import environment_error, is_environment_error
+
+
+@dataclass(frozen=True)
+class Task:
+    """One scan and where it goes."""
+
+    scan: Scan
+    writer: StoreWriter
+
+
+def preprocess_scan(task: Task) -> None:
+    """Read one scan, bring it to the canonical grid, project it, and add both to the store.
+
+    Raises:
+        UnusableScanError: the scan cannot be used.
+        UserError: the store cannot be written.
+    """
+    scan = task.scan
+    size_bytes, mtime_ns = scan.stat()
+    image = read_ct(scan)
+    volume, spacing_mm = to_canonical(image.values, image.spacing_xyz_mm, image.direction)
+    check_extent(resampled_shape(volume.shape, spacing_mm, SPACING_MM))
+    source = Source(
+        path=scan.source,
+        size_bytes=size_bytes,
+        mtime_ns=mtime_ns,
+        sha256=scan.sha256(),
+        size_xyz=image.values.shape[::-1],
+        spacing_xyz_mm=tuple(float(edge) for edge in image.spacing_xyz_mm),
+    )
+    del image
+    resampled = resample_cubic(volume, spacing_mm, SPACING_MM)
+    del volume
+    np.clip(resampled, *CLIP_HU, out=resampled)
+    volume_hu = np.rint(resampled, out=resampled).astype(np.int16)
+    del resampled
+    try:
+        radiograph = frontal_radiograph(volume_hu)
+    except ConstantRadiographError:
+        raise UnusableScanError("looks the same along every ray, so it has no radiograph; leave it out") from None
+    try:
+        task.writer.add(scan.volume_id, volume_hu, radiograph, source)
+    except OSError as error:
+        if not is_environment_error(error):
+            raise
+        raise environment_error(error, task.writer.path) from None

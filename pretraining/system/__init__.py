@@ -1,0 +1,1 @@
+"""What is not about CT: commands, errors, files, locks, processes, devices."""

@@ -1,0 +1,118 @@
+"""What is set in PyTorch before a run's first operation on its device."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+import torch.distributed as dist
+
+from pretraining.system.errors import UserError
+from pretraining.system.machine import core_count, keep_freed_memory
+from pretraining.system.processes import ALONE, Processes
+
+
+def prepare_device(device: torch.device, amp: str) -> None:
+    """Make ``device`` the one that everything of this process uses, and set how exactly and how fast it computes.
+
+    Args:
+        device: of the run, see `pretraining.system.devices.choose_device`.
+        amp: the setting; with "none", float32 is float32: by default, cuDNN's convolutions keep 10 bits of 23.
+    """
+    if device.type == "cpu":
+        keep_freed_memory()
+    if device.type != "cuda":
+        return
+    if device.index is not None:  # streams and events without a device are those of the current one
+        torch.cuda.set_device(device)
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = amp != "none"
+    torch.backends.cudnn.benchmark = True  # shapes are the same in every step
+
+
+_OF_TORCHRUN = ("RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+"""What torchrun sets beside WORLD_SIZE."""
+
+
+@contextmanager
+def start_processes(device: str) -> Iterator[Processes]:
+    """Join the processes that torchrun has started, or be the only one.
+
+    Args:
+        device: the setting; "cuda" or "auto" where there are GPUs take one GPU per process.
+
+    Raises:
+        UserError: torchrun has not started this process, or this machine has too few GPUs.
+    """
+    if os.environ.get("WORLD_SIZE", "1") == "1":
+        yield ALONE
+        return
+    _check_environment()
+    rank, size = int(os.environ["LOCAL_RANK"]), int(os.environ["LOCAL_WORLD_SIZE"])
+    on_gpu = _takes_gpu(device)
+    if on_gpu:
+        _take_gpu(rank, size)
+    elif os.environ.get("OMP_NUM_THREADS") == "1":  # torchrun's own default, meant for one process per GPU
+        torch.set_num_threads(max(1, core_count() // size))
+    dist.init_process_group("nccl" if on_gpu else "gloo")
+    try:
+        yield Processes(
+            dist.get_rank(),
+            dist.get_world_size(),
+            rank,
+            size,
+            dist.new_group(backend="gloo") if on_gpu else dist.group.WORLD,
+        )
+    finally:
+        dist.destroy_process_group()
+
+
+def _check_environment() -> None:
+    """Raise `UserError` unless torchrun's variables are there: some queues and images export WORLD_SIZE alone."""
+    numbers = ("WORLD_SIZE", *(name for name in _OF_TORCHRUN if name != "MASTER_ADDR"))
+    wrong = [name for name in numbers if not os.environ.get(name, "").isdecimal()]
+    wrong += ["MASTER_ADDR"] * (not os.environ.get("MASTER_ADDR"))
+    if wrong:
+        raise UserError(
+            f"WORLD_SIZE is {os.environ['WORLD_SIZE']!r} in the environment, but {', '.join(wrong)} cannot be used, so "
+            "torchrun has not started this process; start it with torchrun, or unset WORLD_SIZE"
+        )
+
+
+def _take_gpu(local_rank: int, local_size: int) -> None:
+    """Make the GPU of this process's number the current one; one process of the machine speaks where there is none."""
+    try:
+        count = torch.cuda.device_count()
+        if count >= local_size:
+            torch.cuda.set_device(local_rank)
+            return
+        reason = f"PyTorch finds {count} here"
+    except (RuntimeError, AssertionError) as error:
+        count, reason = 0, str(error).splitlines()[0]
+    remedy = f"start torchrun with --nproc_per_node={count}, or" if count else "check the driver (nvidia-smi), or"
+    sentence = f"{local_size} processes of this machine need a GPU each ({reason}); {remedy} give --device cpu"
+    raise UserError("" if local_rank else sentence)
+
+
+def choose_device(name: str, processes: Processes = ALONE) -> torch.device:
+    """The device that the setting names; each process of a run on GPUs takes that of its number.
+
+    Raises:
+        UserError: there is no such device.
+    """
+    try:
+        if processes.size > 1 and _takes_gpu(name):
+            device = torch.device("cuda", processes.local_rank)
+        else:
+            device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
+    except RuntimeError:  # lists every device that PyTorch was ever built for
+        raise UserError(f"device '{name}' is unknown; use cpu, cuda or auto") from None
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"device '{name}' cannot be used ({reason}); use cpu, cuda or auto") from error
+    return device
+
+
+def _takes_gpu(device: str) -> bool:
+    return device.startswith("cuda") or (device == "auto" and torch.cuda.is_available())

@@ -1,0 +1,225 @@
+"""DICOM series: several in a folder, files without suffix, what is no slice, and series that are not whole."""
+
+import hashlib
+import os
+import shutil
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+
+from pretraining.ct.find_scans import find_scans
+from pretraining.ct.geometry import to_canonical
+from pretraining.ct.read_ct import read_ct
+from pretraining.ct.scan import UnusableScanError
+
+PATIENT = "DOE^JANE"
+
+
+def write_series(folder, body, uid="1.2.3.4", suffix=".dcm", direction=1, modality="CT", shear_mm=0.0, **header):
+    """Write each slice of a volume as a DICOM file, headward (direction 1) or footward."""
+    folder.mkdir(parents=True, exist_ok=True)
+    writer = sitk.ImageFileWriter()
+    writer.SetImageIO("GDCMImageIO")
+    writer.KeepOriginalImageUIDOn()
+    count = body.GetDepth()
+    for index in range(count):
+        piece = body[:, :, index : index + 1]
+        where = body.TransformIndexToPhysicalPoint((0, 0, index))
+        tags = {
+            "0008|0060": modality,
+            "0010|0010": PATIENT,
+            "0020|000d": "1.2.3",
+            "0020|000e": uid,
+            "0020|0052": "1.2.3.9",
+            "0008|0018": f"{uid}.{index + 1}",
+            "0020|0013": str(index),
+            "0020|0032": f"{where[0]}\\{where[1] + shear_mm * index}\\{where[2]}",
+            "0020|0037": "1\\0\\0\\0\\1\\0",
+            "0028|1052": "-1024",
+            "0028|1053": "1",
+            **header,
+        }
+        for tag, value in tags.items():
+            piece.SetMetaData(tag, value)
+        number = index if direction > 0 else count - index
+        writer.SetFileName(str(folder / f"{uid[-3:]}_{number:03d}{suffix}"))
+        writer.Execute(piece)
+
+
+def scans_of(folder):
+    return find_scans(folder, folder / "store")
+
+
+@pytest.mark.parametrize("direction", [1, -1])
+def test_series_is_read_in_order_and_in_hu(tmp_path, make_body, direction):
+    body = make_body(spacing_xyz_mm=(0.75, 0.75, 2.5))
+    write_series(tmp_path / "patient", body, direction=direction)
+    ((scan,), unusable) = scans_of(tmp_path)
+    image = read_ct(scan)
+    volume, spacing = to_canonical(image.values, image.spacing_xyz_mm, image.direction)
+    np.testing.assert_array_equal(volume, sitk.GetArrayFromImage(body))
+    assert spacing == (2.5, 0.75, 0.75)
+    assert not unusable
+
+
+def test_several_series_without_suffix_beside_other_files(tmp_path, make_body):
+    write_series(tmp_path / "study", make_body(seed=1), "1.2.3.101", suffix="")
+    write_series(tmp_path / "study", make_body((26, 36, 44), seed=2), "1.2.3.102", suffix="")
+    sitk.WriteImage(make_body(), str(tmp_path / "study" / "also.nii.gz"))
+    (tmp_path / "study" / "notes.txt").write_text("nothing to see")
+    (tmp_path / "study" / "DICOMDIR").write_bytes(bytes(128) + b"DICM" + bytes(300))
+    plan = b"\x02\x00\x02\x00UI\x1e\x001.2.840.10008.5.1.4.1.1.481.3\x00"
+    (tmp_path / "study" / "structures").write_bytes(bytes(128) + b"DICM" + plan + bytes(300))
+    scans, unusable = scans_of(tmp_path)
+    assert not unusable
+    assert sorted(len(scan.files) for scan in scans) == [1, 26, 30]
+    assert sorted(read_ct(scan).values.shape[0] for scan in scans) == [26, 30, 30]
+    assert len({scan.volume_id for scan in scans}) == 3
+    before = {scan.volume_id for scan in scans}
+    write_series(tmp_path / "study", make_body(seed=3), "1.2.3.100", suffix="")
+    assert before < {scan.volume_id for scan in scans_of(tmp_path)[0]}  # names do not depend on what else is there
+
+
+def by_gdcm(folder):
+    """The names and the files, in their order, of the series in a folder that holds nothing else, as GDCM has them."""
+    reader = sitk.ImageSeriesReader
+    return {
+        f"series-{hashlib.sha256(identifier.encode()).hexdigest()[:8]}": reader.GetGDCMSeriesFileNames(
+            str(folder), identifier, True
+        )
+        for identifier in reader.GetGDCMSeriesIDs(str(folder), True)
+    }
+
+
+HEADERS = [
+    {}, {"0020|0011": "77"}, {"0018|0024": "seq *x"}, {"0018|0050": "2.50"}, {"0020|0011": "3", "0018|0050": "1e-1"},
+    {"0020|0037": "-1\\0\\0\\0\\1\\0"}, {"0020|0037": "1\\0\\0\\0\\0.8\\-0.6"}, {"0020|0013": "1"},
+]  # fmt: skip
+
+
+def test_series_are_called_and_ordered_as_by_gdcm(tmp_path, make_body):
+    """Stores have volumes with these names, and checksums of the slices in this order."""
+    for index, header in enumerate(HEADERS):
+        body = make_body((3 + index % 2, 8, 9), (1, 1, 2.5))
+        write_series(tmp_path, body, f"1.2.3.{200 + index}", direction=(-1) ** index, **header)
+    scans, unusable = scans_of(tmp_path)
+    found = {scan.name: tuple(map(str, scan.files)) for scan in scans}
+    assert not unusable and len(found) == len(HEADERS)
+    assert found == by_gdcm(tmp_path)
+
+
+def test_slices_of_another_size_are_a_volume_of_their_own(tmp_path, make_body):
+    write_series(tmp_path, make_body())
+    expected, _ = scans_of(tmp_path)
+    write_series(tmp_path, make_body((2, 60, 60)), suffix=".localizer")
+    scans, unusable = scans_of(tmp_path)
+    assert not unusable and sorted(len(scan.files) for scan in scans) == [2, 30]
+    assert expected[0] in scans
+
+
+def link_to(target):
+    return lambda path: path.symlink_to(target)
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, link_to("nowhere"), link_to("/dev/zero"), link_to("neighbour")])
+@pytest.mark.parametrize("name", ["neighbour", "neighbour.dcm"])
+def test_a_series_beside_what_is_no_file_is_whole(tmp_path, make_body, make, name):
+    """GDCM, given the folder, opens whatever lies there, and loses slices over it."""
+    write_series(tmp_path, make_body())
+    expected, _ = scans_of(tmp_path)
+    make(tmp_path / name)
+    scans, unusable = scans_of(tmp_path)
+    assert scans == expected and len(scans[0].files) == 30
+    assert list(unusable) == [name] * name.endswith(".dcm")
+
+
+@pytest.mark.parametrize("which", [(12,), range(30)])
+def test_a_header_that_gdcm_raises_over_costs_its_file_alone(tmp_path, make_body, which):
+    write_series(tmp_path / "good", make_body())
+    shutil.copytree(tmp_path / "good", tmp_path / "bad")
+    files = sorted((tmp_path / "bad").iterdir())
+    for index in which:
+        content = files[index].read_bytes()
+        assert content.count(b"\x28\x00\x02\x00\x02\x00\x00\x00\x01\x00") == 1
+        files[index].write_bytes(
+            content.replace(b"\x28\x00\x02\x00\x02\x00\x00\x00\x01", b"\x28\x00\x02\x00\x02\0\0\0\xff")
+        )
+    scans, unusable = scans_of(tmp_path)
+    assert set(unusable) == {f"bad/{files[index].name}" for index in which}
+    assert [len(scan.files) for scan in scans if scan.name.startswith("good/")] == [30]
+    for scan in scans:
+        if scan.name.startswith("bad/"):
+            with pytest.raises(UnusableScanError, match="slices are missing"):
+                read_ct(scan)
+
+
+def test_names_tell_nothing_of_the_patient(tmp_path, make_body):
+    write_series(tmp_path, make_body())
+    ((scan,), _) = scans_of(tmp_path)
+    assert "DOE" not in scan.volume_id + scan.name
+    assert "1.2.3" not in scan.volume_id + scan.name
+
+
+@pytest.mark.parametrize(
+    ("spoil", "reason"),
+    [
+        (lambda files: files[9].unlink(), "5 mm between slices 9 and 10: slices are missing"),
+        (lambda files: files[3].with_name("copy.dcm").write_bytes(files[3].read_bytes()), "missing or double"),
+    ],
+)
+def test_series_that_is_not_whole(tmp_path, make_body, spoil, reason):
+    write_series(tmp_path, make_body(spacing_xyz_mm=(1, 1, 2.5)))
+    spoil(sorted(tmp_path.iterdir()))
+    ((scan,), _) = scans_of(tmp_path)
+    with pytest.raises(UnusableScanError, match=reason):
+        read_ct(scan)
+
+
+def test_truncated_slice_is_named(tmp_path, make_body):
+    write_series(tmp_path, make_body())
+    last = sorted(tmp_path.iterdir())[-1]
+    last.write_bytes(last.read_bytes()[:300])
+    scans, unusable = scans_of(tmp_path)
+    assert list(unusable) == [last.name]
+    assert len(scans) == 1
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "reason"),
+    [
+        (b"1\\1 ", b"1\\3 ", "differ in pixel spacing"),
+        (b"1\\1 ", b"0\\1 ", "differ in pixel spacing"),
+        (b"1\\1 ", b"nan ", "cannot be read|differ in pixel spacing"),
+        (b"1\\0\\0\\0\\1\\0", b"0\\0\\1\\0\\1\\0", "differ in orientation|tilted"),
+        (b"0\\0\\%d", b"0\\0\\9e9"[:5], "missing or double|tilted|differ"),
+        (b"0\\0\\%d", b"0\\9\\%d", "tilted|missing|differ"),
+        (b"0\\0\\%d", b"x\\y\\%d", "cannot be read"),
+    ],
+)
+@pytest.mark.parametrize("where", [0, 12, 29])
+def test_one_slice_with_another_geometry(tmp_path, make_body, old, new, reason, where):
+    write_series(tmp_path, make_body())
+    path = sorted(tmp_path.iterdir())[where]
+    old, new = (text % where if b"%" in text else text for text in (old, new))
+    assert path.read_bytes().count(old) >= 1
+    path.write_bytes(path.read_bytes().replace(old, new.ljust(len(old))[: len(old)]))
+    scans, unusable = scans_of(tmp_path)
+    assert len(scans) == 1 and not unusable
+    with pytest.raises(UnusableScanError, match=reason):
+        read_ct(scans[0])
+
+
+def test_all_slices_in_one_place(tmp_path, make_body):
+    write_series(tmp_path, make_body(), **{"0020|0032": "0\\0\\5"})
+    ((scan,), _) = scans_of(tmp_path)
+    with pytest.raises(UnusableScanError, match="missing or double"):
+        read_ct(scan)
+
+
+@pytest.mark.parametrize(("modality", "shear_mm", "reason"), [("MR", 0, "modality MR"), ("CT", 0.5, "tilted gantry")])
+def test_series_that_is_no_upright_ct(tmp_path, make_body, modality, shear_mm, reason):
+    write_series(tmp_path, make_body(), modality=modality, shear_mm=shear_mm)
+    ((scan,), _) = scans_of(tmp_path)
+    with pytest.raises(UnusableScanError, match=reason):
+        read_ct(scan)

@@ -1,0 +1,88 @@
+"""Student, teacher and their heads: cosine logits against autograd's own way, precision, compilation."""
+
+from functools import partial
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from nnunetv2_cads.network_architecture.pvt_v2 import BRANCHES
+from pretraining.config import PRESETS, ModelConfig, PretrainConfig
+from pretraining.method.heads import ProjectionHead, WeightNormLinear
+from pretraining.method.pretrainer import Pretrainer
+from pretraining.method.student_teacher import Student, Teacher
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])  # with and without convolutions
+def test_cosine_logits_equal_the_normalised_product(dtype):
+    torch.manual_seed(0)
+    layer = WeightNormLinear(16, 300).to(dtype)
+    layer.weight_g.data.uniform_(0.5, 2)
+    x = torch.randn(6, 16, dtype=dtype, requires_grad=True)
+    target = torch.randn(6, 300, dtype=dtype)
+    gradients = []
+    for forward in (layer, lambda x: F.linear(x, layer.weight_g * F.normalize(layer.weight_v, dim=1))):
+        logits = forward(x)
+        gradients.append([logits, *torch.autograd.grad((logits * target).sum(), (x, layer.weight_v))])
+    for a, b in zip(*gradients, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+
+
+def test_gradients_of_cosine_logits_by_differences():
+    layer = WeightNormLinear(4, 5).double()
+    x = torch.randn(3, 4, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(
+        lambda x, rows: torch.func.functional_call(layer, {"weight_v": rows}, x), (x, layer.weight_v)
+    )
+
+
+def test_a_row_of_zeros_gives_zero_and_no_nan():
+    layer = WeightNormLinear(4, 3)
+    layer.weight_v.data[1] = 0
+    logits = layer(torch.randn(2, 4))
+    logits.sum().backward()
+    assert (logits[:, 1] == 0).all() and layer.weight_v.grad.isfinite().all()
+
+
+def test_bf16_logits_are_near_the_exact_ones():
+    torch.manual_seed(0)
+    head = ProjectionHead(8, ModelConfig(head_hidden_dim=32, head_bottleneck_dim=16, head_out_dim=64))
+    x = torch.randn(12, 8)
+    exact = head(x)
+    with torch.autocast("cpu", torch.bfloat16):
+        rounded = head(x)
+    assert rounded.dtype == torch.bfloat16
+    torch.testing.assert_close(rounded.float(), exact, rtol=0.05, atol=0.03)
+    rounded.sum().backward()
+    assert all(p.grad.dtype == torch.float32 for p in head.parameters() if p.requires_grad)
+
+
+def test_a_compiled_run_takes_the_same_steps(monkeypatch):
+    small = {"batch_size": 2, "head_out_dim": 32, "head_hidden_dim": 32, "head_bottleneck_dim": 16, "warmup_epochs": 0}
+    config = PretrainConfig().replace(**{**PRESETS["demo"], **small})
+    generator = torch.Generator().manual_seed(0)
+    ct, xray = (2, 1, 16, 32, 32), (2, 1, 64, 64)
+    steps = [[torch.randn(shape, generator=generator) for shape in (ct, ct, xray)] for _ in range(2)]
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
+    results = []
+    for compiled in (False, True):
+        pretrainer = Pretrainer(config.replace(compile=compiled), 4, torch.device("cpu"))
+        results.append([pretrainer.train_step(*views) for views in steps])
+    for plain, ours in zip(*results, strict=True):
+        torch.testing.assert_close(ours.levels, plain.levels, rtol=1e-3, atol=0)
+        torch.testing.assert_close(ours.gradient_norms, plain.gradient_norms, rtol=1e-2, atol=1e-4)
+    assert not torch.equal(results[1][0].levels, results[1][1].levels)
+    assert hasattr(pretrainer._student, "_orig_mod")
+
+
+def test_student_and_teacher_compile_into_one_graph_each():
+    config = ModelConfig(head_hidden_dim=32, head_bottleneck_dim=16, head_out_dim=64)
+    student = Student(config)
+    teacher = Teacher(student)
+    ct, xray, noise = torch.randn(2, 1, 16, 48, 48), torch.randn(1, 1, 96, 96), torch.rand(BRANCHES, 3)
+    for network, inputs in ((student, (ct, xray, noise)), (teacher, (ct, noise[:, :2]))):
+        expected = network(*inputs)
+        compiled = torch.compile(network, backend="aot_eager", fullgraph=True)(*inputs)
+        torch.testing.assert_close(compiled, expected, rtol=1e-4, atol=1e-5)
+    sum(logits.square().sum() for logits in torch.compile(student, backend="aot_eager")(ct, xray, noise)).backward()
+    assert all(p.grad is not None for p in student.parameters() if p.requires_grad)

@@ -1,0 +1,48 @@
+"""How many processes, and how much memory, where the user does not say."""
+
+import pytest
+
+from pretraining.config import ViewConfig
+from pretraining.system import machine as cores
+from pretraining.views import loader
+
+GIB = 2**30
+
+
+@pytest.mark.parametrize(
+    ("core_count", "local_processes", "memory", "expected"),
+    [
+        (64, 4, 500 * GIB, 8),  # not 8 for all four
+        (16, 4, 500 * GIB, 4),
+        (6, 4, 500 * GIB, 1),
+        (2, 4, 500 * GIB, 1),
+        (64, 1, 500 * GIB, 8),
+        (64, 4, 16 * GIB, 3),  # half of it for four processes: 2 GiB each, 0.51 GiB a worker
+        (64, 4, 0, 1),
+    ],
+)
+def test_each_process_has_its_share_of_cores_and_memory(monkeypatch, core_count, local_processes, memory, expected):
+    monkeypatch.setattr(loader, "core_count", lambda: core_count)
+    monkeypatch.setattr(loader, "available_memory", lambda: memory)
+    assert loader.default_workers(48, ViewConfig(), local_processes) == expected
+
+
+@pytest.mark.parametrize(
+    ("limit", "expected"),
+    [("max\n", 10 * GIB), (f"{32 * GIB}\n", 10 * GIB), (f"{8 * GIB}\n", 4 * GIB), (f"{GIB}\n", 0), (None, 10 * GIB)],
+)
+def test_memory_is_what_the_limit_leaves_and_the_file_cache_is_free(monkeypatch, tmp_path, limit, expected):
+    (tmp_path / "meminfo").write_text(f"MemTotal: 99 kB\nMemAvailable: {10 * 2**20} kB\n")
+    if limit:
+        (tmp_path / "memory.max").write_text(limit)
+        (tmp_path / "memory.current").write_text(f"{7 * GIB}\n")
+        (tmp_path / "memory.stat").write_text(f"anon {4 * GIB}\ninactive_file {3 * GIB}\nactive_file 0\n")
+    monkeypatch.setattr(cores, "_MEMINFO", tmp_path / "meminfo")
+    monkeypatch.setattr(cores, "_CGROUP", tmp_path)
+    assert cores.available_memory() == expected
+
+
+def test_memory_is_taken_for_plenty_where_the_system_does_not_tell(monkeypatch, tmp_path):
+    monkeypatch.setattr(cores, "_MEMINFO", tmp_path / "meminfo")
+    monkeypatch.setattr(cores, "_CGROUP", tmp_path)
+    assert cores.available_memory() == 2**40
