@@ -48,6 +48,11 @@ if __name__ == "__main__":  # nnU-Net may import every file it finds below a fol
             "safetensors>=0.4.3",
             "matplotlib>=3.7",
             "tqdm>=4.65",
+            "batchgenerators>=0.25",
+            "scikit-learn>=1.3",
+            "pydicom>=3.0",
+            "filelock>=3.30",
+            "pebble>=5.0",
         ],
         extras_require={
             "dev": [
@@ -56,7 +61,6 @@ if __name__ == "__main__":  # nnU-Net may import every file it finds below a fol
                 "hypothesis>=6.100",
                 "ruff>=0.6",
                 "setuptools>=77",
-                "batchgenerators>=0.25",
                 "batchgeneratorsv2>=0.3",
                 "scikit-image>=0.24",
             ],
@@ -67,6 +71,7 @@ if __name__ == "__main__":  # nnU-Net may import every file it finds below a fol
                 "cads_preprocess=pretraining.preprocess:main",
                 "cads_pretrain=pretraining.train:main",
                 "cads_export=pretraining.export:main",
+                "cads_probe=pretraining.probe:main",
                 "cads_plan_and_preprocess=nnunetv2_cads.experiment_planning.cli:main",
                 "cads_doctor=nnunetv2_cads.doctor.cli:main",
                 "cads_demo=nnunetv2_cads.demo.cli:main",
