@@ -101,7 +101,8 @@ def test_start_up_imports_nothing_but_itself(installed):
 @pytest.mark.parametrize("module", [None, "raise RuntimeError", "import no_such_module", "def broken(:"])
 def test_start_up_never_fails(module, installed, tmp_path):
     """Python reports a line of a .pth file that fails on stderr, and goes on."""
-    line = (installed.site_packages / "nnunetv2_cads.pth").read_text()
+    package = Path(installed.evaluate("import nnunetv2_cads as package; print(package.__file__)"))
+    line = (package.parents[1] / "nnunetv2_cads.pth").read_text()
     folder = tmp_path / "site"
     (folder / "nnunetv2_cads").mkdir(parents=True)
     (folder / "nnunetv2_cads.pth").write_text(line)
