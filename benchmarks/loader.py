@@ -66,9 +66,9 @@ def compare_loaders(store: Store, folder: Path, windows: int, rounds: int) -> fl
     """Run both loaders in turns, print the table, return the ratio of the median CPU times."""
     config = PretrainConfig()
     stream = ViewStream(store, config)
-    chosen = np.random.default_rng(0).permutation(len(stream))[:windows]
+    chosen = np.random.default_rng(0).permutation(len(stream.subvolumes))[:windows]
     stream.subvolumes = [stream.subvolumes[number] for number in chosen]  # so that a pass visits each of these once
-    stream.pass_length = len(stream.subvolumes)
+    stream.samples_per_pass = len(stream.subvolumes)
     files = write_windows(store, stream.subvolumes, folder)
     plain = PlainLoader(config.view)
     np.random.seed(0)  # noqa: NPY002 (the plain loader draws from the global generator)

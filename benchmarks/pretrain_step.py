@@ -22,6 +22,7 @@ from turns import Answer, Turns, serve
 
 from pretraining.config import PretrainConfig
 from pretraining.method.pretrainer import Pretrainer
+from pretraining.method.schedules import rates
 from pretraining.plain.step import PlainTrainer
 from pretraining.run.estimate import flops_per_step, random_views
 from pretraining.system.machine import keep_freed_memory, peak_memory, reset_peak_memory, resident_memory
@@ -62,7 +63,7 @@ def be_side(side: str, config: PretrainConfig) -> None:
         views = random_views(config, config.optim.batch_size)
         start = time.perf_counter()
         if side == "plain":
-            loss = trainer.train_step(*views, clock.rates())
+            loss = trainer.train_step(*views, rates(config, clock.step, clock.steps_per_epoch))
             clock.step += 1
         else:
             loss = trainer.train_step(*views).loss.item()

@@ -104,7 +104,7 @@ def measure(folder: Path, method: str, samples: int) -> dict:
         "open_s": opened - start,
         "fingerprint_s": fingerprinted - opened,
         "list_s": listed - fingerprinted,
-        "subvolumes": len(stream),
+        "subvolumes": len(stream.subvolumes),
         "main_kb": status("VmHWM"),
         "worker_kb": max(seen[-1][0] for seen in workers.values()),
         "worker_growth_kb": max(seen[-1][0] - seen[len(seen) // 2][0] for seen in workers.values()),

@@ -1,46 +1,138 @@
-"""What a training step reports: scalars on the device, so that nothing waits for a GPU."""
+"""What a training step reports about itself. Tensors stay on the device, so that nothing waits for a GPU."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from pretraining.method.loss import LossTerms
 from pretraining.method.schedules import Rates
+from pretraining.system.processes import Processes
 
 
-@dataclass(frozen=True)
-class StepResult:
-    """What a step reports; tensors stay on the device, so that nothing waits for them.
+class TeacherHealth(NamedTuple):
+    """What shows a collapse; of the whole batch, () each.
 
     Attributes:
-        loss: total before the step's update.
-        levels: (4,) losses of the stages, shallow to deep.
-        gradient_norms: (number of gradients,) before clipping.
-        finite: whether the step happened; where loss or gradients were NaN or infinite it changed nothing.
-        teacher_entropy: mean entropy of the teacher's probabilities, in nats; ln K when they are uniform.
+        entropy: mean entropy of the teacher's probabilities, in nats; ln K when they are uniform.
         mutual_information: entropy of their mean minus their mean entropy; near 0 when all samples look alike.
         view_agreement: fraction of samples whose two CT views have the same most probable teacher output.
         feature_spread: of the teacher's features, see `spread_and_rank`.
         feature_rank: of the teacher's features, see `spread_and_rank`.
-        rates: the scheduled quantities used.
     """
 
-    loss: Tensor
-    levels: Tensor
-    gradient_norms: Tensor
-    finite: Tensor
-    teacher_entropy: Tensor
+    entropy: Tensor
     mutual_information: Tensor
     view_agreement: Tensor
     feature_spread: Tensor
     feature_rank: Tensor
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What a step reports.
+
+    Attributes:
+        loss: total before the step's update.
+        stage_losses: (4,) losses of the stages, shallow to deep.
+        gradient_norms: (number of gradients,) before clipping.
+        finite: whether the step happened; where loss or gradients were NaN or infinite it changed nothing.
+        health: of the teacher.
+        rates: the scheduled quantities used.
+    """
+
+    loss: Tensor
+    stage_losses: Tensor
+    gradient_norms: Tensor
+    finite: Tensor
+    health: TeacherHealth
     rates: Rates
 
 
-def entropy_and_agreement(probabilities: Tensor) -> tuple[Tensor, Tensor]:
-    """Of (2B, K) probabilities, as (1,) each: sum of the entropies, number of samples whose views agree on the top."""
-    first, second = probabilities.argmax(-1).chunk(2)
-    return torch.special.entr(probabilities).sum().view(1), (first == second).sum().float().view(1)
+@dataclass(frozen=True)
+class StepSums:
+    """Sums over the views of a part of a batch, all of the teacher but the losses.
+
+    Attributes:
+        logits: (K,).
+        probabilities: (K,).
+        entropy: () of the probabilities, in nats.
+        agreeing: () number of samples whose two views share the argmax.
+        stage_losses: (4,) the part's mean losses.
+        features: (C,).
+    """
+
+    logits: Tensor
+    probabilities: Tensor
+    entropy: Tensor
+    agreeing: Tensor
+    stage_losses: Tensor
+    features: Tensor
+
+    @classmethod
+    def of_part(cls, teacher_logits: Tensor, features: Tensor, terms: LossTerms) -> "StepSums":
+        """From the teacher's logits (2b, K) and features (2b, C)."""
+        probabilities = terms.teacher_probabilities
+        first, second = probabilities.argmax(-1).chunk(2)
+        return cls(
+            teacher_logits.float().sum(0),
+            probabilities.sum(0),
+            torch.special.entr(probabilities).sum(),
+            (first == second).sum().float(),
+            terms.stage_losses,
+            features.sum(0),
+        )
+
+    def pack(self) -> Tensor:
+        """All fields in one tensor (2K + 6 + C,), for one exchange."""
+        return torch.cat([getattr(self, field.name).view(-1) for field in fields(self)])
+
+    def unpack(self, packed: Tensor) -> "StepSums":
+        """The record of this one's shapes that `pack` made ``packed`` of."""
+        own = [getattr(self, field.name) for field in fields(self)]
+        values = packed.split([value.numel() for value in own])
+        return StepSums(*(value.view(mine.shape) for value, mine in zip(values, own, strict=True)))
+
+
+class BatchStatistics(NamedTuple):
+    """Of the whole batch, over all parts and ranks.
+
+    Attributes:
+        sums: (2K + 6 + C,) packed `StepSums`; not finite where a loss or output is not.
+        mean_logits: (K,) of the teacher.
+        stage_losses: (4,) mean losses of the stages.
+        health: of the teacher.
+    """
+
+    sums: Tensor
+    mean_logits: Tensor
+    stage_losses: Tensor
+    health: TeacherHealth
+
+
+def gather_statistics(parts: list[tuple[StepSums, Tensor]], processes: Processes) -> BatchStatistics:
+    """Exchange what the ranks have added up: once the sums, once the covariance of the features.
+
+    Args:
+        parts: of this rank's batch, with the teacher's features (2b, C) of each.
+        processes: the ranks of the run.
+    """
+    packed = torch.stack([sums.pack() for sums, _ in parts]).sum(0) if len(parts) > 1 else parts[0][0].pack()
+    sums = parts[0][0].unpack(processes.all_reduce(packed))
+    own_features = torch.cat([features for _, features in parts])
+    views = len(own_features) * processes.world_size
+    mean_features = sums.features / views
+    centred = own_features - mean_features  # first, since almost collapsed features hardly differ
+    covariance = processes.all_reduce(centred.T @ centred) / views
+    entropy = sums.entropy / views
+    health = TeacherHealth(
+        entropy,
+        torch.special.entr(sums.probabilities / views).sum() - entropy,
+        2 * sums.agreeing / views,
+        *spread_and_rank(mean_features, covariance),
+    )
+    return BatchStatistics(packed, sums.logits / views, sums.stage_losses / (len(parts) * processes.world_size), health)
 
 
 def spread_and_rank(mean: Tensor, covariance: Tensor) -> tuple[Tensor, Tensor]:
@@ -65,14 +157,14 @@ def spread_and_rank(mean: Tensor, covariance: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def step_is_finite(sums: Tensor, gradient_norms: Tensor, scaler: torch.amp.GradScaler) -> Tensor:
-    """Whether a step may change the run: (), on the device, the same in all processes.
+    """Whether a step may change the run: (), on the device, the same on all ranks.
 
     With fp16, gradients overflow now and then, and the scaler leaves such a step out and halves its scale; only where
     it has fallen below 1 is something wrong with the gradients themselves.
 
     Args:
-        sums: statistics of the step, summed over the processes, losses among them.
-        gradient_norms: norms before clipping; the gradients are those of all processes.
+        sums: statistics of the step, summed over the ranks, losses among them.
+        gradient_norms: norms before clipping; the gradients are those of all ranks.
         scaler: of the run.
     """
     gradients = gradient_norms.isfinite().all()

@@ -19,7 +19,7 @@ class _CosineLogits(torch.autograd.Function):
     """x v^T, each column scaled by gain / length of its row of v, without ever forming the scaled v.
 
     Written out because K x 256 numbers are most of the heads: autograd's own way reads and writes them a dozen times.
-    Where convolution is faster than matrix products, the K rows of v are the tokens, for they are many.
+    On the CPU path, the K rows of v play the tokens (the long axis) of `ops.linear.multiply`.
     """
 
     @staticmethod
@@ -64,7 +64,7 @@ class WeightNormLinear(nn.Module):
         return _CosineLogits.apply(x, self.weight_v, self.weight_g)
 
 
-class _SumOverProcesses(torch.autograd.Function):
+class _SumOverRanks(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x: Tensor) -> Tensor:
         x = x.clone()
@@ -79,9 +79,9 @@ class _SumOverProcesses(torch.autograd.Function):
 
 
 class GlobalBatchNorm1d(nn.BatchNorm1d):
-    """Batch normalisation whose statistics are those of the batches of all processes, on CPU and on CUDA.
+    """Batch normalisation over the batches of all ranks, on CPU and on CUDA; all ranks must have batches of one size.
 
-    (`torch.nn.SyncBatchNorm` is for CUDA alone.) All processes must have batches of one size.
+    (`torch.nn.SyncBatchNorm` is for CUDA alone.)
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -90,8 +90,8 @@ class GlobalBatchNorm1d(nn.BatchNorm1d):
             return super().forward(x)
         values = x.float()
         count = len(x) * dist.get_world_size()
-        mean = _SumOverProcesses.apply(values.sum(0)) / count
-        variance = _SumOverProcesses.apply((values - mean).square().sum(0)) / count
+        mean = _SumOverRanks.apply(values.sum(0)) / count
+        variance = _SumOverRanks.apply((values - mean).square().sum(0)) / count
         with torch.no_grad():
             self.num_batches_tracked += 1
             self.running_mean.lerp_(mean, self.momentum)

@@ -2,8 +2,8 @@
 
 Paper: CADS (IEEE TMI 2025), after DINO (Caron et al., ICCV 2021); CADS method, section 4.
 Deviations: none in value. The cross-entropy is linear in the teacher's probabilities, so those that a student view is
-paired with are added up first; each student output is then normalised once per stage, not once per pair. Weights of
-the X-ray's pairs and of the stages, 1 as published, are for ablations.
+paired with are added up first; each student output is then normalised once per stage, not once per pair. The weights
+of the pairs with the X-ray and of the stages are for ablations: 1 as published.
 """
 
 from collections.abc import Sequence
@@ -20,12 +20,12 @@ class LossTerms:
 
     Attributes:
         total: (weighted) mean over the stages, with gradient.
-        levels: (L,) the stages' losses, shallow to deep, detached.
-        teacher_probabilities: (2B, K), for the record of the run's health.
+        stage_losses: (S,) losses of the stages, shallow to deep, detached.
+        teacher_probabilities: (2B, K), for the diagnostics.
     """
 
     total: Tensor
-    levels: Tensor
+    stage_losses: Tensor
     teacher_probabilities: Tensor
 
 
@@ -49,25 +49,25 @@ def deep_distillation_loss(
         teacher_temp: temperature of the teacher's softmax.
         student_temp: temperature of the student's softmax.
         xray_weight: of the pairs CT1-X and CT2-X against the other two.
-        stage_weights: of the stages' losses in the total.
+        stage_weights: of the stage losses in the total.
     """
     targets = F.softmax((teacher_logits.detach().float() - center) / teacher_temp, dim=-1)
     first, second = targets.chunk(2)
     # each student view against the sum of the teacher views it is paired with: one, one and two
     paired = torch.cat([second, first, xray_weight * (first + second)])
     pairs = (2 + 2 * xray_weight) * len(first)
-    levels = []
+    stage_losses = []
     for logits in student_logits:
         log_probabilities = F.log_softmax(logits.to(paired.dtype) / student_temp, dim=-1)
-        levels.append(-torch.linalg.vecdot(paired, log_probabilities).sum() / pairs)
-    stacked = torch.stack(levels)
+        stage_losses.append(-torch.linalg.vecdot(paired, log_probabilities).sum() / pairs)
+    stacked = torch.stack(stage_losses)
     return LossTerms(weighted_mean(stacked, stage_weights), stacked.detach(), targets)
 
 
-def weighted_mean(levels: Tensor, weights: Sequence[float]) -> Tensor:
-    """Of the stages' losses (L,): ()."""
+def weighted_mean(stage_losses: Tensor, weights: Sequence[float]) -> Tensor:
+    """The weighted mean of the stage losses (S,): ()."""
     # numbers, not a tensor of them: copying one to a GPU would wait for it
-    return sum(weight * level for weight, level in zip(weights, levels.unbind(), strict=True)) / sum(weights)
+    return sum(weight * loss for weight, loss in zip(weights, stage_losses.unbind(), strict=True)) / sum(weights)
 
 
 def update_center(center: Tensor, mean_logits: Tensor, momentum: float) -> Tensor:

@@ -5,17 +5,26 @@ from collections.abc import Iterable
 import torch
 from torch import nn
 
+from pretraining.method.schedules import Rates
+
 GROUP_SETTINGS = ("params", "decayed", "lr", "weight_decay", "betas", "eps")
 """What a run sets in each group of AdamW; PyTorch's versions differ in what else a group holds."""
 
 
 def parameter_groups(model: nn.Module) -> list[dict]:
-    """Two AdamW groups: tensors with weight decay, and biases and 1-D tensors without (``decayed`` tells)."""
+    """Two AdamW groups, told apart by ``decayed``: tensors with weight decay; biases and 1-D tensors without."""
     decayed, plain = [], []
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             (plain if name.endswith(".bias") or parameter.dim() == 1 else decayed).append(parameter)
     return [{"params": decayed, "decayed": True}, {"params": plain, "decayed": False, "weight_decay": 0.0}]
+
+
+def set_rates(optimizer: torch.optim.Optimizer, rates: Rates) -> None:
+    """Give the groups of `parameter_groups` the learning rate and weight decay of a step."""
+    for group in optimizer.param_groups:
+        group["lr"] = rates.lr
+        group["weight_decay"] = rates.weight_decay if group["decayed"] else 0.0
 
 
 @torch.no_grad()

@@ -6,6 +6,8 @@ Paper: CADS (IEEE TMI 2025); CADS method, sections 4 and 5. Checked against numb
 import math
 from dataclasses import dataclass
 
+from pretraining.config import PretrainConfig
+
 
 def linspace(start: float, end: float, count: int, index: int) -> float:
     """Value ``index`` of ``count`` evenly spaced ones from ``start`` to ``end``, both included; ``end`` beyond them."""
@@ -35,3 +37,16 @@ class Rates:
     teacher_momentum: float
     teacher_temp: float
     last_layers_frozen: bool
+
+
+def rates(config: PretrainConfig, step: int, steps_per_epoch: int) -> Rates:
+    """The scheduled quantities of a step (from 0)."""
+    optim, loss, epoch = config.optim, config.loss, step // steps_per_epoch
+    warmup_steps, total_steps = optim.warmup_epochs * steps_per_epoch, optim.epochs * steps_per_epoch
+    return Rates(
+        lr=warmup_cosine(config.peak_lr, optim.min_lr, warmup_steps, total_steps, step),
+        weight_decay=cosine(*optim.weight_decay, total_steps, step),
+        teacher_momentum=cosine(*optim.teacher_momentum, total_steps, step),
+        teacher_temp=linspace(*loss.teacher_temp, loss.warmup_teacher_temp_epochs, epoch),
+        last_layers_frozen=epoch < optim.freeze_last_layer_epochs,
+    )

@@ -35,9 +35,10 @@ class Student(nn.Module):
         pooled = [torch.cat([pool(ct_map), pool(xray_map)]) for ct_map, xray_map in maps]
         return [getattr(self, name)(features) for name, features in zip(self.head_names, pooled, strict=True)]
 
-    def last_layer_parameters(self) -> list[nn.Parameter]:
-        """The trained weights of the heads' last layers (frozen in the first epochs)."""
-        return [getattr(self, name).last_layer.weight_v for name in self.head_names]
+    def drop_last_layer_gradients(self) -> None:
+        """Freeze the heads' last layers for a step: AdamW skips what has no gradient, weight decay included."""
+        for name in self.head_names:
+            getattr(self, name).last_layer.weight_v.grad = None
 
 
 class Teacher(nn.Module):
@@ -59,11 +60,11 @@ class Teacher(nn.Module):
         return self.head(features), features
 
     @torch.no_grad()
-    def update(self, student: Student, share: Tensor) -> None:
-        """Move every weight to (1 - ``share``) x own + ``share`` x student's; ``share``: () on the weights' device."""
+    def update(self, student: Student, rate: Tensor) -> None:
+        """Move every weight to (1 - ``rate``) x own + ``rate`` x the student's; ``rate``: () on the weights' device."""
         source = dict(student.named_parameters())
         own = dict(self.named_parameters())
-        torch._foreach_lerp_(list(own.values()), [source[name].detach() for name in own], [share] * len(own))
+        torch._foreach_lerp_(list(own.values()), [source[name].detach() for name in own], [rate] * len(own))
 
 
 def pool(feature_map: Tensor) -> Tensor:

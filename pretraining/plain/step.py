@@ -27,7 +27,7 @@ class PlainTrainer:
         self.optimizer = torch.optim.AdamW([{"params": decayed}, {"params": plain, "weight_decay": 0.0}], lr=0.0)
 
     def train_step(self, view_1: Tensor, view_2: Tensor, xray: Tensor, rates) -> float:
-        """One step on a batch with the given `pretraining.method.pretrainer.Rates`; returns the loss."""
+        """One step on a batch with the given `pretraining.method.schedules.Rates`; returns the loss."""
         self.optimizer.param_groups[0]["weight_decay"] = rates.weight_decay
         for group in self.optimizer.param_groups:
             group["lr"] = rates.lr

@@ -17,7 +17,7 @@ from pretraining.config import ViewConfig
 from pretraining.method.diagnostics import spread_and_rank
 from pretraining.store.store import CLIP_HU, Store
 from pretraining.views.make_views import HU_SCALE, read_box, resize_in_plane, xray_view
-from pretraining.views.subvolumes import list_subvolumes
+from pretraining.views.subvolumes import SubVolumes
 
 STRIDES = np.cumprod(STEP_STRIDES[3], axis=0).tolist()
 """Of the encoder's five maps, relative to its input."""
@@ -92,7 +92,7 @@ def pooled_features(encoder: PVTv2Encoder, store: Store, view: ViewConfig, windo
 
     A sub-volume shows its central crop of ``view.crop_size``, neither augmented nor sampled.
     """
-    subvolumes = list_subvolumes(store, view)
+    subvolumes = SubVolumes(store, view)
     by_scan: dict[str, list[int]] = {name: [] for name in store.ids}
     for i in range(len(subvolumes)):
         by_scan[subvolumes[i].volume_id].append(i)

@@ -4,7 +4,7 @@
       config.json              resolved configuration, versions, the store's fingerprint
       metrics.jsonl            one line per `log_every` steps
       progress.png             their curves
-      checkpoint_latest.pth    everything needed to go on
+      checkpoint_latest.pth    everything needed to resume
       cads_encoder.pth         the teacher's encoder, at the end of the run
 
 `checkpoint_latest.pth` has the published keys (``teacher``: ``backbone.*``, ``head.*``), so that `cads_export` reads
@@ -40,7 +40,7 @@ _RUN = "run"
 
 
 def save_checkpoint(path: Path, pretrainer: Pretrainer, store_fingerprint: str) -> None:
-    """Write everything needed to go on, atomically: the previous checkpoint stays until this one is complete."""
+    """Write everything needed to resume, atomically: the previous checkpoint stays until this one is complete."""
     run = {
         "format_version": FORMAT_VERSION,
         "config": pretrainer.config.to_dict(),
@@ -63,12 +63,12 @@ def load_checkpoint(path: Path, pretrainer: Pretrainer, store_fingerprint: str) 
         if run["format_version"] != FORMAT_VERSION:
             raise UserError(
                 f"{path}: checkpoint format {run['format_version']}, but this program reads {FORMAT_VERSION}; "
-                "go on with the version of the program that wrote it"
+                "resume with the version of the program that wrote it"
             )
         if run["store"] != store_fingerprint:
             raise UserError(
-                f"{path}: this run was made with another store (or the store has changed since); "
-                "give the store it began with, or begin a new run in another folder"
+                f"{path}: this run was begun with another store (or the store has changed since); "
+                "give the store it was begun with, or begin a new run in another folder"
             )
         if run["steps_per_epoch"] != pretrainer.steps_per_epoch:
             raise UserError(
@@ -81,14 +81,33 @@ def load_checkpoint(path: Path, pretrainer: Pretrainer, store_fingerprint: str) 
         raise
     except CheckpointFileError as error:
         raise UserError(
-            f"{path}: cannot go on from this file: it {error}; restore a copy, or remove it to begin this run anew"
+            f"{path}: cannot resume from this file: it {error}; restore a copy, or remove it to start this run over"
         ) from error
     except Exception as error:  # contents of all kinds raise types of all kinds
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
         raise UserError(
-            f"{path}: cannot go on from this file: it is no checkpoint of a run ({type(error).__name__}: {reason}); "
-            "restore a copy, or remove it to begin this run anew"
+            f"{path}: cannot resume from this file: it is no checkpoint of a run ({type(error).__name__}: {reason}); "
+            "restore a copy, or remove it to start this run over"
         ) from error
+
+
+def resume_from(path: Path, pretrainer: Pretrainer, store_fingerprint: str) -> None:
+    """Bring all ranks to the state of the checkpoint, where there is one.
+
+    Raises:
+        UserError: it cannot be used, or the ranks did not find the same one.
+    """
+    processes = pretrainer.processes
+    processes.on_all_ranks(lambda: load_checkpoint(path, pretrainer, store_fingerprint) if path.exists() else None)
+    first, last = processes.min_over_ranks(pretrainer.step), processes.max_over_ranks(pretrainer.step)
+    if first == last:
+        return
+    raise UserError(
+        f"{path}: the ranks found it at different steps, from {first} to {last}, so the file system shows some of them "
+        "an old state; wait a minute and start again"
+        if processes.is_rank0
+        else ""
+    )
 
 
 def encoder_record(config: PretrainConfig, steps: int) -> dict[str, Any]:
@@ -119,12 +138,12 @@ def save_encoder(path: Path, encoder_state: dict[str, Tensor], record: dict[str,
         _save(path, {TEACHER: teacher, RECORD: record}, "")
 
 
-def _save(path: Path, content: dict[str, Any], after: str = ", then go on with --c") -> None:
+def _save(path: Path, content: dict[str, Any], after: str = ", then resume with --c") -> None:
     def save(temporary: Path) -> None:
         try:
-            with temporary.open("wb") as file:  # given a path, torch would tell nothing of what a full disk answers
+            with temporary.open("wb") as file:  # given a path, torch would hide that the disk is full
                 torch.save(content, file)
-        except RuntimeError as error:  # while it tidies up after that answer
+        except RuntimeError as error:  # torch's own, while it closes the file after the disk's error
             if isinstance(error.__context__, OSError):
                 raise error.__context__ from None
             raise

@@ -15,7 +15,7 @@ from pretraining.method.pretrainer import Pretrainer
 from pretraining.method.student_teacher import Student, Teacher
 from pretraining.system.errors import UserError
 from pretraining.system.machine import available_memory, peak_memory, reset_peak_memory
-from pretraining.system.processes import ALONE, Processes
+from pretraining.system.processes import SINGLE_PROCESS, Processes
 
 TIMED_STEPS = 5
 STEPS_BEFORE = 2
@@ -29,11 +29,11 @@ class Estimate:
 
     Attributes:
         parameters: trained ones.
-        flops_per_step: multiplications and additions of one step, over all processes.
-        step_seconds: median of some steps, views at hand.
-        memory_bytes: peak of one process (on a GPU: of its memory).
+        flops_per_step: multiplications and additions of one step, over all ranks.
+        step_seconds: median of some steps, without waiting for views.
+        memory_bytes: peak of one rank (on a GPU: of its memory).
         total_steps: steps of the run.
-        processes: that share the batch.
+        world_size: ranks of the run.
     """
 
     parameters: int
@@ -41,12 +41,12 @@ class Estimate:
     step_seconds: float
     memory_bytes: int
     total_steps: int
-    processes: int = 1
+    world_size: int = 1
 
     def __str__(self) -> str:
         seconds = self.total_steps * self.step_seconds
         duration = f"{seconds / 3600:.1f} hours" if seconds >= 3600 else f"{seconds / 60:.1f} minutes"
-        each = " in each process" if self.processes > 1 else ""
+        each = " in each process" if self.world_size > 1 else ""
         speed = self.flops_per_step / self.step_seconds
         return (
             f"{self.parameters / 1e6:.1f} M trained parameters\n"
@@ -56,20 +56,20 @@ class Estimate:
         )
 
 
-def check_memory(config: PretrainConfig, processes: Processes = ALONE) -> None:
+def check_memory(config: PretrainConfig, processes: Processes = SINGLE_PROCESS) -> None:
     """Raise `UserError` where a step on the CPU needs more memory than there is.
 
-    The system does not refuse what it has not got, but ends some process without a word once it is used.
+    Linux does not refuse memory that it lacks; it kills some process, without a message, once that memory is used.
     """
     with torch.device("meta"):
         student = Student(config.model)
         teacher = Teacher(student)
     trained, other = (sum(p.numel() for p in network.parameters()) for network in (student, teacher))
-    share = -(-config.optim.batch_size // (processes.size * config.run.accumulate))
+    samples = -(-config.optim.batch_size // (processes.world_size * config.run.accumulate))  # of a part
     with torch.device("meta"):
-        voxels = sum(view.numel() for view in random_views(config, share))
+        voxels = sum(view.numel() for view in random_views(config, samples))
     each = 4 * (4 * trained + other) + BYTES_PER_VOXEL * voxels  # weights, gradients, AdamW's moments; the teacher's
-    needed, available = each * processes.local_size, available_memory()
+    needed, available = each * processes.local_world_size, available_memory()
     if needed > available:
         raise UserError(
             f"a step of batch_size {config.optim.batch_size} on the CPU needs about {needed / 2**30:.0f} GiB of memory "
@@ -87,7 +87,7 @@ def random_views(config: PretrainConfig, count: int) -> tuple[torch.Tensor, torc
 
 
 def flops_per_step(pretrainer: Pretrainer) -> float:
-    """Multiplications and additions of a step over all processes: forward counted, backward taken as twice of it."""
+    """Multiplications and additions of a step over all ranks: forward counted, backward taken as twice of it."""
     view_1, view_2, xray = (view.to(pretrainer.device) for view in random_views(pretrainer.config, 1))
     ct = torch.cat([view_1, view_2])
     teacher, student = forward_flops(pretrainer.teacher, ct), forward_flops(pretrainer.student, ct, xray)
@@ -102,11 +102,11 @@ def forward_flops(function: Callable[..., Any], *inputs: torch.Tensor) -> int:
 
 
 def estimate(
-    config: PretrainConfig, steps_per_epoch: int, device: torch.device, processes: Processes = ALONE
+    config: PretrainConfig, steps_per_epoch: int, device: torch.device, processes: Processes = SINGLE_PROCESS
 ) -> Estimate:
     """Take a few steps on noise and extrapolate."""
     pretrainer = Pretrainer(config, steps_per_epoch, device, processes)
-    views = random_views(config, config.optim.batch_size // processes.size)
+    views = random_views(config, config.optim.batch_size // processes.world_size)
     reset_peak_memory(device)
     seconds = []
     for _ in range(STEPS_BEFORE + TIMED_STEPS):
@@ -122,5 +122,5 @@ def estimate(
         statistics.median(seconds[STEPS_BEFORE:]),
         memory,
         pretrainer.total_steps,
-        processes.size,
+        processes.world_size,
     )

@@ -2,21 +2,20 @@
 
 import json
 import logging
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from pretraining import __version__
-from pretraining.config import SETTINGS, PretrainConfig
+from pretraining.config import PretrainConfig
 from pretraining.run.estimate import check_memory
-from pretraining.store.store import Store
-from pretraining.system.devices import choose_device
 from pretraining.system.errors import UserError
 from pretraining.system.files import is_leftover, remove_leftovers, write_json
 from pretraining.system.lock import RUN_LOCK, run_lock
-from pretraining.system.processes import ALONE, Processes
+from pretraining.system.processes import SINGLE_PROCESS, Processes
 
 logger = logging.getLogger(__name__)
 
@@ -29,115 +28,148 @@ ENCODER = "cads_encoder.pth"
 CHANGEABLE_ON_RESUME = (
     "device", "compile", "accumulate", "num_workers", "log_every", "save_minutes", "max_hours", "on_nan"
 )  # fmt: skip
-"""Settings that do not change what is computed, so a run may go on with other values.
+"""Settings that do not change what is computed, so a run may resume with other values.
 
 With batch normalisation in the heads, ``accumulate`` does: each part of a batch has statistics of its own.
 """
 
 
-def prepare_output(
-    output: Path, settings: dict[str, Any], store: Path, go_on: bool, held: ExitStack, processes: Processes = ALONE
-) -> PretrainConfig:
-    """Make the folder of a new run and save its configuration, or read that of the run to go on with.
-
-    Either way the folder is locked against other runs.
+class RunFolder:
+    """The folder of a run that is to begin or to resume; its config.json is read here, once.
 
     Args:
-        output: the run's folder.
-        settings: settings given by preset and flags; only with `CHANGEABLE_ON_RESUME` may a run go on that differs.
-        store: the store, checked before anything is written.
-        go_on: ``--c``.
-        held: what gives the folder free at its end.
-        processes: the processes of the run, among which its batches must be divisible.
-
-    Raises:
-        UserError: a run is there already or at work, there is none to go on with, its own settings differ, or they
-            cannot work.
+        path: the folder.
+        settings: settings given by the caller. Those of a new run that are missing are the published ones; a run that
+            resumes keeps its own, and only `CHANGEABLE_ON_RESUME` may differ from them.
+        resume: ``--c``; a run begins where there is none.
     """
-    opened = Store.open(store)
-    if go_on:
-        return _go_on(output, settings, held, processes)
-    return _begin(output, settings, opened.fingerprint(), held, processes)
+
+    def __init__(self, path: Path, settings: Mapping[str, Any], resume: bool) -> None:
+        self.path, self.settings, self.resume = path, settings, resume
+        self._saved: str | None = None
+        if resume:
+            with suppress(FileNotFoundError, NotADirectoryError):
+                self._saved = (path / CONFIG).read_text(encoding="utf-8", errors="replace")
+
+    @property
+    def device(self) -> str:
+        """The device's setting: given, or that of the run; "auto" where config.json does not tell.
+
+        What is wrong with that file is reported by `open`; but first the ranks must join, which depends on the device.
+        """
+        try:
+            return self.settings.get("device") or str(json.loads(self._saved or "{}")["run"]["device"])
+        except (ValueError, LookupError, TypeError, RecursionError):
+            return "auto"
+
+    @contextmanager
+    def open(
+        self, store_fingerprint: str, device: torch.device, processes: Processes = SINGLE_PROCESS
+    ) -> Iterator[PretrainConfig]:
+        """Hold the folder of a new run, with its configuration saved, or of the run to resume, as rank 0.
+
+        Args:
+            store_fingerprint: of the store.
+            device: of the run.
+            processes: its ranks, among which its batches must be divisible.
+
+        Raises:
+            UserError: a run is there already or at work, its own settings or store differ, or the settings cannot work.
+        """
+        with ExitStack() as held:
+
+            def prepare() -> PretrainConfig:
+                config = self._check(store_fingerprint, device, processes)
+                if self._saved is None:
+                    self._make(config, store_fingerprint, held)
+                else:
+                    held.enter_context(run_lock(self.path))
+                    remove_leftovers(self.path)
+                    if not (self.path / CHECKPOINT).exists():
+                        logger.warning("%s: holds no checkpoint yet, so the run starts from its first step", self.path)
+                return config
+
+            yield processes.broadcast_from_rank0(prepare)
+
+    def _check(self, store_fingerprint: str, device: torch.device, processes: Processes) -> PretrainConfig:
+        """The run's configuration, once all that can be wrong with it has been looked for."""
+        if self._saved is None:
+            config = PretrainConfig().replace(**self.settings)
+        else:
+            config = self._changed_config(self._saved, store_fingerprint)
+        check_batch_size(config, processes)
+        if self._saved is None and device.type == "cpu":
+            check_memory(config, processes)
+        return config
+
+    def _changed_config(self, text: str, store_fingerprint: str) -> PretrainConfig:
+        """The saved configuration with the settings that are given now."""
+        path = self.path / CONFIG
+        try:
+            content = json.loads(text)
+            saved = PretrainConfig.from_dict({k: v for k, v in content.items() if k not in ("versions", "store")})
+        except UserError as error:
+            raise UserError(f"{path}: {error}") from error
+        except (ValueError, AttributeError, TypeError, RecursionError) as error:
+            raise UserError(f"{path}: damaged ({error}); restore it, or begin a new run in another folder") from error
+        if content.get("store", store_fingerprint) != store_fingerprint:
+            raise UserError(
+                f"{self.path}: this run was begun with another store (or the store has changed since); give the store "
+                "it was begun with, or begin a new run in another folder"
+            )
+        config = saved.replace(**self.settings)
+        before, now = saved.settings(), config.settings()
+        for name, value in before.items():
+            if value != now[name] and name not in CHANGEABLE_ON_RESUME:
+                raise UserError(
+                    f"{self.path}: the run there has {name} = {value}, not {now[name]}; leave the flag out to resume it"
+                )
+        if config.run.accumulate != saved.run.accumulate and config.model.head_batch_norm:
+            raise UserError(
+                f"{self.path}: the run there has accumulate = {saved.run.accumulate}, not {config.run.accumulate}, and "
+                "with head_batch_norm the parts of a batch change what is computed; leave the flag out to resume it"
+            )
+        return config
+
+    def _make(self, config: PretrainConfig, store_fingerprint: str, held: ExitStack) -> None:
+        """Make and lock the folder of a new run, and save its configuration."""
+        self._check_is_empty()
+        versions = {"package": __version__, "torch": torch.__version__}
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            held.enter_context(run_lock(self.path))
+            self._check_is_empty()  # another run may have been and gone meanwhile
+            remove_leftovers(self.path)
+            write_json(self.path / CONFIG, {**config.to_dict(), "versions": versions, "store": store_fingerprint})
+        except OSError as error:
+            raise UserError(f"{self.path}: cannot be written ({error.strerror}); choose another folder") from error
+        if self.resume:
+            logger.warning("%s: there is no run to resume, so a new one begins", self.path)
+
+    def _check_is_empty(self) -> None:
+        """Raise `UserError` where a new run's folder holds anything but its lock and what a killed run left."""
+        path = self.path
+        files = path.iterdir() if path.is_dir() else [path] if path.exists() else []
+        if any(not file.name.startswith(RUN_LOCK) and not is_leftover(file) for file in files):
+            if self.resume:
+                raise UserError(
+                    f"{path}: holds files but no {CONFIG}, so there is no run to resume; choose another folder"
+                )
+            raise UserError(
+                f"{path}: exists already and is not empty; add --c to resume the run in it, or choose another folder"
+            )
 
 
-def _begin(
-    output: Path, settings: dict[str, Any], fingerprint: str, held: ExitStack, processes: Processes
-) -> PretrainConfig:
-    """Make the folder of a new run; `prepare_output` for the arguments."""
-    config = PretrainConfig().replace(**settings)
-    device = choose_device(config.run.device, processes)
-    check_shares(config, processes)
-    if device.type == "cpu":
-        check_memory(config, processes)
-    _check_is_empty(output)
-    versions = {"package": __version__, "torch": torch.__version__}
-    try:
-        output.mkdir(parents=True, exist_ok=True)
-        held.enter_context(run_lock(output))
-        _check_is_empty(output)  # another run may have been and gone meanwhile
-        remove_leftovers(output)
-        write_json(output / CONFIG, {**config.to_dict(), "versions": versions, "store": fingerprint})
-    except OSError as error:
-        raise UserError(f"{output}: cannot be written ({error.strerror}); choose another folder") from error
-    return config
-
-
-def _go_on(output: Path, settings: dict[str, Any], held: ExitStack, processes: Processes) -> PretrainConfig:
-    """Read the configuration of the run in the folder, check the changes to it; `prepare_output` for the arguments."""
-    path = output / CONFIG
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        saved = PretrainConfig.from_dict({k: v for k, v in content.items() if k not in ("versions", "store")})
-    except FileNotFoundError:
-        raise UserError(f"{output}: there is no run to go on with; leave out --c to begin one") from None
-    except UserError as error:
-        raise UserError(f"{path}: {error}") from error
-    except (ValueError, AttributeError, TypeError, RecursionError) as error:
-        raise UserError(f"{path}: damaged ({error}); restore it, or begin a new run in another folder") from error
-    config = saved.replace(**settings)
-    for name, (section, _) in SETTINGS.items():
-        before, now = getattr(getattr(saved, section), name), getattr(getattr(config, section), name)
-        if before != now and name not in CHANGEABLE_ON_RESUME:
-            raise UserError(f"{output}: the run there has {name} = {before}, not {now}; leave the flag out to go on")
-    if config.run.accumulate != saved.run.accumulate and config.model.head_batch_norm:
+def check_batch_size(config: PretrainConfig, processes: Processes) -> None:
+    """Raise `UserError` unless every rank can take its batch in equal parts."""
+    size, accumulate = processes.world_size, config.run.accumulate
+    if config.optim.batch_size % (size * accumulate):
+        divisors = []
+        if size > 1:
+            divisors.append(f"{size} processes")
+        if accumulate > 1:
+            divisors.append(f"--accumulate {accumulate}")
         raise UserError(
-            f"{output}: the run there has accumulate = {saved.run.accumulate}, not {config.run.accumulate}, and with "
-            "head_batch_norm the parts of a batch change what is computed; leave the flag out to go on"
-        )
-    check_shares(config, processes)
-    held.enter_context(run_lock(output))
-    remove_leftovers(output)
-    if not (output / CHECKPOINT).exists():
-        logger.warning("%s: holds no checkpoint yet, so the run begins anew", output)
-    return config
-
-
-def saved_device(output: Path) -> str:
-    """The device that the run in ``output`` was begun with; "auto" where its config.json does not tell.
-
-    `prepare_output` says what is wrong with that file; but first the processes must join, which depends on the device.
-    """
-    try:
-        return str(json.loads((output / CONFIG).read_text(encoding="utf-8"))["run"]["device"])
-    except (OSError, ValueError, LookupError, TypeError, RecursionError):
-        return "auto"
-
-
-def _check_is_empty(output: Path) -> None:
-    """Raise `UserError` where a new run's folder holds anything but its lock and what a killed run left."""
-    files = output.iterdir() if output.is_dir() else [output] if output.exists() else []
-    if any(not file.name.startswith(RUN_LOCK) and not is_leftover(file) for file in files):
-        raise UserError(f"{output}: exists already and is not empty; add --c to go on with the run in it, "
-                        "or choose another folder")  # fmt: skip
-
-
-def check_shares(config: PretrainConfig, processes: Processes) -> None:
-    """Raise `UserError` unless every process can take its batch in equal parts."""
-    size, accumulate = processes.size, config.run.accumulate
-    parts = size * accumulate
-    if config.optim.batch_size % parts:
-        among = f"{size} processes" * (size > 1) + " with " * (size > 1 < accumulate)
-        among += f"--accumulate {accumulate}" * (accumulate > 1)
-        raise UserError(
-            f"batch_size {config.optim.batch_size} cannot be divided by {among}; choose a multiple of {parts}"
+            f"batch_size {config.optim.batch_size} cannot be divided by {' with '.join(divisors)}; "
+            f"choose a multiple of {size * accumulate}"
         )

@@ -1,6 +1,6 @@
-"""Naming what is wrong with a run, from its metrics lines alone (docs/pretraining.md, "Is the run healthy?").
+"""What is wrong with a run: alarms from its metrics lines alone, and the end of a run that is not finite.
 
-`alarms` is a pure function of the lines; `HealthWatch` says each of them once.
+`alarms` is a pure function of the lines (docs/pretraining.md, "Is the run healthy?"); `HealthWatch` logs each once.
 """
 
 import logging
@@ -21,17 +21,17 @@ logger = logging.getLogger(__name__)
 Line = dict[str, Any]
 
 LINES = 3
-"""So many lines in a row must show it, so that one odd batch rings nothing."""
+"""So many lines in a row must show it, so that one odd batch raises no alarm."""
 AT_CHANCE = 0.99
-"""The loss sits at chance when it is above this part of ln K."""
+"""The loss is at chance when it is above this fraction of ln K."""
 NEARLY_UNIFORM = 0.9
-"""Entropy of the teacher, as a part of ln K, above which its output is taken for uniform."""
+"""Entropy of the teacher, as a fraction of ln K, above which its output counts as uniform."""
 LITTLE_INFORMATION = 0.05
 """Nats. Healthy runs of all sizes tried stayed above 0.4; collapsed ones fell below 0.02."""
 ONE_POINT = 0.01
 """Spread of the features below which all samples are one point to the teacher."""
 ONE_OUTPUT = 0.05
-"""Entropy of the teacher, as a part of ln K, below which it always gives the same single output."""
+"""Entropy of the teacher, as a fraction of ln K, below which it always gives the same single output."""
 
 
 def alarms(lines: Sequence[Line], out_dim: int) -> dict[str, str]:
@@ -50,18 +50,18 @@ def alarms(lines: Sequence[Line], out_dim: int) -> dict[str, str]:
 
 
 class HealthWatch:
-    """Logs each alarm of a run when it rings first."""
+    """Logs each alarm of a run when it is raised first."""
 
     def __init__(self, out_dim: int) -> None:
         self._out_dim = out_dim
-        self._told: set[str] = set()
+        self._logged: set[str] = set()
 
     def look(self, lines: Sequence[Line]) -> None:
         """Take the lines so far, after a new one."""
         for name, advice in alarms(lines, self._out_dim).items():
-            if name not in self._told:
+            if name not in self._logged:
                 logger.warning("health, step %d: %s; %s", lines[-1]["step"] + 1, name, advice)
-                self._told.add(name)
+                self._logged.add(name)
 
 
 def _is_not_finite(line: Line, _chance: float) -> bool:
@@ -113,14 +113,12 @@ _ALARMS: tuple[tuple[str, int, Callable[[Line, float], bool], str], ...] = (
 """Name, lines in a row that must show it, what shows it, what to try."""
 
 
-logger = logging.getLogger(__name__)
-
 MOST_SKIPPED = 10
-"""With ``skip``: so many in a row end the run, for then it is not single samples."""
+"""With ``skip``: so many in a row end the run, since single samples are then not the cause."""
 
 
 class _Flag:
-    """A flag on its way to the host. On CUDA the copy runs behind the step's kernels, and nobody waits for it yet."""
+    """A flag on its way to the host. On CUDA it is copied after the step's kernels, without waiting for them."""
 
     def __init__(self, flag: Tensor) -> None:
         self._event = None
@@ -139,18 +137,18 @@ class _Flag:
 
 
 class FiniteGuard:
-    """Counts steps that were not finite and says when the run must end.
+    """Counts steps that were not finite and decides when the run must end.
 
     On CUDA a step's flag is read when the next step has been queued: the GPU has that one to work on meanwhile, so it
     never waits for the host. On a CPU it is read at once.
 
     Args:
         on_nan: the setting; ``stop`` ends the run at the first such step.
-        speaks: whether this process tells the user.
+        reports: whether this process warns of skipped steps.
     """
 
-    def __init__(self, on_nan: str, speaks: bool) -> None:
-        self.on_nan, self.speaks = on_nan, speaks
+    def __init__(self, on_nan: str, reports: bool) -> None:
+        self.on_nan, self.reports = on_nan, reports
         self.in_a_row = 0
         self._before: tuple[int, _Flag] | None = None
 
@@ -164,7 +162,7 @@ class FiniteGuard:
             self.in_a_row = 0
             return False
         self.in_a_row += 1
-        if self.speaks and self.on_nan == "skip":
+        if self.reports and self.on_nan == "skip":
             logger.warning("step %d is skipped: its loss or gradients are not finite (NaN or infinity)", known[0])
         return self.on_nan == "stop" or self.in_a_row >= MOST_SKIPPED
 
@@ -172,14 +170,14 @@ class FiniteGuard:
 def not_finite_error(checkpoint: Path, step: int, config: PretrainConfig) -> UserError:
     """The end of a run whose loss, gradients or weights are not finite."""
     if checkpoint.exists():
-        saved = f"{checkpoint} is as it was before and can be gone on with (--c)"
+        saved = f"{checkpoint} is unchanged; resume from it with --c"
     else:
-        saved = "there is no checkpoint yet, so begin anew in another folder"
+        saved = "there is no checkpoint yet, so begin a new run in another folder"
     try_ = "a lower --lr, a longer --warmup-epochs" + (", --amp bf16 or none" if config.run.amp == "fp16" else "")
     if config.run.on_nan == "stop":
-        again = f"where it is but a few samples, --on-nan skip passes over them; otherwise begin a run with {try_}"
+        again = f"if only a few samples are the cause, add --on-nan skip; otherwise begin a new run with {try_}"
     else:
-        again = f"--on-nan skip gave up after {MOST_SKIPPED} steps in a row or on weights; begin a run with {try_}"
+        again = f"--on-nan skip ends after {MOST_SKIPPED} such steps in a row; begin a new run with {try_}"
     return UserError(
         f"step {step}: loss, gradients or weights are not finite (NaN or infinity), and the run ends without saving "
         f"them; {saved}; {again}"

@@ -18,9 +18,9 @@ class MetricsLog:
     """Averages steps into lines and appends them to a file.
 
     Args:
-        path: the file; lines from ``first_step`` on are dropped first, since a run that goes on writes them anew.
+        path: the file; lines from ``first_step`` on are dropped first, since a run that resumes writes them again.
         first_step: the step that comes next.
-        writes: whether this process writes the file; where a run has several, one of them.
+        writes: whether this process writes the file; of several ranks, one does.
     """
 
     def __init__(self, path: Path, first_step: int, writes: bool = True) -> None:
@@ -41,12 +41,13 @@ class MetricsLog:
         Under fp16, gradients overflow now and then in steps that are healthy (`pretraining.method.diagnostics`):
         these are counted in ``overflowed_steps``, and ``gradient_norm`` is the mean of the others, or None.
 
-        Returns the line, or None when there was no finite step: then the next line counts the others.
-
         Args:
             step: last step that it covers.
             epoch: its epoch.
             extra: further values of the line.
+
+        Returns:
+            The line, or None where no step was finite: then the next line counts these.
         """
         finite = torch.stack([result.finite for result in self._pending]) if self._pending else torch.empty(0)
         if not finite.any():
@@ -54,8 +55,8 @@ class MetricsLog:
         rows = torch.stack([_row(result) for result in self._pending]).double()
         means = dict(zip(_COLUMNS, rows[finite].mean(0).tolist(), strict=True))
         norms = rows[finite, -1]
-        fit = norms.isfinite()
-        means["gradient_norm"] = norms[fit].mean().item() if fit.any() else None
+        overflowed = ~norms.isfinite()
+        means["gradient_norm"] = None if overflowed.all() else norms[~overflowed].mean().item()
         rates = self._pending[-1].rates
         line = {
             "step": step,
@@ -66,7 +67,7 @@ class MetricsLog:
             "teacher_momentum": rates.teacher_momentum,
             "teacher_temp": rates.teacher_temp,
             "skipped_steps": len(rows) - int(finite.sum()),
-            "overflowed_steps": int((~fit).sum()),
+            "overflowed_steps": int(overflowed.sum()),
             **extra,
         }
         if self.writes:
@@ -84,14 +85,12 @@ _COLUMNS = (
 
 
 def _row(result: StepResult) -> torch.Tensor:
-    health = [result.teacher_entropy, result.mutual_information, result.view_agreement]
-    features = [result.feature_spread, result.feature_rank]
     norm = torch.linalg.vector_norm(result.gradient_norms)
-    return torch.stack([result.loss, *result.levels, *health, *features, norm])
+    return torch.stack([result.loss, *result.stage_losses, *result.health, norm])
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The lines of a metrics file; a last line cut off by a crash is left out."""
+    """The lines of a metrics file, without a last line that a crash cut off."""
     lines = []
     for text in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
         try:

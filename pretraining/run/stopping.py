@@ -1,64 +1,42 @@
-"""Ending a run before its end: signals and the time limit, for all processes of the run at the same step."""
+"""Why a run ends before its last step, and the signals that ask for it."""
 
 import os
 import signal
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-
-from pretraining.system.processes import Processes
-
-_TIME_IS_UP = 1000
-_NOT_FINITE = 2000
+from enum import IntEnum
 
 
-class StopRequest:
-    """Whether the run should stop, asked after every step.
+class StopReason(IntEnum):
+    """Why a run ends early. Where the ranks have different reasons, the highest holds for all of them."""
 
-    Args:
-        received: numbers of the signals that this process has received; grows while the run goes on.
-        processes: the processes of the run; what one of them has received stops all.
-        deadline: `time.monotonic` after which to stop, or None.
+    NONE = 0
+    SIGINT = 1
+    SIGTERM = 2
+    MAX_HOURS = 3
+    NOT_FINITE = 4
 
-    Attributes:
-        reason: what stopped the run; empty as long as nothing did.
-        exit_code: exit code that tells of it.
-        not_finite: whether NaN or infinity did.
-    """
+    @property
+    def exit_code(self) -> int:
+        """Of a run that has saved and ended for this reason."""
+        is_signal = self in (StopReason.SIGINT, StopReason.SIGTERM)
+        return 128 + signal.Signals[self.name] if is_signal else 0
 
-    def __init__(self, received: list[int], processes: Processes, deadline: float | None) -> None:
-        self._received, self._processes, self._deadline = received, processes, deadline
-        self.reason, self.exit_code, self.not_finite = "", 0, False
-
-    def asked(self, not_finite: bool) -> bool:
-        """Agree with the other processes on whether to stop after this step.
-
-        ``not_finite``: whether NaN or infinity must end the run, as far as this process knows.
-        """
-        is_over = self._deadline is not None and time.monotonic() > self._deadline
-        own = self._received[0] if self._received else _TIME_IS_UP * is_over
-        number = self._processes.any(_NOT_FINITE if not_finite else own)
-        if number == _NOT_FINITE:
-            self.reason, self.not_finite = "a loss or gradients that are not finite", True
-        elif number == _TIME_IS_UP:
-            self.reason = "the limit of --max-hours"
-        elif number:
-            self.reason, self.exit_code = signal.Signals(number).name, 128 + number
-        return bool(number)
+    def __str__(self) -> str:
+        return "the limit of --max-hours" if self is StopReason.MAX_HOURS else self.name
 
 
 @contextmanager
-def stop_signals() -> Iterator[list[int]]:
-    """Collect SIGINT and SIGTERM so that the running step can finish; a second one stops at once."""
-    received: list[int] = []
+def stop_signals() -> Iterator[list[StopReason]]:
+    """Collect SIGINT and SIGTERM so that the running step can finish; a second one ends the process at once."""
+    received: list[StopReason] = []
 
     def remember(number: int, _frame: object) -> None:
-        received.append(number)
+        received.append(StopReason[signal.Signals(number).name])
         signal.signal(number, signal.SIG_DFL if number == signal.SIGTERM else signal.default_int_handler)
         os.write(2, b"\nfinishing the running step, then saving\n")
 
-    numbers = (signal.SIGINT, signal.SIGTERM)
-    before = {number: signal.signal(number, remember) for number in numbers}
+    before = {number: signal.signal(number, remember) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield received
     finally:

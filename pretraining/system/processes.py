@@ -1,8 +1,9 @@
-"""The processes of a run: one, or as many as torchrun starts (gloo on CPU, NCCL on CUDA).
+"""The ranks of a run: one process, or as many as torchrun starts (gloo on CPU, NCCL on CUDA).
 
-Every function works in a run of one process, too, where it changes nothing, so the training code has one path.
+Everything here works in a run of one process, too, where it changes nothing, so the training code has one path.
 """
 
+import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -10,15 +11,16 @@ from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from pretraining.system.errors import UserError, environment_errors_as_sentences
-from pretraining.system.torch_errors import tells_of_lost_process
+from pretraining.system.torch_errors import is_lost_rank
 
 T = TypeVar("T")
 
 
-class LostProcessError(Exception):
+class LostRankError(Exception):
     """Another process of the run has ended."""
 
 
@@ -28,59 +30,72 @@ class Processes:
 
     Attributes:
         rank: number of this process, from 0.
-        size: number of processes.
+        world_size: number of processes.
         local_rank: number of this process on its machine.
-        local_size: processes on this machine.
+        local_world_size: processes on this machine.
         control: group for short messages between the hosts, on CPU also where the training's group is on GPUs.
     """
 
     rank: int = 0
-    size: int = 1
+    world_size: int = 1
     local_rank: int = 0
-    local_size: int = 1
+    local_world_size: int = 1
     control: Any = None
 
     @property
-    def is_first(self) -> bool:
-        """Whether this process writes the run's files and speaks to the user."""
+    def is_rank0(self) -> bool:
+        """Whether this process writes the run's files and reports to the user."""
         return self.rank == 0
 
-    def sum_(self, values: Tensor) -> Tensor:
-        """Replace a tensor by its sum over the processes."""
-        if self.size > 1:
+    def data_parallel(self, network: nn.Module) -> nn.Module:
+        """The network with gradients averaged over the ranks in its backward pass; itself where there is one rank."""
+        if self.world_size == 1:
+            return network
+        # all ranks compute the same buffers, so none are sent; the setting's name since torch 2.13, and before
+        names = inspect.signature(DistributedDataParallel).parameters
+        send_buffers = "forward_sync_buffers" if "forward_sync_buffers" in names else "broadcast_buffers"
+        return DistributedDataParallel(network, gradient_as_bucket_view=True, **{send_buffers: False})
+
+    def all_reduce(self, values: Tensor) -> Tensor:
+        """Replace a tensor by its sum over the ranks."""
+        if self.world_size > 1:
             dist.all_reduce(values)
         return values
 
-    def any(self, flag: int) -> int:
-        """The largest of the processes' flags, known to all of them."""
-        if self.size == 1:
-            return flag
-        largest = torch.tensor([flag])
+    def max_over_ranks(self, value: int) -> int:
+        """The largest of the ranks' values, on all of them."""
+        if self.world_size == 1:
+            return value
+        largest = torch.tensor([value])
         dist.all_reduce(largest, dist.ReduceOp.MAX, group=self.control)
         return int(largest)
 
+    def min_over_ranks(self, value: int) -> int:
+        """The smallest of the ranks' values, on all of them."""
+        return -self.max_over_ranks(-value)
+
     @contextmanager
-    def watched(self) -> Iterator[None]:
-        """Turn what happens when another process of the run has ended into a `LostProcessError`."""
+    def detect_lost_ranks(self) -> Iterator[None]:
+        """Raise `LostRankError` where the block fails because another process of the run has ended."""
         try:
             yield
         except RuntimeError as error:
-            if self.size == 1 or not tells_of_lost_process(error):
+            if self.world_size == 1 or not is_lost_rank(error):
                 raise
-            raise LostProcessError("another process of this run has ended") from error
+            raise LostRankError("another process of this run has ended") from error
 
-    def from_first(self, make: Callable[[], T]) -> T:
-        """What ``make`` returns in the first process, in all of them.
+    def broadcast_from_rank0(self, make: Callable[[], T]) -> T:
+        """What ``make`` returns on rank 0, on all ranks.
 
         Raises:
-            UserError: ``make`` did, or the machine refused it something; the other processes get it without a text,
-                so that one of them speaks.
+            UserError: ``make`` did, or the machine refused it something; the other ranks get it without a text, so
+                that it is reported once.
         """
-        if self.size == 1:
+        if self.world_size == 1:
             return make()
         answer: list[Any] = [None, None]
         error = None
-        if self.is_first:
+        if self.is_rank0:
             try:
                 with environment_errors_as_sentences():
                     answer = [make(), None]
@@ -91,14 +106,14 @@ class Processes:
             raise error or UserError("")
         return answer[0]
 
-    def in_all(self, make: Callable[[], T]) -> T:
-        """What ``make`` returns, called in every process.
+    def on_all_ranks(self, make: Callable[[], T]) -> T:
+        """What ``make`` returns, called on every rank.
 
         Raises:
-            UserError: ``make`` did in some process, or its machine refused it something; all processes get it, and
-                only the first of those has the text.
+            UserError: ``make`` did on some rank, or its machine refused it something; all ranks get it, and only the
+                lowest of those has the text.
         """
-        if self.size == 1:
+        if self.world_size == 1:
             return make()
         result = error = None
         try:
@@ -106,11 +121,11 @@ class Processes:
                 result = make()
         except UserError as raised:
             error = raised
-        speaker = self.any(self.size - self.rank if error else 0)
-        if speaker:
-            raise error if error and speaker == self.size - self.rank else UserError("")
+        first_failed = self.min_over_ranks(self.rank if error else self.world_size)
+        if first_failed < self.world_size:
+            raise error if error and first_failed == self.rank else UserError("")
         return result
 
 
-ALONE = Processes()
+SINGLE_PROCESS = Processes()
 """A run of one process."""

@@ -1,9 +1,9 @@
 """Batches of views for a whole run, in an order that depends on the seed and the step alone.
 
-Ours. A run is one long stream of samples: pass after pass over all sub-volumes, each pass in its own random order.
-Where an epoch is one pass, what does not fill a batch at the end of a pass is left out.
-Sample n always is the same views of the same sub-volume, so a run that goes on at step s sees what an unbroken run
-sees, whatever the number of workers.
+Ours. A run is one endless stream of samples: pass after pass over all sub-volumes, each pass in its own random order.
+Where an epoch is one pass, what does not fill a batch at the end of a pass is left out. Sample n is always the same
+views of the same sub-volume, so a run that resumes at step s sees what an unbroken run sees, whatever the number of
+workers.
 """
 
 import math
@@ -19,10 +19,10 @@ from pretraining.config import PretrainConfig, ViewConfig
 from pretraining.store.store import Store
 from pretraining.system.errors import UserError
 from pretraining.system.machine import MAX_DEFAULT_PROCESSES, available_memory, core_count
-from pretraining.system.processes import ALONE, Processes
-from pretraining.views.batches import collate
+from pretraining.system.processes import SINGLE_PROCESS, Processes
+from pretraining.views.batches import ReadFailure, collate
 from pretraining.views.make_views import make_views, xray_view
-from pretraining.views.subvolumes import list_subvolumes
+from pretraining.views.subvolumes import SubVolumes
 
 PREFETCH = 4
 """Batches that each worker prepares ahead."""
@@ -31,59 +31,62 @@ WORKER_BYTES = 300 * 2**20
 
 
 class ViewStream(Dataset):
-    """The stream of samples: index n (without end) -> (CT view 1, CT view 2, X-ray view).
+    """The endless stream of samples: number n, from 0 -> (CT view 1, CT view 2, X-ray view).
 
     Args:
         store: the store to read.
         config: views and seed.
+
+    Attributes:
+        subvolumes: of the store.
+        samples_per_pass: samples after which the sub-volumes come in a new order.
     """
 
     def __init__(self, store: Store, config: PretrainConfig) -> None:
         self.store, self.view_config, self.seed = store, config.view, config.run.seed
-        self.subvolumes = list_subvolumes(store, config.view)
-        whole_batches = len(self.subvolumes) // config.optim.batch_size * config.optim.batch_size
-        self.pass_length = len(self.subvolumes) if config.run.epoch_samples else whole_batches or len(self.subvolumes)
-        self._order: tuple[int, np.ndarray] = (-1, np.empty(0))
-
-    def __len__(self) -> int:
-        """Sub-volumes in one pass."""
-        return len(self.subvolumes)
+        self.subvolumes = SubVolumes(store, config.view)
+        self.samples_per_pass = len(self.subvolumes)
+        if not config.run.epoch_samples and self.samples_per_pass >= config.optim.batch_size:
+            self.samples_per_pass -= self.samples_per_pass % config.optim.batch_size  # whole batches
+        self._order: tuple[int, np.ndarray] = (-1, np.empty(0))  # of the pass with that number
 
     def __getitem__(self, n: int) -> tuple[Tensor, Tensor, Tensor]:
         """Views (1, D, H, W), (1, D, H, W) and (1, H, W) of sample n."""
-        subvolume = self.subvolumes[self.position(n)]
+        subvolume = self.subvolumes[self.subvolume_index(n)]
         rng = np.random.default_rng((self.seed, 1, n))
         # Read anew each time: it costs 0.1 ms, and keeping all of a large store would cost gigabytes.
         xray = xray_view(self.store.radiograph(subvolume.volume_id), self.view_config.crop_size[1:])
         return *make_views(self.store, subvolume, self.view_config, rng), xray
 
-    def __getitems__(self, numbers: list[int]) -> list[tuple[Tensor, Tensor, Tensor]] | UserError:
-        """The samples of a batch, or why one of them could not be read: an exception would lose its sentence."""
+    def __getitems__(self, numbers: list[int]) -> list[tuple[Tensor, Tensor, Tensor]] | ReadFailure:
+        """The samples of a batch, or why one of them could not be read."""
         try:
             return [self[n] for n in numbers]
         except UserError as error:
-            return error
+            return ReadFailure(str(error))
 
-    def position(self, n: int) -> int:
+    def subvolume_index(self, n: int) -> int:
         """Which of the sub-volumes sample n shows."""
-        passes, place = divmod(n, self.pass_length)
-        if self._order[0] != passes:
-            self._order = passes, np.random.default_rng((self.seed, 0, passes)).permutation(len(self.subvolumes))
+        number, place = divmod(n, self.samples_per_pass)
+        if self._order[0] != number:
+            self._order = number, np.random.default_rng((self.seed, 0, number)).permutation(len(self.subvolumes))
         return int(self._order[1][place])
 
 
 class StepSampler(Sampler[list[int]]):
-    """The sample numbers of this process's share of each step, from ``first_step`` up to ``total_steps``."""
+    """The sample numbers of this rank's batch, for each step from ``first_step`` up to ``total_steps``."""
 
-    def __init__(self, batch_size: int, first_step: int, total_steps: int, processes: Processes = ALONE) -> None:
+    def __init__(
+        self, batch_size: int, first_step: int, total_steps: int, processes: Processes = SINGLE_PROCESS
+    ) -> None:
         self.batch_size, self.first_step, self.total_steps = batch_size, first_step, total_steps
-        self.share = batch_size // processes.size
-        self.offset = processes.rank * self.share
+        self.rank_batch_size = batch_size // processes.world_size
+        self.offset = processes.rank * self.rank_batch_size
 
     def __iter__(self) -> Iterator[list[int]]:
         for step in range(self.first_step, self.total_steps):
             first = step * self.batch_size + self.offset
-            yield list(range(first, first + self.share))
+            yield list(range(first, first + self.rank_batch_size))
 
     def __len__(self) -> int:
         return self.total_steps - self.first_step
@@ -93,7 +96,7 @@ def steps_per_epoch(stream: ViewStream, config: PretrainConfig) -> int:
     """Steps of an epoch: as many batches as hold ``epoch_samples``, or as one pass over the sub-volumes fills."""
     if config.run.epoch_samples:
         return -(-config.run.epoch_samples // config.optim.batch_size)
-    return max(1, len(stream) // config.optim.batch_size)
+    return max(1, len(stream.subvolumes) // config.optim.batch_size)
 
 
 def make_loader(
@@ -102,13 +105,15 @@ def make_loader(
     first_step: int,
     total_steps: int,
     device: torch.device,
-    processes: Processes = ALONE,
+    processes: Processes = SINGLE_PROCESS,
 ) -> DataLoader:
     """Loader of the remaining steps of a run, for `batches`: (CT view 1, CT view 2, X-ray) with a batch axis each."""
-    share = config.optim.batch_size // processes.size
+    rank_batch_size = config.optim.batch_size // processes.world_size
     workers = config.run.num_workers
-    if workers < 0:  # on a CPU, training itself takes all cores, and one worker keeps up with it
-        workers = 1 if device.type == "cpu" else default_workers(share, config.view, processes.local_size)
+    if workers < 0 and device.type == "cpu":  # training itself takes all cores, and one worker keeps up with it
+        workers = 1
+    elif workers < 0:
+        workers = default_workers(rank_batch_size, config.view, processes.local_world_size)
     return DataLoader(
         stream,
         batch_sampler=StepSampler(config.optim.batch_size, first_step, total_steps, processes),
@@ -121,24 +126,24 @@ def make_loader(
     )
 
 
-def default_workers(batch_size: int, config: ViewConfig, local_processes: int) -> int:
-    """Workers of one training process: its share of the machine's cores and of half the free memory, at most 8.
+def default_workers(rank_batch_size: int, config: ViewConfig, local_world_size: int) -> int:
+    """Workers of one rank: as many as its part of the machine's cores and of half the free memory allow, at most 8.
 
     Args:
-        batch_size: samples of a step that this process takes.
+        rank_batch_size: samples of a step that this rank takes.
         config: size of the views.
-        local_processes: training processes on this machine.
+        local_world_size: ranks on this machine.
     """
     views = 2 * math.prod(config.crop_size) + math.prod(config.crop_size[1:])
-    worker_bytes = WORKER_BYTES + PREFETCH * batch_size * views * 4
+    worker_bytes = WORKER_BYTES + PREFETCH * rank_batch_size * views * 4
     by_memory = available_memory() // 2 // worker_bytes
-    return max(1, min(core_count() // local_processes, by_memory // local_processes, MAX_DEFAULT_PROCESSES))
+    return max(1, min(core_count() // local_world_size, by_memory // local_world_size, MAX_DEFAULT_PROCESSES))
 
 
 def _start_worker(_: int) -> None:
-    """One thread; what is signalled to the whole process group is the training process's to answer.
+    """One thread; signals to the whole process group are left to the training process.
 
-    torchrun and `timeout` signal the group. A worker that died of it would cost the checkpoint; one whose training
+    torchrun and `timeout` signal the group. A worker that ended of it would cost the checkpoint; one whose training
     process is gone ends by itself.
     """
     torch.set_num_threads(1)

@@ -22,10 +22,11 @@ from pretraining.views.uniform_sampling import draw_patches, gather_patches
 
 HU_SCALE = 1024
 """HU are divided by this before anything else."""
-AIR_HU = -1024
+PADDING_HU = -1024
+"""Air, in what lies outside of a volume."""
 
 Box = list[tuple[int, int]]
-"""First voxel and the one after the last, along each axis of a volume; may reach outside of it."""
+"""Half-open voxel ranges [start, stop) per axis of a volume; may extend beyond it, where air is assumed."""
 
 
 def make_views(
@@ -107,7 +108,7 @@ def read_box(store: Store, volume_id: str, box: Box, filled: Box) -> np.ndarray:
     region = tuple(slice(*limits) for limits in inner)
     if inner == box:
         return store.window(volume_id, region)
-    image = np.full([high - low for low, high in box], AIR_HU, np.int16)
+    image = np.full([high - low for low, high in box], PADDING_HU, np.int16)
     if all(low < high for low, high in inner):
         place = tuple(slice(low - least, high - least) for (low, high), (least, _) in zip(inner, box, strict=True))
         image[place] = store.window(volume_id, region)

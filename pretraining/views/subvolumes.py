@@ -20,17 +20,20 @@ class SubVolume:
 
 
 class SubVolumes(Sequence[SubVolume]):
-    """All sub-volumes of a store, in the order of its ids; each is made when it is asked for.
+    """All sub-volumes of a store, in the order of its ids.
 
-    A store of 100,000 volumes has two million, and every loader worker has its list: kept is one number per volume.
-    Arguments and rules: `list_subvolumes`.
+    Ours: a last window ends flush with the volume, so that no slice is left out; a volume with fewer slices than a
+    window is one sub-volume, which the views pad with air.
+
+    A sub-volume is made when it is asked for: a store of 100,000 volumes has two million, and every loader worker has
+    this list, so it keeps one number per volume.
     """
 
     def __init__(self, store: Store, config: ViewConfig) -> None:
         self._ids, self._config = store.ids, config
         self._shapes = np.array([store.shape(volume_id) for volume_id in store.ids])
         last = np.maximum(self._shapes[:, 0] - config.window_slices, 0)
-        self._ends = np.cumsum(-(-last // config.window_stride) + 1)  # of each volume's stretch of the list
+        self._ends = np.cumsum(-(-last // config.window_stride) + 1)  # in the list, of each volume's windows
 
     def __len__(self) -> int:
         return int(self._ends[-1])
@@ -50,15 +53,6 @@ class SubVolumes(Sequence[SubVolume]):
             rows=_central(height, fraction),
             columns=_central(width, fraction),
         )
-
-
-def list_subvolumes(store: Store, config: ViewConfig) -> SubVolumes:
-    """All sub-volumes of a store, in the order of its ids.
-
-    Ours: a last window ends flush with the volume, so that no slice is left out; a volume with fewer slices than a
-    window is one sub-volume, which the views pad with air.
-    """
-    return SubVolumes(store, config)
 
 
 def _central(size: int, fraction: float) -> tuple[int, int]:

@@ -41,7 +41,7 @@ def test_setting_names_are_unique_over_the_sections():
         ({"crop_size": (12, 96, 96)}, "crop_size must be at least (15, 58, 58)"),
         ({"crop_size": (16, 48, 48)}, "crop_size must be at least (15, 58, 58)"),
         ({"sampling_patch_size": (0, 8, 8)}, "sampling_patch_size must be at least 1"),
-        ({"seed": -1}, "seed must be 0 or more, got -1"),
+        ({"seed": -1}, "seed must be at least 0, got -1"),
         ({"head_hidden_dim": 0}, "head_hidden_dim must be at least 1, got 0"),
         ({"adam_betas": (0.9, 1.0)}, "adam_betas must be in [0, 1), got (0.9, 1.0)"),
         ({"adam_eps": 0.0}, "adam_eps must be positive, got 0.0"),

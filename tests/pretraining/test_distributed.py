@@ -73,7 +73,7 @@ def test_two_processes_do_what_one_does_with_the_whole_batch(small_store, one_pr
     assert {path.name for path in (tmp_path / "run").iterdir()} == {path.name for path in one_process.iterdir()}
 
 
-def test_a_run_of_two_goes_on_as_one_and_back_in_mid_epoch(small_store, one_process, tmp_path):
+def test_a_run_of_two_ranks_resumes_as_one_and_back_in_mid_epoch(small_store, one_process, tmp_path):
     output = tmp_path / "run"
     process = start(small_store, output, *TINY)
     wait_for_steps(output, 2, process)
@@ -99,15 +99,15 @@ def workers(parent: int) -> list[int]:
 
 
 @pytest.mark.parametrize("victim", [0, 1])
-def test_when_one_process_is_killed_the_others_end_with_a_usable_checkpoint(small_store, tmp_path, victim):
+def test_when_one_rank_is_killed_the_others_end_with_a_usable_checkpoint(small_store, tmp_path, victim):
     output = tmp_path / "run"
     process = start(small_store, output, *TINY, "--epochs", "50")
     wait_for_steps(output, 4, process)  # the first checkpoint is at 3
     os.kill(workers(process.pid)[victim], signal.SIGKILL)
     messages = finish(process)
     assert process.returncode != 0
-    told = f"process {1 - victim} stops at step"
-    assert told in messages and "another process of this run has ended; go on with the same torchrun" in messages
+    assert f"rank {1 - victim} stops at step" in messages
+    assert "another process of this run has ended; resume with the same torchrun" in messages
     done = torch.load(output / "checkpoint_latest.pth", weights_only=True)["step"]
     assert done >= 3
     deadline = time.monotonic() + 60
@@ -118,7 +118,7 @@ def test_when_one_process_is_killed_the_others_end_with_a_usable_checkpoint(smal
     assert torch.load(output / "checkpoint_latest.pth", weights_only=True)["step"] == done + 1
 
 
-def test_a_mistake_is_told_once_and_ends_all(tmp_path, small_store):
+def test_a_mistake_is_reported_once_and_ends_all(tmp_path, small_store):
     process = start(tmp_path, tmp_path / "run", *TINY)
     messages = finish(process)
     assert process.returncode != 0
@@ -127,7 +127,7 @@ def test_a_mistake_is_told_once_and_ends_all(tmp_path, small_store):
     messages = finish(process)
     assert process.returncode != 0
     assert messages.count("batch_size 5 cannot be divided by 2 processes; choose a multiple of 2") == 1
-    assert not (tmp_path / "odd").exists()  # so that the mended command finds nothing in its way
+    assert not (tmp_path / "odd").exists()  # so that the corrected command finds nothing in its way
 
 
 def test_a_checkpoint_that_cannot_be_used_is_named_once(small_store, one_process, tmp_path):
@@ -137,15 +137,15 @@ def test_a_checkpoint_that_cannot_be_used_is_named_once(small_store, one_process
     process = start(small_store, output, "--c")
     messages = finish(process)
     assert process.returncode != 0 and "pretraining/train.py" not in messages
-    assert messages.count("cannot go on from this file") == 1, messages
+    assert messages.count("cannot resume from this file") == 1, messages
 
 
 @pytest.mark.parametrize(
     ("change", "said"),
     [
         (
-            "if os.environ['RANK'] == '1': pretraining.train.load_checkpoint = lambda *_: None",
-            "checkpoint_latest.pth: the processes found it at different steps, from 0 to 6, so the file system",
+            "if os.environ['RANK'] == '1': pretraining.run.checkpoint.load_checkpoint = lambda *_: None",
+            "checkpoint_latest.pth: the ranks found it at different steps, from 0 to 6, so the file system",
         ),
         (
             "def fail(folder): raise OSError(errno.ESTALE, 'stale', str(folder))\n"
@@ -153,13 +153,13 @@ def test_a_checkpoint_that_cannot_be_used_is_named_once(small_store, one_process
             f"{os.strerror(errno.ESTALE)}; the file server has lost it; check it and start again",
         ),
     ],
-    ids=["another node sees an old file", "the first process meets a dead file server"],
+    ids=["another node sees an old file", "rank 0 meets a dead file server"],
 )
 def test_what_a_file_server_does_is_named_once(small_store, one_process, tmp_path, change, said):
     script, output = tmp_path / "script.py", tmp_path / "run"
     shutil.copytree(one_process, output)
-    head = "import errno, os, sys, pretraining.run.folder, pretraining.train\nfrom pretraining.train import main\n"
-    script.write_text(f"{head}{change}\nsys.exit(main())\n")
+    head = "import errno, os, sys, pretraining.run.checkpoint, pretraining.run.folder\n"
+    script.write_text(f"{head}from pretraining.train import main\n{change}\nsys.exit(main())\n")
     process = start(small_store, output, "--c", program=[script])
     messages = finish(process)
     assert process.returncode != 0 and messages.count("error: ") == messages.count(said) == 1, messages
@@ -184,8 +184,8 @@ def test_estimate_says_what_a_run_costs_and_writes_nothing(small_store, tmp_path
     assert not (tmp_path / "run").exists()
 
 
-def test_nan_in_the_share_of_one_process_ends_all_at_the_same_step(small_store, tmp_path):
-    """The same run with and without `skip`: all processes leave out the same steps, and one of them speaks."""
+def test_nan_in_the_batch_of_one_rank_ends_all_at_the_same_step(small_store, tmp_path):
+    """The same run with and without `skip`: all ranks leave out the same steps, and one of them reports it."""
     store = tmp_path / "spoilt"
     shutil.copytree(small_store, store)
     path = store / "radiographs" / "small.npy"

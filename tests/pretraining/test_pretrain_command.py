@@ -75,7 +75,7 @@ def test_training_moves_student_and_teacher(unbroken):
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_stopped_run_goes_on_exactly_where_it_stopped(small_store, unbroken, tmp_path, number):
+def test_a_stopped_run_resumes_exactly_where_it_stopped(small_store, unbroken, tmp_path, number):
     output = tmp_path / "run"
     process = subprocess.Popen(
         [COMMAND, str(small_store), str(output), *TINY],
@@ -96,7 +96,7 @@ def test_a_stopped_run_goes_on_exactly_where_it_stopped(small_store, unbroken, t
     assert not (output / "cads_encoder.pth").exists()
     finished = subprocess.run([COMMAND, str(small_store), str(output), "--c"], capture_output=True, encoding="utf-8")
     assert finished.returncode == 0, finished.stderr
-    assert f"going on at step {done}" in finished.stderr
+    assert f"resuming at step {done}" in finished.stderr
     assert losses(output) == losses(unbroken)
     ours, theirs = (torch.load(folder / "checkpoint_latest.pth", weights_only=True) for folder in (output, unbroken))
     for part in ("student", "teacher"):
@@ -119,16 +119,16 @@ def test_a_long_epoch_is_saved_in_between(small_store, tmp_path):
     assert steps == list(range(len(steps)))
 
 
-def test_a_run_without_checkpoint_says_that_it_begins_anew(small_store, unbroken, tmp_path, capfd):
+def test_a_run_without_checkpoint_says_that_it_starts_over(small_store, unbroken, tmp_path, capfd):
     output = tmp_path / "run"
     output.mkdir()
     (output / "config.json").write_bytes((unbroken / "config.json").read_bytes())
     assert pretrain([str(small_store), str(output), "--c"]) == 0
-    assert f"{output}: holds no checkpoint yet, so the run begins anew" in capfd.readouterr().err
+    assert f"{output}: holds no checkpoint yet, so the run starts from its first step" in capfd.readouterr().err
     assert losses(output) == losses(unbroken)
 
 
-def test_continuing_a_finished_run_changes_nothing(small_store, unbroken):
+def test_resuming_a_finished_run_changes_nothing(small_store, unbroken):
     before = losses(unbroken)
     assert pretrain([str(small_store), str(unbroken), "--c"]) == 0
     assert losses(unbroken) == before
@@ -180,12 +180,25 @@ def test_an_output_that_holds_a_run_is_not_overwritten(refused, small_store, unb
     assert before == {path.name: path.stat().st_mtime_ns for path in unbroken.iterdir()}
 
 
-def test_a_run_does_not_go_on_with_other_settings(refused, small_store, unbroken):
+def test_a_run_does_not_resume_with_other_settings(refused, small_store, unbroken):
     assert "has batch_size = 2, not 4" in refused(small_store, unbroken, "--c", "--batch-size", "4")
 
 
-def test_nothing_to_go_on_with(refused, small_store, tmp_path):
-    assert "no run to go on with" in refused(small_store, tmp_path / "new", "--c")
+def test_resuming_where_there_is_no_run_begins_one_and_says_so(small_store, unbroken, tmp_path, capfd):
+    """So that one script serves a job that is queued again and again."""
+    output = tmp_path / "new"
+    assert pretrain([str(small_store), str(output), *TINY, "--c"]) == 0
+    assert f"{output}: there is no run to resume, so a new one begins" in capfd.readouterr().err
+    assert losses(output) == losses(unbroken)
+    assert pretrain([str(small_store), str(output), *TINY, "--c"]) == 0
+    assert "resuming at step 6" in capfd.readouterr().err
+
+
+def test_resuming_in_a_folder_that_holds_something_else_is_refused(refused, small_store, tmp_path):
+    (tmp_path / "letter.txt").write_text("not a run")
+    message = refused(small_store, tmp_path, *TINY, "--c")
+    assert f"{tmp_path}: holds files but no config.json, so there is no run to resume" in message
+    assert [file.name for file in tmp_path.iterdir()] == ["letter.txt"]
 
 
 def test_not_a_store(refused, tmp_path):
@@ -219,7 +232,7 @@ def test_a_damaged_checkpoint_is_named(refused, small_store, unbroken, tmp_path,
     (output / "config.json").write_bytes((unbroken / "config.json").read_bytes())
     (output / "checkpoint_latest.pth").write_bytes(content)
     message = refused(small_store, output, "--c")
-    assert str(output / "checkpoint_latest.pth") in message and "cannot go on from this file" in message
+    assert str(output / "checkpoint_latest.pth") in message and "cannot resume from this file" in message
     assert (output / "checkpoint_latest.pth").read_bytes() == content
 
 
@@ -232,14 +245,21 @@ def test_a_checkpoint_that_would_run_code_does_not(refused, small_store, unbroke
     output.mkdir()
     (output / "config.json").write_bytes((unbroken / "config.json").read_bytes())
     torch.save({"student": Hostile()}, output / "checkpoint_latest.pth")
-    assert "cannot go on from this file" in refused(small_store, output, "--c")
+    assert "cannot resume from this file" in refused(small_store, output, "--c")
     assert not (tmp_path / "owned").exists()
 
 
-def test_another_store_is_noticed(refused, small_store, unbroken, tmp_path):
+@pytest.mark.parametrize("has_checkpoint", [True, False])
+def test_another_store_is_noticed(refused, small_store, unbroken, tmp_path, has_checkpoint):
+    run, store = tmp_path / "run", tmp_path / "store"
+    for folder in (run, store):
+        folder.mkdir()
+    for name in ("config.json", "checkpoint_latest.pth") if has_checkpoint else ("config.json",):
+        (run / name).write_bytes((unbroken / name).read_bytes())
     manifest = json.loads((small_store / "manifest.json").read_text())
     manifest["volumes"].pop("wide")
     for name in ("volumes", "radiographs"):
-        (tmp_path / name).symlink_to(small_store / name)
-    (tmp_path / "manifest.json").write_text(json.dumps(manifest))
-    assert "another store" in refused(tmp_path, unbroken, "--c")
+        (store / name).symlink_to(small_store / name)
+    (store / "manifest.json").write_text(json.dumps(manifest))
+    assert f"{run}: this run was begun with another store" in refused(store, run, "--c")
+    assert {file.name for file in run.iterdir()} <= {"config.json", "checkpoint_latest.pth"}

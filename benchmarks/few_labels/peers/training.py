@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from pretraining.config import PretrainConfig
-from pretraining.method.optimisation import clip_each_gradient, parameter_groups
-from pretraining.method.schedules import cosine, warmup_cosine
+from pretraining.method.optimisation import clip_each_gradient, parameter_groups, set_rates
+from pretraining.method.schedules import rates
 from pretraining.run.checkpoint import encoder_record, save_encoder
 from pretraining.store.store import Store
 from pretraining.system.files import atomic_path
@@ -86,20 +86,16 @@ class PeerTrainer:
 
     def train_step(self, view_1: Tensor, view_2: Tensor) -> float:
         """One step on two views (B, 1, D, H, W) of each sample; returns the loss."""
-        optim, warmup = self.config.optim, self.config.optim.warmup_epochs * self.steps_per_epoch
-        for group in self.optimizer.param_groups:
-            group["lr"] = warmup_cosine(self.config.peak_lr, optim.min_lr, warmup, self.total_steps, self.step)
-            group["weight_decay"] = (
-                cosine(*optim.weight_decay, self.total_steps, self.step) if group["decayed"] else 0.0
-            )
+        now = rates(self.config, self.step, self.steps_per_epoch)
+        set_rates(self.optimizer, now)
         torch.manual_seed(self.config.run.seed * 1_000_003 + self.step)  # masks and stochastic depth follow it
         with torch.autocast("cpu", torch.bfloat16, enabled=self.config.run.amp == "bf16"):
             loss = self.method.loss(view_1, view_2)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        clip_each_gradient(self.method.parameters(), optim.clip_grad)
+        clip_each_gradient(self.method.parameters(), self.config.optim.clip_grad)
         self.optimizer.step()
-        self.method.after_step(cosine(*optim.teacher_momentum, self.total_steps, self.step))
+        self.method.after_step(now.teacher_momentum)
         self.step += 1
         return loss.item()
 

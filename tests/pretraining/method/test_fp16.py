@@ -1,4 +1,4 @@
-"""The loss scaler of `--amp fp16` through the real command: overflows are no alarm, and a run goes on with its scale.
+"""The loss scaler of `--amp fp16` through the real command: overflows raise no alarm, and a run resumes with its scale.
 
 The forward pass is in float32 here, since fp16 takes a CPU a minute per step; the scale is so large that gradients
 overflow in float32, too.
@@ -39,7 +39,7 @@ def run(small_store, monkeypatch):
     return start
 
 
-def test_overflows_are_counted_and_ring_nothing_and_a_run_goes_on_with_its_scale(run, tmp_path, capfd):
+def test_overflows_are_counted_without_alarm_and_a_run_resumes_with_its_scale(run, tmp_path, capfd):
     lines, content = run(tmp_path / "unbroken", *FLAGS, "--log-every=1")
     overflowed = [line["overflowed_steps"] for line in lines]
     count = sum(overflowed)

@@ -14,7 +14,7 @@ from pretraining.method.loss import deep_distillation_loss, update_center
 def pairwise_loss(student, teacher, center, teacher_temp, student_temp, xray_weight=1.0):
     """The method to the letter: every pair of unlike views of every stage on its own."""
     teacher_views = F.softmax((teacher - center) / teacher_temp, -1).chunk(2)
-    levels = []
+    losses = []
     for logits in student:
         pairs = [
             -(t * F.log_softmax(s / student_temp, -1)).sum(-1).mean()
@@ -24,8 +24,8 @@ def pairwise_loss(student, teacher, center, teacher_temp, student_temp, xray_wei
         ]
         assert len(pairs) == 4
         weights = [1.0, xray_weight, 1.0, xray_weight]  # CT1-CT2, CT1-X, CT2-CT1, CT2-X
-        levels.append(sum(w * p for w, p in zip(weights, pairs, strict=True)) / sum(weights))
-    return levels
+        losses.append(sum(w * p for w, p in zip(weights, pairs, strict=True)) / sum(weights))
+    return losses
 
 
 @settings(max_examples=30)
@@ -39,7 +39,7 @@ def test_equals_the_loss_written_pair_by_pair(batch, width, teacher_temp, seed):
     center = torch.randn(width, generator=generator).double()
     expected = pairwise_loss(student, teacher, center, teacher_temp, 0.1)
     terms = deep_distillation_loss(student, teacher, center, teacher_temp, 0.1)
-    torch.testing.assert_close(terms.levels.double(), torch.stack(expected).detach(), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(terms.stage_losses.double(), torch.stack(expected).detach(), rtol=1e-4, atol=1e-4)
     ours = torch.autograd.grad(terms.total, student)
     theirs = torch.autograd.grad(sum(expected) / 4, student)
     for mine, plain in zip(ours, theirs, strict=True):
@@ -53,7 +53,7 @@ def test_weights_of_pairs_and_stages_equal_the_weighted_mean_of_the_pairs(xray_w
     teacher, center = torch.randn(6, 20, generator=generator).double(), torch.randn(20, generator=generator).double()
     expected = pairwise_loss(student, teacher, center, 0.05, 0.1, xray_weight)
     terms = deep_distillation_loss(student, teacher, center, 0.05, 0.1, xray_weight, (0.0, 1.0, 0.0, 3.0))
-    torch.testing.assert_close(terms.levels.double(), torch.stack(expected).detach(), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(terms.stage_losses.double(), torch.stack(expected).detach(), rtol=1e-4, atol=1e-4)
     gradients = torch.autograd.grad(terms.total, student, retain_graph=True)
     plain = torch.autograd.grad((expected[1] + 3 * expected[3]) / 4, student, allow_unused=True)
     for mine, other in zip(gradients, plain, strict=True):

@@ -28,8 +28,8 @@ def test_reference_loss(reference_dir):
         assert temperature == pytest.approx(expected["teacher_temp"], rel=1e-9)
         terms = deep_distillation_loss(students, teacher, center, temperature, student_temp=0.1)
         assert terms.total.item() == pytest.approx(expected["total"], rel=RELATIVE_LOSS)
-        for level, value in enumerate(terms.levels.tolist(), 1):
-            assert value == pytest.approx(expected[f"level{level}"], rel=RELATIVE_LOSS)
+        for stage, value in enumerate(terms.stage_losses.tolist(), 1):
+            assert value == pytest.approx(expected[f"level{stage}"], rel=RELATIVE_LOSS)
         after = update_center(center, teacher.mean(0), 0.9).numpy()
         np.testing.assert_allclose(after, np.ravel(expected["center_after"]), atol=1e-6)
 
@@ -105,8 +105,8 @@ def test_reference_training_losses_and_clipping(training_run):
     assert groups == recorded["n_groups"]
     for expected, (result, _) in zip(recorded["steps"], ours, strict=True):
         assert result.loss.item() == pytest.approx(expected["loss"], rel=RELATIVE_LOSS)
-        for level, value in enumerate(result.levels.tolist(), 1):
-            assert value == pytest.approx(expected[f"level{level}"], rel=RELATIVE_LOSS)
+        for stage, value in enumerate(result.stage_losses.tolist(), 1):
+            assert value == pytest.approx(expected[f"level{stage}"], rel=RELATIVE_LOSS)
         assert len(result.gradient_norms) == expected["n_grads"]
         assert int((result.gradient_norms > c["clip_grad"]).sum()) == expected["n_clipped"]
 

@@ -1,55 +1,65 @@
-"""What a run may go on with: its config.json, and the flags that do not change what is computed."""
+"""What a run may resume with: its config.json, its store, and the flags that do not change what is computed."""
 
 import json
-from contextlib import ExitStack
 
 import pytest
+import torch
 
 from pretraining.config import PRESETS, PretrainConfig
-from pretraining.run.folder import prepare_output
+from pretraining.run.folder import RunFolder
 from pretraining.system.errors import UserError
+
+CPU = torch.device("cpu")
+STORE = "ab" * 32
 
 
 @pytest.fixture
-def go_on(small_store, tmp_path):
-    """Begin a run with some settings, and go on with others; `spoil` changes its config.json in between."""
+def resume(tmp_path):
+    """Begin a run with some settings, and resume it with others; `spoil` changes its config.json in between."""
 
-    def run(before: dict, now: dict, spoil=lambda content: None) -> PretrainConfig:
-        before = {**PRESETS["demo"], **before, "device": "cpu"}
-        for settings, again in ((before, False), (now, True)):
-            with ExitStack() as held:
-                config = prepare_output(tmp_path / "run", settings, small_store, again, held)
-            path = tmp_path / "run" / "config.json"
+    def run(before: dict, now: dict, spoil=lambda content: None, store=STORE) -> PretrainConfig:
+        path = tmp_path / "run" / "config.json"
+        with RunFolder(tmp_path / "run", {**PRESETS["demo"], **before}, resume=False).open(STORE, CPU):
             content = json.loads(path.read_text())
-            spoil(content)
-            path.write_text(json.dumps(content))
-        return config
+        spoil(content)
+        path.write_text(json.dumps(content))
+        with RunFolder(tmp_path / "run", now, resume=True).open(store, CPU) as config:
+            return config
 
     return run
 
 
-def test_parts_of_a_batch_may_change_only_without_batch_normalisation(go_on, tmp_path):
-    assert go_on({"head_batch_norm": False}, {"accumulate": 4}).run.accumulate == 4
+def test_parts_of_a_batch_may_change_only_without_batch_normalisation(resume, tmp_path):
+    assert resume({"head_batch_norm": False}, {"accumulate": 4}).run.accumulate == 4
     (tmp_path / "run" / "config.json").unlink()
     with pytest.raises(UserError, match=r"has accumulate = 1, not 4, and with head_batch_norm the parts of a batch"):
-        go_on({}, {"accumulate": 4})
+        resume({}, {"accumulate": 4})
     (tmp_path / "run" / "config.json").unlink()
-    assert go_on({"accumulate": 2}, {"accumulate": 2, "log_every": 7}).run.log_every == 7
+    assert resume({"accumulate": 2}, {"accumulate": 2, "log_every": 7}).run.log_every == 7
 
 
-def test_a_config_with_a_section_of_another_kind_is_named_with_its_file(go_on, tmp_path):
+def test_a_config_with_a_section_of_another_kind_is_named_with_its_file(resume, tmp_path):
     with pytest.raises(UserError) as error:
-        go_on({}, {}, spoil=lambda content: content.update(optim="none"))
+        resume({}, {}, spoil=lambda content: content.update(optim="none"))
     assert str(error.value) == (
         f"{tmp_path / 'run' / 'config.json'}: config section 'optim' must hold settings by name, got 'none'; "
         "restore the file"
     )
 
 
-def test_a_config_of_before_a_setting_was_there_is_gone_on_with(go_on):
+def test_a_run_begun_before_a_setting_was_there_resumes(resume):
     def spoil(content):
         content["optim"].pop("adam_betas", None)
         content["optim"].pop("adam_eps", None)
 
-    config = go_on({}, {}, spoil)
+    config = resume({}, {}, spoil)
     assert config.optim.adam_betas == (0.9, 0.999) and config.optim.adam_eps == 1e-8
+
+
+def test_a_store_of_another_fingerprint_is_refused_before_the_first_checkpoint(resume):
+    with pytest.raises(UserError, match="begun with another store"):
+        resume({}, {}, store="cd" * 32)
+
+
+def test_a_run_whose_config_names_no_store_resumes(resume):
+    assert resume({}, {}, spoil=lambda content: content.pop("store")) == PretrainConfig().replace(**PRESETS["demo"])

@@ -1,4 +1,4 @@
-"""Runs that go wrong are named, end without harm, or pass over the bad steps; healthy ones ring nothing."""
+"""Runs that go wrong are named, end without harm, or pass over the bad steps; healthy ones raise no alarm."""
 
 import math
 import shutil
@@ -52,7 +52,7 @@ def test_alarms_name_what_the_lines_show(values, said):
     assert all("--" in advice for advice in names.values())
 
 
-def test_one_odd_line_rings_nothing():
+def test_one_odd_line_raises_no_alarm():
     odd = lines(1, loss=LN_K, teacher_entropy=LN_K, mutual_information=0.0, feature_spread=0.0)
     assert not alarms([*lines(5), *odd, *odd], out_dim=32)
     assert not alarms([*odd, *lines(1), *odd, *odd], out_dim=32)
@@ -60,7 +60,7 @@ def test_one_odd_line_rings_nothing():
     assert not alarms([], out_dim=32)
 
 
-def test_an_alarm_is_told_once(caplog):
+def test_an_alarm_is_reported_once(caplog):
     watch = HealthWatch(32)
     for count in range(1, 8):
         watch.look(lines(count, feature_spread=0.0))
@@ -96,9 +96,9 @@ def test_the_line_has_spread_and_rank_of_the_teachers_features():
     features = pretrainer.teacher.backbone(torch.cat(views[:2]))[-1].mean((2, 3, 4)).detach().numpy()
     result = pretrainer.train_step(*views)
     eigenvalues = np.linalg.eigvalsh(np.cov(features.T, bias=True).astype(np.float64))
-    assert float(result.feature_rank) == pytest.approx(eigenvalues.sum() ** 2 / (eigenvalues**2).sum(), rel=1e-3)
+    assert float(result.health.feature_rank) == pytest.approx(eigenvalues.sum() ** 2 / (eigenvalues**2).sum(), rel=1e-3)
     spread = np.sqrt(eigenvalues.sum() / (features**2).sum(1).mean())
-    assert float(result.feature_spread) == pytest.approx(spread, rel=1e-3)
+    assert float(result.health.feature_spread) == pytest.approx(spread, rel=1e-3)
 
 
 def test_a_step_that_is_not_finite_changes_nothing():
@@ -150,7 +150,7 @@ def test_a_run_that_meets_nan_ends_and_keeps_its_last_checkpoint(small_store, sp
     before = (output / "checkpoint_latest.pth").read_bytes()
     assert pretrain([str(spoilt_store), str(output), "--c", "--max-hours", "0", "--epochs", "3"]) == 2
     told = capfd.readouterr().err
-    assert "not finite" in told and "can be gone on with (--c)" in told and "--on-nan skip" in told
+    assert "not finite" in told and "is unchanged; resume from it with --c" in told and "--on-nan skip" in told
     assert (output / "checkpoint_latest.pth").read_bytes() == before
     assert not (output / "cads_encoder.pth").exists()
     assert all(math.isfinite(line["loss"]) for line in read_metrics(output / "metrics.jsonl"))
@@ -175,7 +175,7 @@ def test_skip_passes_over_the_bad_steps_and_counts_them(spoilt_store, tmp_path, 
 
 
 @pytest.mark.parametrize("on_nan", ["stop", "skip"])
-def test_going_on_from_weights_that_are_infinite_ends_soon(small_store, tmp_path, capfd, on_nan):
+def test_resuming_from_weights_that_are_infinite_ends_soon(small_store, tmp_path, capfd, on_nan):
     output = tmp_path / "run"
     assert pretrain([str(small_store), str(output), *TINY, "--epochs", "9", "--max-hours", "1e-9"]) == 0
     path = output / "checkpoint_latest.pth"
@@ -205,12 +205,12 @@ def test_skip_gives_up_after_many_in_a_row():
     class Good:
         finite = torch.tensor(True)
 
-    guard = FiniteGuard("skip", speaks=False)
+    guard = FiniteGuard("skip", reports=False)
     said = [guard.must_end(step, Result()) for step in range(MOST_SKIPPED - 1)]
     assert not any(said) and not guard.must_end(9, Good())
     said = [guard.must_end(step, Result()) for step in range(MOST_SKIPPED)]
     assert said == [False] * (MOST_SKIPPED - 1) + [True]
-    assert FiniteGuard("stop", speaks=False).must_end(0, Result())
+    assert FiniteGuard("stop", reports=False).must_end(0, Result())
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Going on from a checkpoint that is damaged or crafted: refused in words, and nothing of it is used."""
+"""Resuming from a checkpoint that is damaged or crafted: refused in words, and nothing of it is used."""
 
 import copy
 import re
@@ -43,13 +43,13 @@ def refusal(path: Path, pretrainer: Pretrainer) -> str:
     with pytest.raises(UserError) as error:
         load_checkpoint(path, pretrainer, STORE)
     message = str(error.value)
-    assert message.startswith(f"{path}: cannot go on from this file") and "\n" not in message
+    assert message.startswith(f"{path}: cannot resume from this file") and "\n" not in message
     assert all(torch.equal(value, before[key]) for key, value in pretrainer.student.state_dict().items())
     assert pretrainer.step == 0
     return message
 
 
-def test_what_was_saved_is_gone_on_with(written):
+def test_a_run_resumes_with_what_was_saved(written):
     pretrainer = make_pretrainer()
     load_checkpoint(written[0], pretrainer, STORE)
     assert pretrainer.step == 3
@@ -57,7 +57,7 @@ def test_what_was_saved_is_gone_on_with(written):
     assert moment.abs().sum() > 0
 
 
-def test_a_checkpoint_of_another_version_of_pytorch_is_gone_on_with(written, tmp_path):
+def test_a_checkpoint_of_another_version_of_pytorch_is_resumed(written, tmp_path):
     """Its AdamW has other settings than this one's; ours are taken from the file, the rest from this version."""
     content = {**written[1], "optimizer": copy.deepcopy(written[1]["optimizer"])}
     for group in content["optimizer"]["param_groups"]:

@@ -13,9 +13,8 @@ import pretraining
 from pretraining.config import PretrainConfig
 from pretraining.run.estimate import check_memory
 from pretraining.system.errors import UserError
-from pretraining.system.torch_errors import no_memory_as_error
+from pretraining.system.torch_errors import no_memory_as_error, worker_failures_as_errors
 from pretraining.train import main as pretrain
-from pretraining.views.batches import worker_failures_as_errors
 
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(pretraining.__file__).parents[1])}
 LIMITED = """
@@ -103,6 +102,6 @@ class Greedy(torch.utils.data.Dataset):
 @pytest.mark.parametrize("make", [np.ones, torch.ones], ids=["NumPy", "PyTorch"])
 def test_a_loader_process_without_memory_is_named(make):
     loader = torch.utils.data.DataLoader(Greedy(make), num_workers=1)
-    said = r"prepares views has no memory left; give a lower --num-workers.*; go on"
-    with pytest.raises(UserError, match=said), worker_failures_as_errors("go on"):
+    said = r"prepares views has no memory left; give a lower --num-workers.*; resume"
+    with pytest.raises(UserError, match=said), worker_failures_as_errors("resume"):
         list(loader)

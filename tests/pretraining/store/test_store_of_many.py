@@ -13,7 +13,7 @@ from pretraining.store import store as layout
 from pretraining.store.store import Store
 from pretraining.store.writer import StoreWriter, new_manifest
 from pretraining.views.loader import ViewStream
-from pretraining.views.subvolumes import list_subvolumes
+from pretraining.views.subvolumes import SubVolumes
 
 VOLUMES = 2000
 
@@ -37,7 +37,7 @@ def many(tmp_path_factory):
 
 def test_a_worker_gets_less_than_a_hundred_bytes_per_volume(many):
     stream = ViewStream(Store.open(many), PretrainConfig())
-    assert len(stream) > 20 * VOLUMES
+    assert len(stream.subvolumes) > 20 * VOLUMES
     assert len(pickle.dumps(stream)) < 100 * VOLUMES
 
 
@@ -45,7 +45,7 @@ def test_reading_leaves_nothing_behind_but_the_order_of_the_pass(small_store):
     stream = ViewStream(Store.open(small_store), PretrainConfig())
     stream[0]
     before = len(pickle.dumps(stream))
-    for n in range(len(stream)):
+    for n in range(len(stream.subvolumes)):
         stream[n]
     assert len(pickle.dumps(stream)) == before
 
@@ -74,6 +74,6 @@ def test_subvolumes_are_those_of_a_plain_list(shapes, stride):
         last = max(depth - config.window_slices, 0)
         for start in sorted({*range(0, last + 1, stride), last}):
             expected.append((name, (start, min(start + config.window_slices, depth))))
-    subvolumes = list_subvolumes(SimpleNamespace(ids=list(named), shape=named.__getitem__), config)
+    subvolumes = SubVolumes(SimpleNamespace(ids=list(named), shape=named.__getitem__), config)
     assert [(subvolume.volume_id, subvolume.slices) for subvolume in subvolumes] == expected
     assert len(subvolumes) == len(expected)

@@ -1,18 +1,16 @@
-"""Which device a run takes, what is set on it, and what is said where torchrun or the GPUs are missing."""
+"""Which device a run takes, what is set on it, and what is reported where torchrun or the GPUs are missing."""
 
 import json
 from contextlib import contextmanager
-from types import SimpleNamespace
 
 import pytest
 import torch
 
-import pretraining.system.processes
-import pretraining.train
 from pretraining.config import PRESETS, PretrainConfig
 from pretraining.method.pretrainer import Pretrainer
+from pretraining.run.run import LOST_RANK
 from pretraining.system.devices import prepare_device
-from pretraining.system.processes import ALONE, LostProcessError, Processes
+from pretraining.system.processes import LostRankError, Processes
 from pretraining.train import main as pretrain
 
 OF_TORCHRUN = {"WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "2",
@@ -21,7 +19,7 @@ OF_TORCHRUN = {"WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "0", "LOCAL_WORLD_S
 
 @pytest.fixture
 def said(monkeypatch, small_store, tmp_path, capfd):
-    """Start a run with variables in the environment; it must be refused. Returns what it says."""
+    """Start a run with variables in the environment; it must be refused. Returns the message."""
 
     def run(variables: dict[str, str], *flags: str) -> str:
         for name in OF_TORCHRUN:
@@ -44,7 +42,7 @@ def test_world_size_without_torchrun_is_named(said):
     assert "but LOCAL_WORLD_SIZE cannot be used" in said(without)
 
 
-def test_more_processes_than_gpus_are_named_by_one_of_them(said, monkeypatch):
+def test_too_few_gpus_are_reported_by_one_rank(said, monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
     message = said(OF_TORCHRUN, "--device", "cuda")
     assert message == (
@@ -56,45 +54,52 @@ def test_more_processes_than_gpus_are_named_by_one_of_them(said, monkeypatch):
     assert "(PyTorch finds 1 here); start torchrun with --nproc_per_node=1" in said(OF_TORCHRUN, "--device", "cuda")
 
 
-def test_a_run_that_goes_on_takes_its_device_from_its_config(small_store, tmp_path, monkeypatch):
-    asked = []
+SMALL = ["--preset=demo", "--batch-size=2", "--head-out-dim=32", "--head-hidden-dim=32", "--epochs=1",
+         "--epoch-samples=2", "--num-workers=0"]  # fmt: skip
 
-    @contextmanager
-    def start(device):
-        asked.append(device)
-        yield ALONE
 
-    monkeypatch.setattr(pretraining.system.processes, "start_processes", start)
-    (tmp_path / "config.json").write_text(json.dumps({"run": {"device": "cpu"}, "wrong": 1}))
-    for flags in (["--c"], ["--c", "--device", "cuda"], []):
-        assert pretrain([str(small_store), str(tmp_path), *flags]) == 2
-    (tmp_path / "config.json").write_text("[]")
-    assert pretrain([str(small_store), str(tmp_path), "--c"]) == 2
-    assert asked == ["cpu", "cuda", "auto", "auto"]
+def test_a_run_that_resumes_takes_its_device_from_its_config(small_store, tmp_path, capfd):
+    run, config = tmp_path / "run", tmp_path / "run" / "config.json"
+    assert pretrain([str(small_store), str(run), *SMALL, "--device=cpu", "--max-hours=1e-9"]) == 0
+    content = json.loads(config.read_text())
+    config.write_text(json.dumps({**content, "run": {**content["run"], "device": "cuda:7"}}))
+    assert pretrain([str(small_store), str(run), "--c"]) == 2
+    assert "device 'cuda:7' cannot be used" in capfd.readouterr().err
+    assert pretrain([str(small_store), str(run), "--c", "--device=cpu"]) == 0
+    config.write_text("[]")
+    assert pretrain([str(small_store), str(run), "--c"]) == 2
+    assert f"{config}: damaged" in capfd.readouterr().err
 
 
 @pytest.mark.parametrize("amp", ["none", "bf16"])
-def test_a_gpu_is_made_the_current_one_and_float32_is_exact_without_amp(monkeypatch, amp):
-    current, cudnn, matmul = [], SimpleNamespace(), SimpleNamespace()
-    monkeypatch.setattr(torch.cuda, "set_device", current.append)
-    monkeypatch.setattr(torch.backends, "cudnn", cudnn)
-    monkeypatch.setattr(torch.backends.cuda, "matmul", matmul)
-    prepare_device(torch.device("cuda:3"), amp)
-    assert current == [torch.device("cuda:3")]
-    assert cudnn.allow_tf32 == matmul.allow_tf32 == (amp != "none") and cudnn.benchmark
-    prepare_device(torch.device("cuda"), amp)
-    prepare_device(torch.device("cpu"), amp)
-    assert len(current) == 1
+def test_float32_is_exact_without_amp(amp):
+    cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
+    before = cudnn.allow_tf32, matmul.allow_tf32, cudnn.benchmark
+    try:
+        cudnn.allow_tf32 = matmul.allow_tf32 = amp == "none"
+        prepare_device(torch.device("cpu"), amp)
+        assert cudnn.allow_tf32 == matmul.allow_tf32 == (amp == "none")  # as it was
+        prepare_device(torch.device("cuda"), amp)
+        assert cudnn.allow_tf32 == matmul.allow_tf32 == (amp != "none") and cudnn.benchmark
+    finally:
+        cudnn.allow_tf32, matmul.allow_tf32, cudnn.benchmark = before
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+def test_a_gpu_with_a_number_is_made_the_current_one():
+    prepare_device(torch.device("cuda:1"), "none")
+    assert torch.cuda.current_device() == 1
+    torch.cuda.set_device(0)
 
 
 class Failing(Processes):
-    """A run whose other process is gone when the step's sums are exchanged."""
+    """A run whose other rank is gone when the step's sums are exchanged."""
 
-    def sum_(self, values):
+    def all_reduce(self, values):
         raise RuntimeError("Connection closed by peer")
 
 
-def test_a_step_in_which_a_process_is_lost_has_not_happened():
+def test_a_step_in_which_a_rank_is_lost_has_not_happened():
     config = PretrainConfig().replace(**(PRESETS["demo"] | {"batch_size": 2, "head_out_dim": 32}))
     pretrainer = Pretrainer(config, 2, torch.device("cpu"), Failing())
     before = {name: value.clone() for name, value in pretrainer.student.state_dict().items()}
@@ -104,20 +109,40 @@ def test_a_step_in_which_a_process_is_lost_has_not_happened():
     assert all(torch.equal(value, before[name]) for name, value in pretrainer.student.state_dict().items())
 
 
-def test_the_loss_of_a_process_is_told_before_anything_is_asked_of_the_device(
-    small_store, tmp_path, monkeypatch, caplog
+class Hangs(Exception):
+    """In place of a read from a GPU that waits for the lost rank for ever."""
+
+
+@pytest.mark.parametrize("hangs", [True, False])
+def test_the_loss_of_a_rank_is_reported_before_anything_is_read_from_the_device(
+    small_store, tmp_path, monkeypatch, capfd, hangs
 ):
-    """On a GPU with a lost peer every read may hang; so nothing may come between the loss and its sentence."""
-
     def lose(*_):
-        raise LostProcessError("another process of this run has ended")
-        yield
+        raise RuntimeError("[gloo] Connection closed by peer")
 
-    order = []
-    monkeypatch.setattr(pretraining.train, "_run_epochs", lose)
-    monkeypatch.setattr(Pretrainer, "is_finite", lambda _: order.append(len(caplog.records)) or True)
-    monkeypatch.setattr(pretraining.train, "save_checkpoint", lambda *_: order.append("saved"))
-    small = ["--preset=demo", "--batch-size=2", "--head-out-dim=32", "--head-hidden-dim=32", "--device=cpu"]
-    with caplog.at_level("ERROR", "pretraining"):
-        assert pretrain([str(small_store), str(tmp_path / "run"), *small]) == pretraining.train.LOST_PROCESS
-    assert order == [1, "saved"] and "another process of this run has ended; go on with" in caplog.text
+    def read(_):
+        raise Hangs
+
+    monkeypatch.setattr(Pretrainer, "train_step", lose)
+    monkeypatch.setattr("pretraining.system.devices.SINGLE_PROCESS", AmongOthers())
+    if hangs:
+        monkeypatch.setattr(Pretrainer, "is_finite", read)
+    command = [str(small_store), str(tmp_path / "run"), *SMALL, "--device=cpu"]
+    if hangs:
+        with pytest.raises(Hangs):
+            pretrain(command)
+    else:
+        assert pretrain(command) == LOST_RANK
+    assert "another process of this run has ended; resume with" in capfd.readouterr().err
+    assert (tmp_path / "run" / "checkpoint_latest.pth").exists() != hangs
+
+
+class AmongOthers(Processes):
+    """A rank that finds out about the loss of another."""
+
+    @contextmanager
+    def detect_lost_ranks(self):
+        try:
+            yield
+        except RuntimeError as error:
+            raise LostRankError("another process of this run has ended") from error

@@ -11,7 +11,7 @@ from pretraining.store.store import Store
 from pretraining.system.processes import Processes
 from pretraining.views.loader import StepSampler, ViewStream, make_loader, steps_per_epoch
 from pretraining.views.make_views import draw_common_crop, draw_view_box, make_views, read_box, resize_in_plane
-from pretraining.views.subvolumes import list_subvolumes
+from pretraining.views.subvolumes import SubVolumes
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +25,7 @@ def read_common_crop(store, subvolume, config, rng):
 
 
 def test_windows_cover_every_slice_and_wide_volumes_only_their_middle(store):
-    subvolumes = list_subvolumes(store, ViewConfig())
+    subvolumes = SubVolumes(store, ViewConfig())
     slices = {name: [s.slices for s in subvolumes if s.volume_id == name] for name in store.ids}
     assert slices["middle"] == [(0, 24), (12, 36), (24, 48), (36, 60), (37, 61)]
     assert slices["small"] == [(0, 24), (6, 30)]
@@ -37,12 +37,12 @@ def test_windows_cover_every_slice_and_wide_volumes_only_their_middle(store):
 
 def test_a_volume_of_few_slices_is_one_window():
     thin = SimpleNamespace(ids=["thin"], shape=lambda _: (20, 50, 60))
-    assert [s.slices for s in list_subvolumes(thin, ViewConfig())] == [(0, 20)]
+    assert [s.slices for s in SubVolumes(thin, ViewConfig())] == [(0, 20)]
 
 
 def test_common_crop_has_the_edges_of_the_method_and_the_voxels_of_the_store(store):
     config = ViewConfig(common_crop_scale=(1.0, 1.3))
-    middle = [s for s in list_subvolumes(store, config) if s.volume_id == "middle"][1]
+    middle = [s for s in SubVolumes(store, config) if s.volume_id == "middle"][1]
     volume = store.volume("middle")[12:36]
     edges = set()
     for seed in range(40):
@@ -57,14 +57,14 @@ def test_common_crop_has_the_edges_of_the_method_and_the_voxels_of_the_store(sto
 
 def test_an_edge_that_does_not_fit_falls_back_to_the_crop_size(store):
     config = ViewConfig()
-    middle = next(s for s in list_subvolumes(store, config) if s.volume_id == "middle")  # 130 rows, 150 columns
+    middle = next(s for s in SubVolumes(store, config) if s.volume_id == "middle")  # 130 rows, 150 columns
     heights = {read_common_crop(store, middle, config, np.random.default_rng(i)).shape[1] for i in range(20)}
     assert heights == {96}
 
 
 def test_volumes_smaller_than_a_crop_are_padded_with_air(store):
     config = ViewConfig()
-    small = next(s for s in list_subvolumes(store, config) if s.volume_id == "small")  # 60 x 70 in-plane
+    small = next(s for s in SubVolumes(store, config) if s.volume_id == "small")  # 60 x 70 in-plane
     crop = read_common_crop(store, small, config, np.random.default_rng(0))
     assert crop.shape == (24, 96, 96)
     assert (crop[:, :18] == -1024).all() and (crop[:, -18:] == -1024).all() and crop.max() > 0
@@ -74,7 +74,7 @@ def test_volumes_smaller_than_a_crop_are_padded_with_air(store):
 
 def test_a_box_reads_as_the_same_part_of_the_whole_crop(store):
     config = ViewConfig()
-    for subvolume in list_subvolumes(store, config):
+    for subvolume in SubVolumes(store, config):
         crop, filled = draw_common_crop(subvolume, config, np.random.default_rng(1))
         whole = read_box(store, subvolume.volume_id, crop, filled)
         for seed in range(5):
@@ -91,7 +91,7 @@ def test_a_box_of_padding_alone_is_air(store):
 @pytest.mark.parametrize(("sampled", "shape"), [(True, (1, 16, 48, 48)), (False, (1, 16, 96, 96))])
 def test_views_have_their_shape_and_differ(store, sampled, shape):
     config = ViewConfig(uniform_sampling=sampled)
-    first, second = make_views(store, list_subvolumes(store, config)[0], config, np.random.default_rng(0))
+    first, second = make_views(store, SubVolumes(store, config)[0], config, np.random.default_rng(0))
     assert first.shape == second.shape == shape
     assert first.dtype == torch.float32
     assert not torch.equal(first, second)
@@ -102,7 +102,7 @@ def test_mirroring_is_drawn_for_each_axis_with_its_probability(store):
         uniform_sampling=False, intensity="none", view_scale=(1.0, 1.0), window_slices=16,
         common_crop_scale=(1.0, 1.0), mirror_probability=0.8,
     )  # fmt: skip
-    middle = next(s for s in list_subvolumes(store, config) if s.volume_id == "middle")
+    middle = next(s for s in SubVolumes(store, config) if s.volume_id == "middle")
     counts = np.zeros(3)
     for seed in range(150):
         crop = read_common_crop(store, middle, config, np.random.default_rng(seed))
@@ -115,7 +115,7 @@ def test_mirroring_is_drawn_for_each_axis_with_its_probability(store):
 
 def test_a_sampled_view_shows_patches_of_the_whole_one_in_order(store):
     sampled, whole = ViewConfig(intensity="none"), ViewConfig(intensity="none", uniform_sampling=False)
-    subvolume = list_subvolumes(store, sampled)[2]
+    subvolume = SubVolumes(store, sampled)[2]
     for seed in range(5):  # the generators of both go apart after view 1
         view = make_views(store, subvolume, sampled, np.random.default_rng(seed))[0][0].numpy()
         full = make_views(store, subvolume, whole, np.random.default_rng(seed))[0][0].numpy()
@@ -136,11 +136,11 @@ def test_resize_keeps_a_ramp_straight():
 def test_an_epoch_shows_no_subvolume_twice_and_leaves_out_what_fills_no_batch(store):
     config = PretrainConfig().replace(batch_size=4)
     stream = ViewStream(store, config)
-    assert len(stream) == 9 and steps_per_epoch(stream, config) == 2
-    shares = [[list(s) for s in StepSampler(4, 0, 6, Processes(rank=rank, size=2))] for rank in range(2)]
+    assert len(stream.subvolumes) == 9 and steps_per_epoch(stream, config) == 2
+    shares = [[list(s) for s in StepSampler(4, 0, 6, Processes(rank=rank, world_size=2))] for rank in range(2)]
     for epoch in range(3):
         steps = [share[2 * epoch : 2 * epoch + 2] for share in shares]
-        seen = [stream.position(n) for share in steps for step in share for n in step]
+        seen = [stream.subvolume_index(n) for share in steps for step in share for n in step]
         assert len(seen) == len(set(seen)) == 8
     assert [n for step in zip(*shares, strict=True) for share in step for n in share] == list(range(24))
 
@@ -149,7 +149,7 @@ def test_an_epoch_of_a_given_length_leaves_nothing_out(store):
     config = PretrainConfig().replace(batch_size=4, epoch_samples=20)
     stream = ViewStream(store, config)
     assert steps_per_epoch(stream, config) == 5
-    seen = [stream.position(n) for n in range(18)]
+    seen = [stream.subvolume_index(n) for n in range(18)]
     assert sorted(seen[:9]) == sorted(seen[9:]) == list(range(9))
     assert seen[:9] != seen[9:]
 
@@ -158,7 +158,7 @@ def test_a_store_smaller_than_a_batch(store):
     config = PretrainConfig().replace(batch_size=16)
     stream = ViewStream(store, config)
     assert steps_per_epoch(stream, config) == 1
-    assert {stream.position(n) for n in range(16)} == set(range(9))
+    assert {stream.subvolume_index(n) for n in range(16)} == set(range(9))
 
 
 def test_batches_are_the_same_whatever_the_workers_and_wherever_a_run_goes_on(store):
