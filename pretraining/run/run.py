@@ -36,7 +36,7 @@ class Run:
         store_fingerprint: of its store.
         how_to_resume: for the messages of a run that ends early.
         deadline: `time.monotonic` after which it stops, or infinity.
-        received: signals that this process receives.
+        received: numbers of the stop signals that this process has received; it grows.
         bar: of the steps.
     """
 
@@ -47,7 +47,7 @@ class Run:
         store_fingerprint: str,
         how_to_resume: str,
         deadline: float,
-        received: list[StopReason],
+        received: list[int],
         bar: tqdm,
     ) -> None:
         config, self._processes = pretrainer.config, pretrainer.processes
@@ -65,7 +65,7 @@ class Run:
         if self._guard.must_end(self._pretrainer.step, result):
             own = StopReason.NOT_FINITE
         elif self._received:
-            own = self._received[0]
+            own = StopReason.of_signal(self._received[0])
         elif time.monotonic() > self._deadline:
             own = StopReason.MAX_HOURS
         return StopReason(self._processes.max_over_ranks(own))

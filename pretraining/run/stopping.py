@@ -16,6 +16,11 @@ class StopReason(IntEnum):
     MAX_HOURS = 3
     NOT_FINITE = 4
 
+    @classmethod
+    def of_signal(cls, number: int) -> "StopReason":
+        """The reason that SIGINT or SIGTERM is."""
+        return cls[signal.Signals(number).name]
+
     @property
     def exit_code(self) -> int:
         """Of a run that has saved and ended for this reason."""
@@ -27,12 +32,12 @@ class StopReason(IntEnum):
 
 
 @contextmanager
-def stop_signals() -> Iterator[list[StopReason]]:
-    """Collect SIGINT and SIGTERM so that the running step can finish; a second one ends the process at once."""
-    received: list[StopReason] = []
+def stop_signals() -> Iterator[list[int]]:
+    """Collect the numbers of SIGINT and SIGTERM, so that the running step can finish; a second one ends the process."""
+    received: list[int] = []
 
     def remember(number: int, _frame: object) -> None:
-        received.append(StopReason[signal.Signals(number).name])
+        received.append(number)
         signal.signal(number, signal.SIG_DFL if number == signal.SIGTERM else signal.default_int_handler)
         os.write(2, b"\nfinishing the running step, then saving\n")
 

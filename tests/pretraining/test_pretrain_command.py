@@ -15,8 +15,11 @@ import torch
 
 from nnunetv2_cads.encoder_file.read import load_encoder, read_encoder_checkpoint
 from nnunetv2_cads.network_architecture import PVTv2Encoder
+from pretraining.config import PretrainConfig
 from pretraining.run.metrics import read_metrics
+from pretraining.system.errors import UserError
 from pretraining.train import main as pretrain
+from pretraining.train import train
 
 COMMAND = str(Path(sysconfig.get_path("scripts")) / "cads_pretrain")
 TINY = [
@@ -132,6 +135,20 @@ def test_resuming_a_finished_run_changes_nothing(small_store, unbroken):
     before = losses(unbroken)
     assert pretrain([str(small_store), str(unbroken), "--c"]) == 0
     assert losses(unbroken) == before
+
+
+def test_python_trains_as_the_command_does(small_store, unbroken, tmp_path):
+    content = json.loads((unbroken / "config.json").read_text())
+    config = PretrainConfig.from_dict({key: content[key] for key in content if key not in ("versions", "store")})
+    output = tmp_path / "run"
+    assert train(small_store, output, config.replace(max_hours=1e-9)) == 0
+    assert torch.load(output / "checkpoint_latest.pth", weights_only=True)["step"] == 1
+    written = json.loads((output / "config.json").read_text())
+    assert written == {**content, "run": {**content["run"], "max_hours": 1e-9}}
+    with pytest.raises(UserError, match="exists already and is not empty; add --c"):
+        train(small_store, output, config)
+    assert train(small_store, output, {"max_hours": 0.0}, resume=True) == 0
+    assert losses(output) == losses(unbroken)
 
 
 def test_a_seed_gives_one_run_whatever_the_workers_and_another_gives_another(small_store, tmp_path):
