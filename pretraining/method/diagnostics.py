@@ -12,63 +12,37 @@ from pretraining.system.processes import Processes
 
 
 class TeacherHealth(NamedTuple):
-    """What shows a collapse; of the whole batch, () each.
+    """What shows a collapse; of the whole batch, () each."""
 
-    Attributes:
-        entropy: mean entropy of the teacher's probabilities, in nats; ln K when they are uniform.
-        mutual_information: entropy of their mean minus their mean entropy; near 0 when all samples look alike.
-        view_agreement: fraction of samples whose two CT views have the same most probable teacher output.
-        feature_spread: of the teacher's features, see `spread_and_rank`.
-        feature_rank: of the teacher's features, see `spread_and_rank`.
-    """
-
-    entropy: Tensor
-    mutual_information: Tensor
-    view_agreement: Tensor
-    feature_spread: Tensor
+    entropy: Tensor  # mean of the teacher's probabilities, in nats; ln K when they are uniform
+    mutual_information: Tensor  # entropy of their mean minus their mean entropy; near 0 when all samples look alike
+    view_agreement: Tensor  # fraction of samples whose two CT views have the same most probable teacher output
+    feature_spread: Tensor  # of the teacher's features, see `spread_and_rank`
     feature_rank: Tensor
 
 
 @dataclass(frozen=True)
 class StepResult:
-    """What a step reports.
+    """What a step reports."""
 
-    Attributes:
-        loss: total before the step's update.
-        stage_losses: (4,) losses of the stages, shallow to deep.
-        gradient_norms: (number of gradients,) before clipping.
-        finite: whether the step happened; where loss or gradients were NaN or infinite it changed nothing.
-        health: of the teacher.
-        rates: the scheduled quantities used.
-    """
-
-    loss: Tensor
-    stage_losses: Tensor
-    gradient_norms: Tensor
-    finite: Tensor
+    loss: Tensor  # (), before the step's update
+    stage_losses: Tensor  # (4,), shallow to deep
+    gradient_norms: Tensor  # (number of gradients,), before clipping
+    finite: Tensor  # whether the step happened; where loss or gradients were NaN or infinite it changed nothing
     health: TeacherHealth
-    rates: Rates
+    rates: Rates  # as used
 
 
 @dataclass(frozen=True)
 class StepSums:
-    """Sums over the views of a part of a batch, all of the teacher but the losses.
+    """Sums over the views of a part of a batch, all of the teacher but the losses."""
 
-    Attributes:
-        logits: (K,).
-        probabilities: (K,).
-        entropy: () of the probabilities, in nats.
-        agreeing: () number of samples whose two views share the argmax.
-        stage_losses: (4,) the part's mean losses.
-        features: (C,).
-    """
-
-    logits: Tensor
-    probabilities: Tensor
-    entropy: Tensor
-    agreeing: Tensor
-    stage_losses: Tensor
-    features: Tensor
+    logits: Tensor  # (K,)
+    probabilities: Tensor  # (K,)
+    entropy: Tensor  # (), of the probabilities, in nats
+    agreeing: Tensor  # (), number of samples whose two views share the argmax
+    stage_losses: Tensor  # (4,), the part's mean losses
+    features: Tensor  # (C,)
 
     @classmethod
     def of_part(cls, teacher_logits: Tensor, features: Tensor, terms: LossTerms) -> "StepSums":
@@ -96,18 +70,11 @@ class StepSums:
 
 
 class BatchStatistics(NamedTuple):
-    """Of the whole batch, over all parts and ranks.
+    """Of the whole batch, over all parts and ranks."""
 
-    Attributes:
-        sums: (2K + 6 + C,) packed `StepSums`; not finite where a loss or output is not.
-        mean_logits: (K,) of the teacher.
-        stage_losses: (4,) mean losses of the stages.
-        health: of the teacher.
-    """
-
-    sums: Tensor
-    mean_logits: Tensor
-    stage_losses: Tensor
+    sums: Tensor  # packed `StepSums`; not finite where a loss or output is not
+    mean_logits: Tensor  # (K,), of the teacher
+    stage_losses: Tensor  # (4,)
     health: TeacherHealth
 
 

@@ -24,21 +24,13 @@ _AUTOCAST_DTYPE = {"none": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class Part(NamedTuple):
-    """What one backward pass takes of a rank's batch, on the device; b samples.
+    """What one backward pass takes of a rank's batch: b samples, on the device."""
 
-    Attributes:
-        ct: (2b, 1, D, H, W) both CT views, view by view.
-        xray: (b, 1, H, W) radiographs.
-        teacher_noise: (`BRANCHES`, 2b) for stochastic depth.
-        student_noise: (`BRANCHES`, 3b) for stochastic depth.
-        exchange: context of its passes; the ranks average their gradients in the last part's.
-    """
-
-    ct: Tensor
-    xray: Tensor
-    teacher_noise: Tensor
-    student_noise: Tensor
-    exchange: AbstractContextManager
+    ct: Tensor  # (2b, 1, D, H, W): first views, then second ones
+    xray: Tensor  # (b, 1, H, W)
+    teacher_noise: Tensor  # (BRANCHES, 2b) for stochastic depth
+    student_noise: Tensor  # (BRANCHES, 3b)
+    exchange: AbstractContextManager  # around its passes: the ranks average their gradients in the last part's
 
 
 class Pretrainer:
@@ -151,13 +143,10 @@ class Pretrainer:
         count = self.config.run.accumulate
         chunks = [values.chunk(count) for values in (view_1, view_2, xray, self._noise(len(view_1)))]
         for i, (first, second, image, noise) in enumerate(zip(*chunks, strict=True)):
-            teacher_noise, student_noise = (
-                move(draws.permute(2, 1, 0).flatten(1)) for draws in noise.split([2, 3], dim=1)
-            )
             # moved before they are joined: what `cat` makes on the host is not pinned, and its copy would be waited for
             ct = torch.cat([move(first), move(second)])
-            exchange = nullcontext() if i == count - 1 else self._without_exchange()
-            yield Part(ct, move(image), teacher_noise, student_noise, exchange)
+            noises = (move(draws.permute(2, 1, 0).flatten(1)) for draws in noise.split([2, 3], dim=1))
+            yield Part(ct, move(image), *noises, nullcontext() if i == count - 1 else self._without_exchange())
 
     def _noise(self, count: int) -> Tensor:
         """(samples, views, `BRANCHES`) numbers for stochastic depth: the teacher's two views, the student's three.

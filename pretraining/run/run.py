@@ -5,6 +5,7 @@ import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 from tqdm import tqdm
@@ -27,46 +28,34 @@ LOST_RANK = 1
 """Exit code of the ranks that are left when another has ended."""
 
 
+@dataclass
 class Run:
-    """A run at work; made by `open_run`.
+    """A run at work; made by `open_run`."""
 
-    Args:
-        output: folder of the run.
-        pretrainer: at the step where the run begins or resumes.
-        store_fingerprint: of its store.
-        how_to_resume: for the messages of a run that ends early.
-        deadline: `time.monotonic` after which it stops, or infinity.
-        received: numbers of the stop signals that this process has received; it grows.
-        bar: of the steps.
-    """
+    output: Path
+    pretrainer: Pretrainer  # at the step where the run begins or resumes
+    store_fingerprint: str
+    how_to_resume: str  # for the messages of a run that ends early
+    deadline: float  # `time.monotonic` after which it stops, or infinity
+    received: list[int]  # numbers of the stop signals that this process has received; it grows
+    bar: tqdm
 
-    def __init__(
-        self,
-        output: Path,
-        pretrainer: Pretrainer,
-        store_fingerprint: str,
-        how_to_resume: str,
-        deadline: float,
-        received: list[int],
-        bar: tqdm,
-    ) -> None:
-        config, self._processes = pretrainer.config, pretrainer.processes
-        self._output, self._pretrainer, self._store_fingerprint = output, pretrainer, store_fingerprint
-        self._how_to_resume, self._deadline, self._received, self._bar = how_to_resume, deadline, received, bar
-        self._metrics = MetricsLog(output / METRICS, pretrainer.step, self._processes.is_rank0)
+    def __post_init__(self) -> None:
+        config, self._processes = self.pretrainer.config, self.pretrainer.processes
+        self._metrics = MetricsLog(self.output / METRICS, self.pretrainer.step, self._processes.is_rank0)
         self._guard = FiniteGuard(config.run.on_nan, self._processes.is_rank0)
         self._health = HealthWatch(config.model.head_out_dim)
-        self._line_begun, self._line_first_step = time.perf_counter(), pretrainer.step
+        self._line_begun, self._line_first_step = time.perf_counter(), self.pretrainer.step
         self._saved, self._save_seconds = time.monotonic(), 60 * config.run.save_minutes or math.inf
 
     def agree_to_stop(self, result: StepResult) -> StopReason:
         """Whether the run ends with this step, and why; the same on all ranks, by one exchange."""
         own = StopReason.NONE
-        if self._guard.must_end(self._pretrainer.step, result):
+        if self._guard.must_end(self.pretrainer.step, result):
             own = StopReason.NOT_FINITE
-        elif self._received:
-            own = StopReason.of_signal(self._received[0])
-        elif time.monotonic() > self._deadline:
+        elif self.received:
+            own = StopReason.of_signal(self.received[0])
+        elif time.monotonic() > self.deadline:
             own = StopReason.MAX_HOURS
         return StopReason(self._processes.max_over_ranks(own))
 
@@ -80,11 +69,11 @@ class Run:
         Raises:
             UserError: loss, gradients or weights are not finite.
         """
-        pretrainer = self._pretrainer
+        pretrainer = self.pretrainer
         if stop is StopReason.NOT_FINITE:
             raise self._not_finite()
         self._metrics.add(result)
-        self._bar.update()
+        self.bar.update()
         epoch_ended = pretrainer.step % pretrainer.steps_per_epoch == 0
         if epoch_ended or stop or pretrainer.step % pretrainer.config.run.log_every == 0:
             self._write_line()
@@ -98,53 +87,50 @@ class Run:
             self._saved = time.monotonic()
         if stop and self._processes.is_rank0:
             logger.info(
-                "stopped by %s at step %d of %d; %s", stop, pretrainer.step, pretrainer.total_steps, self._how_to_resume
+                "stopped by %s at step %d of %d; %s", stop, pretrainer.step, pretrainer.total_steps, self.how_to_resume
             )
         return bool(stop)
 
     def end_after_lost_rank(self, error: LostRankError) -> int:
         """Report it, save the last finished step where that cannot hang, and return the exit code."""
-        pretrainer = self._pretrainer
+        pretrainer = self.pretrainer
         logger.error(
-            "rank %d stops at step %d: %s; %s", self._processes.rank, pretrainer.step, error, self._how_to_resume
+            "rank %d stops at step %d: %s; %s", self._processes.rank, pretrainer.step, error, self.how_to_resume
         )
         # A step that failed has changed nothing; where the ranks then failed to agree on stopping, it is done.
         # Nothing is read from a GPU, which may wait for the lost rank for ever.
         if self._processes.is_rank0 and pretrainer.device.type == "cpu" and pretrainer.is_finite():
-            save_checkpoint(self._output / CHECKPOINT, pretrainer, self._store_fingerprint)
+            save_checkpoint(self.output / CHECKPOINT, pretrainer, self.store_fingerprint)
         return LOST_RANK
 
     def _save(self) -> None:
         if self._processes.is_rank0:
-            save_checkpoint(self._output / CHECKPOINT, self._pretrainer, self._store_fingerprint)
-            plot_progress(self._metrics.lines, self._pretrainer.config.model.head_out_dim, self._output / PROGRESS)
+            save_checkpoint(self.output / CHECKPOINT, self.pretrainer, self.store_fingerprint)
+            plot_progress(self._metrics.lines, self.pretrainer.config.model.head_out_dim, self.output / PROGRESS)
         self._saved = time.monotonic()
 
     def _write_line(self) -> None:
         """A line of metrics.jsonl, the alarms it raises, and what the bar shows."""
-        step, epoch = self._pretrainer.step, (self._pretrainer.step - 1) // self._pretrainer.steps_per_epoch
-        samples = (step - self._line_first_step) * self._pretrainer.config.optim.batch_size
+        step, epoch = self.pretrainer.step, (self.pretrainer.step - 1) // self.pretrainer.steps_per_epoch
+        samples = (step - self._line_first_step) * self.pretrainer.config.optim.batch_size
         speed = samples / (time.perf_counter() - self._line_begun)
         line = self._metrics.write(step - 1, epoch, samples_per_second=round(speed, 3))
         self._line_begun, self._line_first_step = time.perf_counter(), step
         if line and self._processes.is_rank0:
             self._health.look(self._metrics.lines)
-            self._bar.set_postfix_str(f"epoch {epoch + 1}, loss {line['loss']:.3f}, {speed:.1f} samples/s")
+            self.bar.set_postfix_str(f"epoch {epoch + 1}, loss {line['loss']:.3f}, {speed:.1f} samples/s")
 
     def _not_finite(self) -> UserError:
-        pretrainer = self._pretrainer
         if not self._processes.is_rank0:
             return UserError("")
-        return not_finite_error(self._output / CHECKPOINT, pretrainer.step, pretrainer.config)
+        return not_finite_error(self.output / CHECKPOINT, self.pretrainer.step, self.pretrainer.config)
 
 
 @contextmanager
 def open_run(
     output: Path, pretrainer: Pretrainer, store_fingerprint: str, how_to_resume: str, deadline: float
 ) -> Iterator[Run]:
-    """A run at work: signals wait for the end of a step, lines of the log leave the progress bar whole.
-
-    Args: see `Run`.
+    """A run at work: signals wait for the end of a step, and lines of the log leave the progress bar whole.
 
     Raises:
         UserError: the processes that prepare views fail.

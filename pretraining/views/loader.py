@@ -8,12 +8,12 @@ workers.
 
 import math
 import signal
-from collections.abc import Iterator
+from collections.abc import Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset
 
 from pretraining.config import PretrainConfig, ViewConfig
 from pretraining.store.store import Store
@@ -58,7 +58,7 @@ class ViewStream(Dataset):
         xray = xray_view(self.store.radiograph(subvolume.volume_id), self.view_config.crop_size[1:])
         return *make_views(self.store, subvolume, self.view_config, rng), xray
 
-    def __getitems__(self, numbers: list[int]) -> list[tuple[Tensor, Tensor, Tensor]] | ReadFailure:
+    def __getitems__(self, numbers: Sequence[int]) -> list[tuple[Tensor, Tensor, Tensor]] | ReadFailure:
         """The samples of a batch, or why one of them could not be read."""
         try:
             return [self[n] for n in numbers]
@@ -73,23 +73,11 @@ class ViewStream(Dataset):
         return int(self._order[1][place])
 
 
-class StepSampler(Sampler[list[int]]):
-    """The sample numbers of this rank's batch, for each step from ``first_step`` up to ``total_steps``."""
-
-    def __init__(
-        self, batch_size: int, first_step: int, total_steps: int, processes: Processes = SINGLE_PROCESS
-    ) -> None:
-        self.batch_size, self.first_step, self.total_steps = batch_size, first_step, total_steps
-        self.rank_batch_size = batch_size // processes.world_size
-        self.offset = processes.rank * self.rank_batch_size
-
-    def __iter__(self) -> Iterator[list[int]]:
-        for step in range(self.first_step, self.total_steps):
-            first = step * self.batch_size + self.offset
-            yield list(range(first, first + self.rank_batch_size))
-
-    def __len__(self) -> int:
-        return self.total_steps - self.first_step
+def sample_numbers(step: int, batch_size: int, processes: Processes = SINGLE_PROCESS) -> range:
+    """The numbers of this rank's samples of a step."""
+    rank_batch_size = batch_size // processes.world_size
+    first = step * batch_size + processes.rank * rank_batch_size
+    return range(first, first + rank_batch_size)
 
 
 def steps_per_epoch(stream: ViewStream, config: PretrainConfig) -> int:
@@ -108,15 +96,14 @@ def make_loader(
     processes: Processes = SINGLE_PROCESS,
 ) -> DataLoader:
     """Loader of the remaining steps of a run, for `batches`: (CT view 1, CT view 2, X-ray) with a batch axis each."""
-    rank_batch_size = config.optim.batch_size // processes.world_size
-    workers = config.run.num_workers
+    batch_size, workers = config.optim.batch_size, config.run.num_workers
     if workers < 0 and device.type == "cpu":  # training itself takes all cores, and one worker keeps up with it
         workers = 1
     elif workers < 0:
-        workers = default_workers(rank_batch_size, config.view, processes.local_world_size)
+        workers = default_workers(batch_size // processes.world_size, config.view, processes.local_world_size)
     return DataLoader(
         stream,
-        batch_sampler=StepSampler(config.optim.batch_size, first_step, total_steps, processes),
+        batch_sampler=[sample_numbers(s, batch_size, processes) for s in range(first_step, total_steps)],
         num_workers=workers,
         collate_fn=collate,
         worker_init_fn=_start_worker,

@@ -9,7 +9,7 @@ import torch
 from pretraining.config import PretrainConfig, ViewConfig
 from pretraining.store.store import Store
 from pretraining.system.processes import Processes
-from pretraining.views.loader import StepSampler, ViewStream, make_loader, steps_per_epoch
+from pretraining.views.loader import ViewStream, make_loader, sample_numbers, steps_per_epoch
 from pretraining.views.make_views import draw_common_crop, draw_view_box, make_views, read_box, resize_in_plane
 from pretraining.views.subvolumes import SubVolumes
 
@@ -137,12 +137,12 @@ def test_an_epoch_shows_no_subvolume_twice_and_leaves_out_what_fills_no_batch(st
     config = PretrainConfig().replace(batch_size=4)
     stream = ViewStream(store, config)
     assert len(stream.subvolumes) == 9 and steps_per_epoch(stream, config) == 2
-    shares = [[list(s) for s in StepSampler(4, 0, 6, Processes(rank=rank, world_size=2))] for rank in range(2)]
+    ranks = [Processes(rank=rank, world_size=2) for rank in range(2)]
+    numbers = [[n for rank in ranks for n in sample_numbers(step, 4, rank)] for step in range(6)]
     for epoch in range(3):
-        steps = [share[2 * epoch : 2 * epoch + 2] for share in shares]
-        seen = [stream.subvolume_index(n) for share in steps for step in share for n in step]
+        seen = [stream.subvolume_index(n) for step in numbers[2 * epoch : 2 * epoch + 2] for n in step]
         assert len(seen) == len(set(seen)) == 8
-    assert [n for step in zip(*shares, strict=True) for share in step for n in share] == list(range(24))
+    assert [n for step in numbers for n in step] == list(range(24))
 
 
 def test_an_epoch_of_a_given_length_leaves_nothing_out(store):
