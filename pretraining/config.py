@@ -16,17 +16,11 @@ from pretraining.system.errors import UserError
 
 
 class Rule(NamedTuple):
-    """What a setting may be.
+    """What a setting may be."""
 
-    Attributes:
-        allowed: in words, after "must be".
-        holds: whether a value is allowed; of a setting with several values, it gets the tuple.
-        choices: the values, where they are few.
-    """
-
-    allowed: str
-    holds: Callable[[Any], bool]
-    choices: tuple[str, ...] | None = None
+    allowed: str  # in words, after "must be"
+    holds: Callable[[Any], bool]  # whether a value is allowed; of several values, it gets the tuple
+    choices: tuple[str, ...] | None = None  # where there are but a few
 
 
 def at_least(least: float) -> Rule:

@@ -12,7 +12,7 @@ GROUP_SETTINGS = ("params", "decayed", "lr", "weight_decay", "betas", "eps")
 
 
 def parameter_groups(model: nn.Module) -> list[dict]:
-    """Two AdamW groups, told apart by ``decayed``: tensors with weight decay; biases and 1-D tensors without."""
+    """Two AdamW groups: tensors with weight decay (``decayed``), and biases and 1-D tensors without."""
     decayed, plain = [], []
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:

@@ -138,7 +138,7 @@ class RunFolder:
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             held.enter_context(run_lock(self.path))
-            self._check_is_empty()  # another run may have been and gone meanwhile
+            self._check_is_empty()  # another run may have begun and ended meanwhile
             remove_leftovers(self.path)
             write_json(self.path / CONFIG, {**config.to_dict(), "versions": versions, "store": store_fingerprint})
         except OSError as error:

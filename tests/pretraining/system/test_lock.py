@@ -206,7 +206,7 @@ def test_two_runs_in_one_folder(small_store, tmp_path):
         first.communicate()
     assert (output / ".run.lock").exists()
     gone_on = subprocess.run([*second, "--max-hours", "1e-9"], env=ENVIRONMENT, capture_output=True, encoding="utf-8")
-    assert gone_on.returncode == 0 and "going on at step" in gone_on.stderr, gone_on.stderr
+    assert gone_on.returncode == 0 and "resuming at step" in gone_on.stderr, gone_on.stderr
     assert not list(output.glob(".run.lock*"))
 
 
