@@ -1,12 +1,11 @@
 """Ending a run before its end: signals and the time limit, for all processes of the run at the same step."""
 
-import os
 import signal
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 
 from pretraining.system.processes import Processes
+from pretraining.system.signals import stop_signals_collected
 
 _TIME_IS_UP = 1000
 _NOT_FINITE = 2000
@@ -47,20 +46,6 @@ class StopRequest:
         return bool(number)
 
 
-@contextmanager
-def stop_signals() -> Iterator[list[int]]:
-    """Collect SIGINT and SIGTERM so that the running step can finish; a second one stops at once."""
-    received: list[int] = []
-
-    def remember(number: int, _frame: object) -> None:
-        received.append(number)
-        signal.signal(number, signal.SIG_DFL if number == signal.SIGTERM else signal.default_int_handler)
-        os.write(2, b"\nfinishing the running step, then saving\n")
-
-    numbers = (signal.SIGINT, signal.SIGTERM)
-    before = {number: signal.signal(number, remember) for number in numbers}
-    try:
-        yield received
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+def stop_signals() -> AbstractContextManager[list[int]]:
+    """Collect the numbers of stop signals, so that the running step can finish; a second one ends the process."""
+    return stop_signals_collected("finishing the running step, then saving")
