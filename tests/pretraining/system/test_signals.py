@@ -17,8 +17,8 @@ import sys, time
 from pretraining.system.signals import StopSignal, stop_signals_raised
 try:
     with stop_signals_raised():
-        print("ready", flush=True)
         try:
+            print("ready", flush=True)
             time.sleep(60)
         finally:
             print("tidying", flush=True)
