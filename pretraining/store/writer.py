@@ -86,11 +86,8 @@ class StoreWriter:
     def __init__(self, path: str | Path, anonymised: bool = False):
         self.path, self.anonymised = Path(path).absolute(), anonymised
 
-    def prepare(self, volume_ids: Collection[str] | None = None) -> None:
+    def prepare(self) -> None:
         """Make the folder a store that is being written: new, or an existing store to add to.
-
-        Args:
-            volume_ids: whose temporary files to remove, see `remove_leftovers`.
 
         Raises:
             UserError: as `check_folder`, or the folder cannot be written.
@@ -103,7 +100,6 @@ class StoreWriter:
             write_json(path, manifest | {"complete": False})  # before anything else: it makes the folder a store
             for folder in (self.path / "volumes", self.path / "radiographs"):
                 folder.mkdir(exist_ok=True)
-            self.remove_leftovers(volume_ids)
         except OSError as error:
             raise UserError(f"{self.path}: cannot be written ({error.strerror}); choose another STORE") from None
 
@@ -205,27 +201,27 @@ class StoreWriter:
         return manifest
 
 
-def without_doubles(
+def without_duplicates(
     entries: dict[str, dict[str, Any]], names: dict[str, str]
 ) -> tuple[dict[str, dict[str, Any]], dict[str, str]]:
-    """Of volumes with the same voxels, leave only the first by id: whichever process or part was first.
+    """Of volumes with the same voxels, keep only the first by id, whichever process or part wrote first.
 
     Args:
         entries: of the store's volumes, by id.
         names: of the scans in INPUT, by their source as the store has it.
 
     Returns:
-        The entries that stay, and the reason for each scan in INPUT whose volume does not.
+        The entries that stay, and the reason for each scan in INPUT whose volume is left out.
     """
-    first: dict[str, str] = {}
+    first_ids: dict[str, str] = {}
     kept, reasons = {}, {}
     for volume_id, entry in sorted(entries.items()):
-        twin, source = first.setdefault(entry["sha256"], volume_id), entry["source"]["path"]
-        if twin == volume_id:
+        first, source = first_ids.setdefault(entry["sha256"], volume_id), entry["source"]["path"]
+        if first == volume_id:
             kept[volume_id] = entry
         elif source in names:
-            other = entries[twin]["source"]["path"]
+            other = entries[first]["source"]["path"]
             reasons[names[source]] = (
-                f"has the same voxels as volume '{twin}' ({names.get(other, other)}), so it is left out; remove it"
+                f"has the same voxels as volume '{first}' ({names.get(other, other)}), so it is left out; remove it"
             )
     return kept, reasons

@@ -147,7 +147,7 @@ def test_whose_lock_is_removed_ends(tmp_path, hold, short_lease):
 
 def test_half_a_lock_file(tmp_path, short_lease):
     """From a full disk, say: nobody can be named, so it is watched, too."""
-    (tmp_path / ".run.lock").write_text('filelock/2\npid=')
+    (tmp_path / ".run.lock").write_text("filelock/2\npid=")
     seconds_to_take(tmp_path)
 
 

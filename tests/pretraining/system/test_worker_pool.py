@@ -52,7 +52,9 @@ def test_every_task_comes_back_with_its_own_end(work):
     results = list(run_in_processes(work, tasks, 2))
     assert sorted(task for task, _ in results) == sorted(tasks)
     for task, outcome in results:
-        assert isinstance(outcome, {"die": WorkerDiedError, "leave": WorkerDiedError, "fail": ValueError}.get(task, str))
+        assert isinstance(
+            outcome, {"die": WorkerDiedError, "leave": WorkerDiedError, "fail": ValueError}.get(task, str)
+        )
         if task == "die":
             assert str(outcome) == "signal 9"
 
