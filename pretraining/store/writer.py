@@ -21,7 +21,7 @@ from pretraining.store.store import PRIVATE
 from pretraining.system.errors import UserError
 from pretraining.system.files import atomic_path, write_json
 
-# Measured by benchmarks/store_chunks.py (table in docs/preprocessing.md). Training reads random windows of 24 slices
+# Measured, see the table at the end of docs/preprocessing.md. Training reads random windows of 24 slices
 # by 134 to 172 voxels in-plane that start at every 12th slice. Blocks are what is unpacked: half a window deep and a
 # fifth of its edge wide, they waste little around it (twice as deep or wide: up to a third slower; one block per
 # volume: forty times). Zstandard at level 5 saves 3% more space than at 1 and takes eight times as long to write;
