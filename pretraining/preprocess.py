@@ -1,4 +1,4 @@
-"""From a folder of CT scans to a store: what `cads_preprocess` does. Steps and formats: docs/preprocessing.md."""
+"""`cads_preprocess`: from a folder of CT scans to a store. Steps and formats: docs/preprocessing.md."""
 
 import argparse
 import functools
@@ -142,7 +142,7 @@ def _add_scans(plan: Plan, writer: StoreWriter, failures: Failures, processes: i
 
 
 def _record(failures: Failures, name: str, reason: str) -> None:
-    """Warn of a scan that cannot be used, and keep the reason in the store."""
+    """Warn of a scan that cannot be used, and record the reason in the store."""
     _warn(failures, name, reason)
     try:
         failures.record(name, reason)

@@ -20,7 +20,7 @@ DPI = 100
 def write_contact_sheets(store: Store) -> list[Path]:
     """Write ``radiographs.png``, and ``radiographs_2.png`` ... where one page of 80 is not enough, into the store.
 
-    All pictures of a page have one scale: a small body is small.
+    All pictures of a page have the same scale, so a small body looks small.
 
     Returns:
         The paths of the pages.

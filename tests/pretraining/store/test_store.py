@@ -1,4 +1,4 @@
-"""The store: what is written is read back, in other processes too, and what is wrong with a folder is said."""
+"""The store: what is written is read back, in other processes too, and what is wrong with a folder is reported."""
 
 import json
 import pickle
@@ -138,7 +138,7 @@ def test_a_store_that_vanishes_just_before_it_is_read(store_dir, monkeypatch, re
         return reader(*arguments, **options)
 
     monkeypatch.setattr(module, name, vanish_and_read)
-    with pytest.raises(UserError, match="has gone; bring it back"):
+    with pytest.raises(UserError, match="is gone; restore it"):
         read(store, "b.2")
 
 
