@@ -4,9 +4,9 @@
 
 Four stages: preprocessing, training, writing a checkpoint, exporting. In each, a command is started and killed
 (SIGKILL to all its processes) after a random time, over and over; one that reaches its end is compared with an unbroken
-one, and begun anew. After every kill, what lies on disk is read: nothing that was finished may be gone or changed, and
-no file that has its final name may be damaged. Prints the table of docs/reliability.md; exit code 1 if anything was
-lost.
+one, and started from scratch. After every kill, what lies on disk is read: nothing that was finished may be gone or
+changed, and no file with its final name may be damaged. Prints the table of docs/reliability.md; exit code 1 if
+anything was lost.
 
 Every tenth command is the real one; the others are forked from this process, which has loaded PyTorch but used no
 thread, since loading takes most of a start.
@@ -32,17 +32,16 @@ os.environ["OMP_NUM_THREADS"] = "1"
 
 import torch
 
-import pretraining.preprocess
-import pretraining.train  # noqa: F401, loaded before the forks
 from nnunetv2_cads.encoder_file.read import read_encoder_checkpoint
 from nnunetv2_cads.encoder_file.safe_files import load_archive
+from pretraining import export, preprocess, train
 from pretraining.run.folder import CHECKPOINT, CONFIG, METRICS
 from pretraining.run.metrics import read_metrics
 from pretraining.store.store import Store
 from pretraining.store.writer import StoreWriter
-from pretraining.system import command as cli
 
 SCANS, EDGE = 12, 56
+COMMANDS = {"preprocess": preprocess.main, "train": train.main, "export": export.main}
 TINY = [
     "--preset=demo", "--batch-size=2", "--head-out-dim=32", "--head-hidden-dim=32", "--head-bottleneck-dim=16",
     "--epochs=4", "--epoch-samples=4", "--warmup-epochs=1", "--log-every=1", "--device=cpu", "--num-workers=1",
@@ -61,11 +60,11 @@ class Result:
     stage: str
     kills: int = 0
     finished: int = 0
-    went_on: int = 0
+    resumed: int = 0
     lost: int = 0
 
     def __str__(self) -> str:
-        return f"| {self.stage} | {self.kills} | {self.went_on} | {self.finished} | {self.lost} |"
+        return f"| {self.stage} | {self.kills} | {self.resumed} | {self.finished} | {self.lost} |"
 
 
 @dataclass(frozen=True)
@@ -103,7 +102,7 @@ def start(words: list[str], log: Path, really: bool) -> int:
     descriptor = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
-    os._exit(getattr(cli, words[0])(words[1:]))
+    os._exit(COMMANDS[words[0]](words[1:]))
 
 
 def run_to_end(words: list[str], log: Path) -> None:
@@ -113,12 +112,12 @@ def run_to_end(words: list[str], log: Path) -> None:
 
 
 def kill_over_and_over(stage: Stage, kills: int, log: Path, progress: Callable[[], None]) -> Result:
-    """Start and kill until ``kills`` have hit a command at work; the last one may then go on to its end."""
+    """Start and kill until ``kills`` have hit a command at work; the last one may then run to its end."""
     result, starts, done_before, killed = Result(stage.name), 0, 0, False
     while result.kills < kills or killed:
         process = start(stage.command(), log, really=starts % 10 == 9)
         starts += 1
-        result.went_on += killed
+        result.resumed += killed
         end = time.monotonic() + stage.delay() if result.kills < kills else float("inf")
         status = None
         while status is None and time.monotonic() < end:
@@ -136,7 +135,7 @@ def kill_over_and_over(stage: Stage, kills: int, log: Path, progress: Callable[[
                     raise Lost(f"{done} finished after a kill, {done_before} before")
                 done_before = done
             elif status:
-                raise Lost(f"{' '.join(stage.command())} did not go on, status {status}")
+                raise Lost(f"{' '.join(stage.command())} did not resume, status {status}")
             else:
                 stage.compare()
                 result.finished += 1
@@ -293,7 +292,7 @@ def main() -> int:
             continue
         results.append(kill_over_and_over(stage, arguments.kills, log, lambda: print(".", end="", flush=True)))
         print(f"\n{results[-1]}", flush=True)
-    print("| stage | kills | went on | finished, compared | lost |\n|---|---|---|---|---|", *results, sep="\n")
+    print("| stage | kills | resumed | finished, compared | lost |\n|---|---|---|---|---|", *results, sep="\n")
     lost = sum(result.lost for result in results)
     if not lost:
         shutil.rmtree(work)

@@ -28,7 +28,7 @@ from nnunetv2_cads.demo.torsos.torso import TorsoConfig, make_torso
 from pretraining.ct.geometry import resample_cubic, resampled_shape
 from pretraining.ct.radiograph import FOCAL_DISTANCE_MM, frontal_radiograph
 from pretraining.ct.scan import Scan
-from pretraining.store.add_scan import Task, preprocess_scan
+from pretraining.store.add_scan import preprocess_scan
 from pretraining.store.store import Store
 from pretraining.store.writer import Source, StoreWriter
 from pretraining.system.worker_pool import THREAD_VARIABLES
@@ -85,14 +85,14 @@ def measure(path: Path, folder: Path, rounds: int) -> tuple[dict[str, list[float
     """Medians of (plain, ours) for each of `STEPS`, and the store with both results."""
     writer = StoreWriter(folder)
     writer.prepare()
-    task = Task(Scan("ours", path.name, (path,)), writer)
+    scan = Scan("ours", path.name, (path,))
     preprocess_plain(path, writer)
-    preprocess_scan(task)
+    preprocess_scan(scan, writer)
     store = Store(folder, writer.write_manifest(complete=True))
     volume, spacing_mm = read_plain(path)
     volume_hu = store.volume("ours")[:]
     sides = {
-        "scan to store": (lambda: preprocess_plain(path, writer), lambda: preprocess_scan(task)),
+        "scan to store": (lambda: preprocess_plain(path, writer), lambda: preprocess_scan(scan, writer)),
         "resampling": (lambda: resample_plain(volume, spacing_mm), lambda: resample_cubic(volume, spacing_mm)),
         "radiograph": (lambda: radiograph_plain(volume_hu), lambda: frontal_radiograph(volume_hu)),
     }

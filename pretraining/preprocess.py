@@ -1,64 +1,51 @@
-"""From a folder of CT scans to a store: what `cads_preprocess` does. Steps and formats: docs/preprocessing.md."""
+"""`cads_preprocess`: from a folder of CT scans to a store. Steps and formats: docs/preprocessing.md."""
 
 import argparse
+import functools
 import logging
-import signal
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from pretraining.ct.find_scans import find_scans, split_name_clashes
+from pretraining.ct.find_scans import find_scans
 from pretraining.ct.scan import Scan, UnusableScanError, printable, reason_of
-from pretraining.store.add_scan import Task, preprocess_scan
+from pretraining.store.add_scan import preprocess_scan
 from pretraining.store.failures import Failures
+from pretraining.store.plan import Part, Plan, make_plan
 from pretraining.store.pseudonyms import Pseudonyms
 from pretraining.store.store import Store
-from pretraining.store.writer import StoreWriter, without_doubles
-from pretraining.system.command import run_command
+from pretraining.store.writer import StoreWriter, without_duplicates
+from pretraining.system.command import positive_int, positive_number, run_command
 from pretraining.system.errors import UserError, environment_error, is_environment_error
 from pretraining.system.lock import store_lock
 from pretraining.system.machine import default_processes
+from pretraining.system.signals import StopSignal, stop_signals_raised
 from pretraining.system.worker_pool import run_in_processes
 
 logger = logging.getLogger(__name__)
 
-
-@dataclass(frozen=True)
-class Part:
-    """A share of the scans: of their sorted names every ``count``-th, the first being ``number`` (from 0 on)."""
-
-    number: int = 0
-    count: int = 1
-
-    def __str__(self) -> str:
-        return f" -num_parts {self.count} -part_id {self.number}" if self.count > 1 else ""
+SCAN_MINUTES = 30.0
+"""Default time limit for one scan: about twenty times what the largest accepted one (10^9 voxels at 1 mm) takes."""
 
 
-class StopSignal(BaseException):
-    """SIGINT or SIGTERM arrived; no `Exception`, so that nothing on the way mistakes it for a failure."""
+def preprocess(
+    source: Path, store: Path, processes: int, part: Part, anonymise: bool = False, scan_minutes: float = SCAN_MINUTES
+) -> int:
+    """Add every scan in ``source`` to the store in folder ``store``, except those that it holds already.
 
-    def __init__(self, signum: int):
-        super().__init__(signum)
-        self.signum = signum
-
-
-def preprocess(source: Path, store: Path, processes: int, part: Part, anonymise: bool = False) -> int:
-    """Add every scan in ``source`` to the store in folder ``store``, leaving alone what it holds already.
-
-    With several parts, each adds its share, at the same time or one after the other, on any machines that see the
-    folders; the part that finds every scan done or failed completes the store.
+    With several parts, each adds its scans, at the same time or one after the other, on any machines that see the
+    folders; the part that finds every scan stored or failed completes the store.
 
     Args:
         source: folder of scans, or one file.
         store: folder of the store.
-        processes: how many work at once.
-        part: the share of the scans to do.
+        processes: how many scans at a time.
+        part: which scans.
         anonymise: keep names of files out of the store and the log, see `pretraining.store.pseudonyms`.
+        scan_minutes: how long one scan may take.
 
     Returns:
         The exit code: 0 all scans of the part are in the store, 1 some could not be used, 130 / 143 stopped by a
@@ -67,108 +54,63 @@ def preprocess(source: Path, store: Path, processes: int, part: Part, anonymise:
     Raises:
         UserError: nothing could be done.
     """
+    writer = StoreWriter(store, anonymise)
     try:
-        with _signals_as_exceptions():
-            return _preprocess(source, StoreWriter(store, anonymise), processes, part)
+        with stop_signals_raised():
+            writer.check_folder()
+            logger.info("searching %s", source)
+            scans, unusable = find_scans(source, writer.path, processes)
+            if not scans and not unusable:
+                raise UserError(f"{source}: holds no CT scan; put NIfTI, NRRD or MHA files or DICOM series there")
+            with store_lock(writer.path, part.number, part.count):
+                return _add_to_store(writer, source, scans, unusable, part, processes, 60 * scan_minutes)
     except StopSignal as stop:
         logger.info(
-            "stopped; nothing finished is lost, the same command goes on: cads_preprocess %s %s%s%s",
+            "stopped; no finished volume is lost. To resume, give the same command: cads_preprocess %s %s%s%s",
             source, store, part, " --anonymise" if anonymise else "",
         )  # fmt: skip
-        return 128 + stop.signum
+        return stop.exit_code
 
 
-def _preprocess(source: Path, writer: StoreWriter, processes: int, part: Part) -> int:
-    """`preprocess` without the signals."""
-    writer.check_folder()
-    logger.info("searching %s", source)
-    scans, unusable = find_scans(source, writer.path, processes)
-    if not scans and not unusable:
-        raise UserError(f"{source}: holds no CT scan; put NIfTI, NRRD or MHA files or DICOM series there")
-    with store_lock(writer.path, part.number, part.count):
-        return _add(source, writer, processes, part, scans, unusable)
-
-
-def _add(
-    source: Path, writer: StoreWriter, processes: int, part: Part, scans: list[Scan], unusable: dict[str, str]
-) -> int:
-    """Add what was found, while no other process does."""
-    names = {scan.name for scan in scans} | unusable.keys()
-    share = set(sorted(names)[part.number :: part.count])
-    alone = part.count == 1
-    writer.prepare(())
+def _add_to_store(
+    writer: StoreWriter, source: Path, scans: list[Scan], unusable: dict[str, str], part: Part, processes: int,
+    seconds: float,
+) -> int:  # fmt: skip
+    """Add what was found, with the store's lock held; arguments and result as for `preprocess`."""
+    writer.prepare()
     if writer.anonymised:
         pseudonyms = Pseudonyms(writer.path)
         scans = [pseudonyms.of(scan) for scan in scans]
-    # Where other parts may be at work, their temporary files and records stay.
-    ids = None if alone else {scan.volume_id for scan in scans if scan.name in share}
-    writer.remove_leftovers(ids)
+    names = {scan.source: scan.name for scan in scans}
+    entries = writer.finished()
+    sources = {volume_id: entry["source"]["path"] for volume_id, entry in entries.items()}
+    plan = make_plan(scans, unusable, part, {volume_id: names.get(path, path) for volume_id, path in sources.items()})
     failures = Failures(writer.path, writer.anonymised)
-    failures.forget(None if alone else share)
-    finished = writer.finished()
-    # Judged over all scans, not over the share: two parts must not make one volume of two scans.
-    clear = {scan.source: scan.name for scan in scans}
-    sources = {volume_id: entry["source"]["path"] for volume_id, entry in finished.items()}
-    scans, clashes = split_name_clashes(scans, {known: clear.get(path, path) for known, path in sources.items()})
-    hopeless = unusable | clashes
-    mine = [scan for scan in scans if scan.name in share]
-    tasks = [Task(scan, writer) for scan in mine if scan.volume_id not in finished]
-    failed = {name: reason for name, reason in hopeless.items() if name in share}
-    for scan in mine:
-        if scan.volume_id in finished and not _is_same_source(scan, finished[scan.volume_id]["source"]):
-            failed[scan.name] = (
-                f"is not the file that volume '{scan.volume_id}' of the store was made from; delete "
-                f"{scan.volume_id}.json in the store's folder 'volumes' to make it anew, or choose another STORE"
-            )
-    for name, reason in failed.items():
+    failures.forget(plan.own_names)
+    for name, reason in (plan.failed | _changed_sources(plan.done, entries)).items():
         _record(failures, name, reason)
+    writer.remove_leftovers(plan.own_ids)
     try:
-        _run(tasks, processes, len(mine) - len(tasks), failures)
+        _add_scans(plan, writer, failures, processes, seconds)
     finally:
-        writer.remove_leftovers(ids)
-    failed = {name: reason for name, reason in failures.read().items() if name in names}
-    done = writer.finished_ids()
-    open_names = {scan.name for scan in scans if scan.volume_id not in done} | hopeless.keys()
-    code = 1 if share & failed.keys() else 0
-    if to_do := len(open_names - failed.keys()):
+        writer.remove_leftovers(plan.own_ids)
+    failed = {name: reason for name, reason in failures.read().items() if name in plan.names}
+    code = 1 if plan.part_names & failed.keys() else 0
+    if open_names := plan.open_names(writer.finished_ids(), failed):
         logger.info("part %d of %d is done (exit code %d)", part.number, part.count, code)
-        logger.info("scans left to other parts: %d; the part that ends last completes the store", to_do)
+        logger.info("scans left to other parts: %d; the part that ends last completes the store", len(open_names))
         return code
-    return _complete(source, writer, failures, failed, clear, code)
+    return _complete(source, writer, failures, failed, names, code)
 
 
-def _run(tasks: list[Task], processes: int, already_done: int, failures: Failures) -> None:
-    """Preprocess scans in parallel and record those that could not be used."""
-    total = already_done + len(tasks)
-    with (
-        logging_redirect_tqdm([logging.getLogger("pretraining")]),
-        tqdm(total=total, initial=already_done, desc="preprocessing", unit="scan", dynamic_ncols=True) as bar,
-        closing(run_in_processes(preprocess_scan, tasks, processes)) as results,
-    ):
-        for task, error in results:
-            if isinstance(error, UserError):
-                raise error
-            if error is not None:
-                _record(failures, task.scan.name, reason_of(error))
-            bar.update()
-
-
-def _record(failures: Failures, name: str, reason: str) -> None:
-    """Say and keep why a scan could not be used."""
-    _tell(failures, name, reason)
-    try:
-        failures.record(name, reason)
-    except OSError as error:
-        if not is_environment_error(error):
-            raise
-        raise environment_error(error, failures.summary.parent) from None
-
-
-def _tell(failures: Failures, name: str, reason: str) -> None:
-    if failures.are_private:
-        logger.warning("a scan could not be used: see %s", failures.folder)
-    else:
-        logger.warning("%s: %s", printable(name), printable(reason))
+def _changed_sources(scans: list[Scan], entries: dict[str, dict[str, Any]]) -> dict[str, str]:
+    """The reason for each scan that is not what its volume in the store was made from."""
+    return {
+        scan.name: f"is not the file that volume '{scan.volume_id}' of the store was made from; to replace the volume, "
+        f"delete {scan.volume_id}.json in the store's folder 'volumes', or choose another STORE"
+        for scan in scans
+        if not _is_same_source(scan, entries[scan.volume_id]["source"])
+    }
 
 
 def _is_same_source(scan: Scan, known: dict[str, Any]) -> bool:
@@ -180,6 +122,41 @@ def _is_same_source(scan: Scan, known: dict[str, Any]) -> bool:
     if scan.source != known["path"] or size_bytes != known["size_bytes"]:
         return False
     return mtime_ns == known["mtime_ns"] or scan.sha256() == known["sha256"]
+
+
+def _add_scans(plan: Plan, writer: StoreWriter, failures: Failures, processes: int, seconds: float) -> None:
+    """Preprocess the scans to do in parallel and record those that cannot be used."""
+    add = functools.partial(preprocess_scan, writer=writer)
+    total = len(plan.done) + len(plan.to_do)
+    with (
+        logging_redirect_tqdm([logging.getLogger("pretraining")]),
+        tqdm(total=total, initial=len(plan.done), desc="preprocessing", unit="scan", dynamic_ncols=True) as bar,
+        closing(run_in_processes(add, plan.to_do, processes, seconds)) as results,
+    ):
+        for scan, error in results:
+            if isinstance(error, UserError):
+                raise error
+            if error is not None:
+                _record(failures, scan.name, reason_of(error))
+            bar.update()
+
+
+def _record(failures: Failures, name: str, reason: str) -> None:
+    """Warn of a scan that cannot be used, and record the reason in the store."""
+    _warn(failures, name, reason)
+    try:
+        failures.record(name, reason)
+    except OSError as error:
+        if not is_environment_error(error):
+            raise
+        raise environment_error(error, failures.summary.parent) from None
+
+
+def _warn(failures: Failures, name: str, reason: str) -> None:
+    if failures.are_private:
+        logger.warning("a scan could not be used: see %s", failures.folder)
+    else:
+        logger.warning("%s: %s", printable(name), printable(reason))
 
 
 def _complete(
@@ -200,10 +177,10 @@ def _complete(
     """
     from pretraining.store.contact_sheet import write_contact_sheets
 
-    entries, doubles = without_doubles(writer.finished(), names)
-    for name, reason in doubles.items():
-        _tell(failures, name, reason)
-    failed = doubles | failed
+    entries, duplicates = without_duplicates(writer.finished(), names)
+    for name, reason in duplicates.items():
+        _warn(failures, name, reason)
+    failed = duplicates | failed
     failures.write_summary(failed)
     manifest = writer.write_manifest(True, entries)
     if not manifest["volumes"]:
@@ -214,29 +191,11 @@ def _complete(
     store = Store(writer.path, manifest)
     sheets = write_contact_sheets(store)
     logger.info("volumes in %s: %d; look at %s: every body frontal, head up?", writer.path, len(store), sheets[0])
-    code = 1 if doubles else code
+    code = 1 if duplicates else code
     if failed:
         whose = f"exit code {code}" if code else "all of other parts"
         logger.warning("scans that could not be used: %d (%s), see %s", len(failed), whose, failures.summary)
     return code
-
-
-@contextmanager
-def _signals_as_exceptions() -> Iterator[None]:
-    """Raise `StopSignal` at the first SIGINT or SIGTERM and pass over further ones while things are tidied up."""
-    signals = (signal.SIGINT, signal.SIGTERM)
-
-    def stop(signum: int, _frame: Any) -> None:
-        for each in signals:
-            signal.signal(each, signal.SIG_IGN)
-        raise StopSignal(signum)
-
-    before = {each: signal.signal(each, stop) for each in signals}
-    try:
-        yield
-    finally:
-        for each, handler in before.items():
-            signal.signal(each, handler)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -245,14 +204,13 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _command(argv: list[str]) -> int:
-
     parser = argparse.ArgumentParser(
         prog="cads_preprocess",
         description="Bring CT scans to 1 mm in one orientation, make their frontal radiographs, and store both for "
-        "cads_pretrain. Can be stopped and started again.",
+        "cads_pretrain. Can be stopped; the same command resumes.",
     )
     parser.add_argument("input", metavar="INPUT", type=Path, help="folder of NIfTI, NRRD, MHA or DICOM, or one file")
-    parser.add_argument("store", metavar="STORE", type=Path, help="new folder, or a store to go on with or add to")
+    parser.add_argument("store", metavar="STORE", type=Path, help="new folder, or a store to resume or add to")
     parser.add_argument(
         "-np", metavar="N", type=positive_int, default=default_processes(), help="processes (default: %(default)s)"
     )
@@ -263,6 +221,10 @@ def _command(argv: list[str]) -> int:
     parser.add_argument(
         "--anonymise", action="store_true", help="call volumes by hashes; names of files only in STORE/private"
     )
+    parser.add_argument(
+        "--scan-minutes", metavar="M", type=positive_number, default=SCAN_MINUTES,
+        help="give up a scan that takes longer (default: %(default)g)",
+    )  # fmt: skip
     arguments = parser.parse_args(argv)
     parts, number = arguments.num_parts, arguments.part_id
     if number is None and parts > 1:
@@ -271,11 +233,7 @@ def _command(argv: list[str]) -> int:
         raise UserError(f"-part_id {number}: needs -num_parts as well, how many parts there are")
     if number is not None and not 0 <= number < parts:
         raise UserError(f"-part_id {number}: must be from 0 to {parts - 1}, for -num_parts is {parts}")
-    return preprocess(arguments.input, arguments.store, arguments.np, Part(number or 0, parts), arguments.anonymise)
-
-
-def positive_int(text: str) -> int:
-    """An argument that is a whole number of at least 1."""
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not a whole number of at least 1")
-    return int(text)
+    return preprocess(
+        arguments.input, arguments.store, arguments.np, Part(number or 0, parts), arguments.anonymise,
+        arguments.scan_minutes,
+    )  # fmt: skip

@@ -2,7 +2,6 @@
 
 import hashlib
 import os
-from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -73,38 +72,6 @@ def find_scans(source: Path, store: Path, processes: int = 1) -> tuple[list[Scan
     scans.extend(_series_scan(source, identifier, paths) for identifier, paths in series)
     unusable.update({path.relative_to(source).as_posix(): str(reason) for path, reason in unreadable.items()})
     return sorted(scans, key=lambda scan: scan.name), unusable
-
-
-def split_name_clashes(scans: list[Scan], finished: dict[str, str]) -> tuple[list[Scan], dict[str, str]]:
-    """Set aside the scans that would get the same name in the store (also where only the case differs).
-
-    Args:
-        scans: what was found.
-        finished: name of the source by volume id, for the volumes that the store holds already; they stay.
-
-    Returns:
-        The scans without a rival, and the reason for each of the others.
-    """
-    rivals = defaultdict(list)
-    for scan in scans:
-        rivals[scan.volume_id.casefold()].append(scan)
-    for known, name in finished.items():
-        names = {scan.name for scan in rivals.get(known.casefold(), ())}
-        if names and name not in names:
-            rivals[known.casefold()].append(Scan(known, name, ()))
-    alone: list[Scan] = []
-    reasons: dict[str, str] = {}
-    for group in rivals.values():
-        for scan in group:
-            others = [other.name for other in group if other is not scan]
-            if not others or finished.get(scan.volume_id) == scan.name:
-                alone.extend([scan] if scan.files else [])
-            else:
-                reasons[scan.name] = (
-                    f"would be called '{scan.volume_id}' in the store, and so would {', '.join(others)}; "
-                    "rename or remove one of them"
-                )
-    return alone, reasons
 
 
 def _single_scan(source: Path) -> Scan:

@@ -7,7 +7,7 @@ import unicodedata
 from dataclasses import dataclass
 from pathlib import Path
 
-from pretraining.system.worker_pool import WorkerDiedError
+from pretraining.system.worker_pool import TaskTimeoutError, WorkerDiedError
 
 MAX_ID_LENGTH = 120
 
@@ -95,6 +95,11 @@ def reason_of(error: Exception) -> str:
         return str(error)
     if isinstance(error, WorkerDiedError) and error.crashed:
         return f"crashed the library that read it ({error}), so it is damaged; copy or export it again"
+    if isinstance(error, TaskTimeoutError):
+        return (
+            f"took longer than {error.seconds / 60:g} minutes; if it is not that large, it is damaged and hangs its "
+            "reader: copy or export it again; otherwise raise --scan-minutes"
+        )
     if isinstance(error, WorkerDiedError | MemoryError):
         return f"ended the process that read it ({error}), most likely for want of memory; crop it or lower -np"
     return f"could not be preprocessed because of an unexpected {type(error).__name__} ({error}); please report this"

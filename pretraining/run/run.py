@@ -17,9 +17,10 @@ from pretraining.run.checkpoint import save_checkpoint
 from pretraining.run.folder import CHECKPOINT, METRICS, PROGRESS
 from pretraining.run.health import FiniteGuard, HealthWatch, not_finite_error
 from pretraining.run.metrics import MetricsLog, plot_progress
-from pretraining.run.stopping import StopReason, stop_signals
+from pretraining.run.stopping import StopReason
 from pretraining.system.errors import UserError
 from pretraining.system.processes import LostRankError
+from pretraining.system.signals import stop_signals_collected
 from pretraining.system.torch_errors import worker_failures_as_errors
 
 logger = logging.getLogger(__name__)
@@ -136,7 +137,7 @@ def open_run(
         UserError: the processes that prepare views fail.
     """
     with (
-        stop_signals() as received,
+        stop_signals_collected("finishing the running step, then saving") as received,
         worker_failures_as_errors(how_to_resume),
         logging_redirect_tqdm([logging.getLogger("pretraining")]),
         tqdm(total=pretrainer.total_steps, initial=pretrainer.step, unit="step", dynamic_ncols=True, mininterval=1.0,

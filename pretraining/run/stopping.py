@@ -1,9 +1,6 @@
-"""Why a run ends before its last step, and the signals that ask for it."""
+"""Why a run ends before its last step."""
 
-import os
 import signal
-from collections.abc import Iterator
-from contextlib import contextmanager
 from enum import IntEnum
 
 
@@ -29,21 +26,3 @@ class StopReason(IntEnum):
 
     def __str__(self) -> str:
         return "the limit of --max-hours" if self is StopReason.MAX_HOURS else self.name
-
-
-@contextmanager
-def stop_signals() -> Iterator[list[int]]:
-    """Collect the numbers of SIGINT and SIGTERM, so that the running step can finish; a second one ends the process."""
-    received: list[int] = []
-
-    def remember(number: int, _frame: object) -> None:
-        received.append(number)
-        signal.signal(number, signal.SIG_DFL if number == signal.SIGTERM else signal.default_int_handler)
-        os.write(2, b"\nfinishing the running step, then saving\n")
-
-    before = {number: signal.signal(number, remember) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield received
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -1,9 +1,7 @@
-"""What is done to one scan, in a process of its own: read, bring to the canonical grid, project, store.
+"""What a worker does with one scan: read, bring to the canonical grid, project, store.
 
-Apart from `preprocess`, so that the processes load neither the drawing of the contact sheet nor the progress bar.
+Apart from `pretraining.preprocess`, so that workers load neither matplotlib nor the progress bar.
 """
-
-from dataclasses import dataclass
 
 import numpy as np
 
@@ -17,22 +15,13 @@ from pretraining.store.writer import Source, StoreWriter
 from pretraining.system.errors import environment_error, is_environment_error
 
 
-@dataclass(frozen=True)
-class Task:
-    """One scan and where it goes."""
-
-    scan: Scan
-    writer: StoreWriter
-
-
-def preprocess_scan(task: Task) -> None:
+def preprocess_scan(scan: Scan, writer: StoreWriter) -> None:
     """Read one scan, bring it to the canonical grid, project it, and add both to the store.
 
     Raises:
         UnusableScanError: the scan cannot be used.
         UserError: the store cannot be written.
     """
-    scan = task.scan
     size_bytes, mtime_ns = scan.stat()
     image = read_ct(scan)
     volume, spacing_mm = to_canonical(image.values, image.spacing_xyz_mm, image.direction)
@@ -56,8 +45,8 @@ def preprocess_scan(task: Task) -> None:
     except ConstantRadiographError:
         raise UnusableScanError("looks the same along every ray, so it has no radiograph; leave it out") from None
     try:
-        task.writer.add(scan.volume_id, volume_hu, radiograph, source)
+        writer.add(scan.volume_id, volume_hu, radiograph, source)
     except OSError as error:
         if not is_environment_error(error):
             raise
-        raise environment_error(error, task.writer.path) from None
+        raise environment_error(error, writer.path) from None

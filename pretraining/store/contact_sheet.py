@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
+from PIL import Image
 
 from pretraining.store.store import Store
 from pretraining.system.files import atomic_path
@@ -19,7 +20,7 @@ DPI = 100
 def write_contact_sheets(store: Store) -> list[Path]:
     """Write ``radiographs.png``, and ``radiographs_2.png`` ... where one page of 80 is not enough, into the store.
 
-    All pictures of a page have one scale: a small body is small.
+    All pictures of a page have the same scale, so a small body looks small.
 
     Returns:
         The paths of the pages.
@@ -58,12 +59,6 @@ def _write_page(path: Path, store: Store, ids: list[str]) -> None:
 
 
 def _shrink(picture: np.ndarray, step: float) -> np.ndarray:
-    """Every ``step``-th pixel of a picture, each the mean of the whole pixels around it."""
-    rows, columns = (max(1, int(edge / step)) for edge in picture.shape)
-    row_edges, column_edges = np.arange(rows) * step, np.arange(columns) * step
-    sums = np.add.reduceat(np.add.reduceat(picture, row_edges.astype(int), 0), column_edges.astype(int), 1)
-    counts = [
-        np.diff(np.append(edges.astype(int), size))
-        for edges, size in zip((row_edges, column_edges), picture.shape, strict=True)
-    ]
-    return sums / (counts[0][:, None] * counts[1])
+    """A picture at 1 / ``step`` of its size, each pixel the mean of those that it stands for."""
+    height, width = (max(1, int(edge / step)) for edge in picture.shape)
+    return np.asarray(Image.fromarray(picture).resize((width, height), Image.Resampling.BOX))

@@ -1,6 +1,6 @@
-"""The scans that could not be used, as the store keeps them: one file per scan, like the entries of its volumes.
+"""The store's records of scans that could not be used: one file per scan, like the entries of its volumes.
 
-Parts of one job write here at the same time. `failed.json` is the sum of these files, made by the part that ends last.
+Parts of one job write here at the same time; the part that ends last makes `failed.json` of these files.
 """
 
 import hashlib
@@ -16,7 +16,7 @@ FAILED = "failed.json"
 
 
 class Failures:
-    """The records in the folder ``failed`` of a store; the folder comes with the first one.
+    """The records in the folder ``failed`` of a store; the first one makes the folder.
 
     Args:
         store: the store's folder.
@@ -30,12 +30,12 @@ class Failures:
         self._folder = self.folder / "failed"
 
     def record(self, name: str, reason: str) -> None:
-        """Keep why the scan ``name`` could not be used."""
+        """Write down why the scan ``name`` could not be used."""
         self._folder.mkdir(exist_ok=True)
         write_json(self._path(name), {"file": name, "reason": reason})
 
     def forget(self, names: Collection[str] | None = None) -> None:
-        """Drop the records of these scans, by default all: they are tried again."""
+        """Remove the records of these scans, by default all: they are tried again."""
         records = {file.name: file for file in self._folder.glob("*.json")}
         for file in records if names is None else records.keys() & {self._path(name).name for name in names}:
             records[file].unlink(missing_ok=True)
@@ -48,9 +48,9 @@ class Failures:
                 record = json.loads(file.read_text(encoding="utf-8"))
                 reasons[str(record["file"])] = str(record["reason"])
             except FileNotFoundError:
-                continue  # another part has just begun to try this scan again
+                continue  # another part has just started to try this scan again
             except (ValueError, KeyError, TypeError, RecursionError):
-                continue  # damaged from outside; the next run makes it anew
+                continue  # damaged by someone; the next run writes it again
         return reasons
 
     def write_summary(self, failed: dict[str, str]) -> None:

@@ -1,8 +1,8 @@
-"""`cads_preprocess --anonymise`: a store that can be handed on without the names of files.
+"""`cads_preprocess --anonymise`: a store that can be given to others without the names of files.
 
-Volumes are called after a keyed hash. The key, and the names of scans that failed, are in the folder ``private`` of
-the store, readable to its owner alone: needed to add to the store and to act on failures, and not to be handed on. A
-hash without a key would not do: who suspects a name could hash it and compare.
+Volumes are named by a keyed hash. The key, and the names of scans that failed, are in the folder ``private`` of the
+store, which only its owner can read: needed to add to the store and to deal with failures, and to be kept back when the
+store is given away. The hash has a key since without one, whoever suspects a name could hash it and compare.
 """
 
 import dataclasses
@@ -45,7 +45,7 @@ class Pseudonyms:
             raise UserError(f"{path}: cannot be read or written ({error.strerror}); choose another STORE") from None
 
     def of(self, scan: Scan) -> Scan:
-        """The scan with an id and a source that tell nothing of its name; `Scan.name` stays, for messages."""
+        """The scan with a hash as its id and source; `Scan.name` stays, for messages."""
         return dataclasses.replace(
             scan, volume_id="ct-" + self._hash(scan.volume_id.casefold()), stored_name=self._hash(scan.name)
         )
@@ -55,7 +55,7 @@ class Pseudonyms:
 
 
 def _read_or_make(path: Path) -> bytes:
-    """The key; of parts that begin at once, one makes it for all."""
+    """The key; of parts that start at once, one makes it for all."""
     try:
         descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
         with os.fdopen(descriptor, "w") as file:

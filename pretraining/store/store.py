@@ -112,8 +112,8 @@ class Store:
     """A finished store, for reading.
 
     Opening reads the manifest and lists two folders, no volume. Nothing stays open between calls, so a `Store` can be
-    pickled into the worker processes of a `DataLoader` and a store of any size needs no file handles. Every worker
-    has its copy, so of the manifest only names, shapes and fingerprint stay: 10 MB for 100,000 volumes.
+    pickled into the workers of a `DataLoader`, and a store of any size needs no file handles. Every worker has a copy,
+    so of the manifest only names, shapes and fingerprint are kept: 10 MB for 100,000 volumes.
 
     Attributes:
         path: the folder.
@@ -156,7 +156,7 @@ class Store:
             for volume_id in self.ids:
                 if volume_id + suffix not in present:
                     path = path_of(self.path, volume_id)
-                    raise UserError(f"{path}: missing; run the same cads_preprocess command again to make it anew")
+                    raise UserError(f"{path}: missing; run the same cads_preprocess command again")
 
     def __len__(self) -> int:
         """Number of volumes."""
@@ -173,7 +173,7 @@ class Store:
     def volume(self, volume_id: str) -> blosc2.NDArray:
         """One volume, int16 HU, (slices, height, width); slicing it reads and unpacks only the blocks it touches.
 
-        It unpacks with one thread: several loader processes share the machine's cores already.
+        It unpacks with one thread: the loader's workers already share the cores.
 
         Raises:
             UserError: the file is damaged or not the one that the manifest describes.
@@ -212,17 +212,16 @@ class Store:
     def fingerprint(self) -> str:
         """SHA-256 (hex) of what the manifest says of the data: format, grid, every volume's name, shape and voxels.
 
-        It does not change when the store is copied or moved, nor with the time or place of its sources.
+        It stays the same when the store is copied or moved, or its sources are.
         """
         return self._fingerprint
 
 
 @contextmanager
 def _reading(path: Path) -> Iterator[None]:
-    """Turn what goes wrong with a volume's file while the block runs into a `UserError`.
+    """Turn errors over a volume's file in the block into a `UserError`.
 
-    Whether the file can be opened at all is asked after a failure: before, the answer may be out of date by the time
-    that it is read (a store on a file server that goes away).
+    Whether the file can be opened at all is tried after a failure, not before: a file server may go away in between.
     """
     try:
         yield
@@ -234,7 +233,7 @@ def _reading(path: Path) -> Iterator[None]:
         except OSError as refusal:
             reason = refusal
         if isinstance(reason, OSError) and is_environment_error(reason):
-            raise environment_error(reason, path, ", then go on with --c") from None
+            raise environment_error(reason, path, ", then resume with --c") from None
         raise UserError(f"{path}: cannot be read ({reason}); delete it and run cads_preprocess again") from None
 
 

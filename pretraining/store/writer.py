@@ -1,8 +1,8 @@
-"""Writing a store so that a stop at any point costs at most the volumes in the works.
+"""Writing a store so that a stop at any point costs at most the volumes that are being made.
 
 Each volume is three files, each put in place by one rename: the array, the radiograph, and last its manifest entry.
-Only the entry makes a volume count. The manifest is made of the entries, so that being killed between a volume
-and the manifest loses nothing: the next run reads the entries again.
+A volume without its entry does not count. The manifest is made of the entries, so a kill between a volume and the
+manifest loses nothing: the next run reads the entries again.
 """
 
 import hashlib
@@ -21,7 +21,7 @@ from pretraining.store.store import PRIVATE
 from pretraining.system.errors import UserError
 from pretraining.system.files import atomic_path, write_json
 
-# Measured by benchmarks/store_chunks.py (table in docs/preprocessing.md). Training reads random windows of 24 slices
+# Measured, see the table at the end of docs/preprocessing.md. Training reads random windows of 24 slices
 # by 134 to 172 voxels in-plane that start at every 12th slice. Blocks are what is unpacked: half a window deep and a
 # fifth of its edge wide, they waste little around it (twice as deep or wide: up to a third slower; one block per
 # volume: forty times). Zstandard at level 5 saves 3% more space than at 1 and takes eight times as long to write;
@@ -38,7 +38,7 @@ COMPRESSION = {
 
 @dataclass(frozen=True)
 class Source:
-    """Where a volume comes from; tells a later run whether the file is still the one that was preprocessed.
+    """Where a volume comes from, so that a later run sees whether the file is still the one that was preprocessed.
 
     Attributes:
         path: file or DICOM folder relative to INPUT, with forward slashes; a hash of it where the store is anonymised.
@@ -73,7 +73,7 @@ def new_manifest(volumes: dict[str, Any], complete: bool, anonymised: bool = Fal
 
 
 def _is_source(source: Any) -> bool:
-    """Whether what an entry says of its source can be compared with a file."""
+    """Whether an entry's source has the fields that are compared with a file."""
     return isinstance(source, dict) and all(
         type(source.get(key)) is kind
         for key, kind in (("path", str), ("size_bytes", int), ("mtime_ns", int), ("sha256", str))
@@ -81,16 +81,13 @@ def _is_source(source: Any) -> bool:
 
 
 class StoreWriter:
-    """Adds volumes to the store in one folder. Pickles, so that worker processes add theirs themselves."""
+    """Adds volumes to the store in one folder. Can be pickled, so that workers write their volumes themselves."""
 
     def __init__(self, path: str | Path, anonymised: bool = False):
         self.path, self.anonymised = Path(path).absolute(), anonymised
 
-    def prepare(self, volume_ids: Collection[str] | None = None) -> None:
+    def prepare(self) -> None:
         """Make the folder a store that is being written: new, or an existing store to add to.
-
-        Args:
-            volume_ids: whose temporary files to remove, see `remove_leftovers`.
 
         Raises:
             UserError: as `check_folder`, or the folder cannot be written.
@@ -100,10 +97,9 @@ class StoreWriter:
             self.path.mkdir(parents=True, exist_ok=True)
             path = layout.manifest_path(self.path)
             manifest = layout.read_manifest(self.path) if path.exists() else self._manifest({}, complete=False)
-            write_json(path, manifest | {"complete": False})  # before anything else: it makes the folder a store
+            write_json(path, manifest | {"complete": False})  # first of all, since it makes the folder a store
             for folder in (self.path / "volumes", self.path / "radiographs"):
                 folder.mkdir(exist_ok=True)
-            self.remove_leftovers(volume_ids)
         except OSError as error:
             raise UserError(f"{self.path}: cannot be written ({error.strerror}); choose another STORE") from None
 
@@ -123,8 +119,8 @@ class StoreWriter:
         if not layout.manifest_path(self.path).exists():
             raise UserError(f"{self.path}: is not empty and not a store; STORE must be a new folder or a store")
         if layout.read_manifest(self.path).get("anonymised", False) != self.anonymised:
-            done, do = ("without", "leave it out") if self.anonymised else ("with", "give it again")
-            raise UserError(f"{self.path}: this store was begun {done} --anonymise; {do}, or choose another STORE")
+            begun, advice = ("without", "leave it out") if self.anonymised else ("with", "give it again")
+            raise UserError(f"{self.path}: this store was begun {begun} --anonymise; {advice}, or choose another STORE")
 
     def _manifest(self, volumes: dict[str, Any], complete: bool) -> dict[str, Any]:
         return new_manifest(volumes, complete, self.anonymised)
@@ -158,7 +154,7 @@ class StoreWriter:
         volume_hu = np.ascontiguousarray(volume_hu)
         chunks = (min(CHUNK_SLICES, volume_hu.shape[0]), *volume_hu.shape[1:])
         blocks = tuple(min(block, chunk) for block, chunk in zip(BLOCK_SHAPE, chunks, strict=True))
-        # packed in memory: written by blosc2, a full disk would be a RuntimeError without a reason
+        # packed in memory: where blosc2 writes itself, a full disk is a RuntimeError without a reason
         packed = blosc2.asarray(volume_hu, contiguous=True, chunks=chunks, blocks=blocks, cparams=COMPRESSION)
         with atomic_path(layout.volume_path(self.path, volume_id)) as file:
             file.write_bytes(packed.to_cframe())
@@ -188,7 +184,7 @@ class StoreWriter:
             try:
                 entry = json.loads(layout.entry_path(self.path, volume_id).read_text(encoding="utf-8"))
             except (ValueError, RecursionError, FileNotFoundError):
-                continue  # damaged or removed from outside: the volume is made anew
+                continue  # damaged or removed by someone: the volume is made again
             if layout.is_entry(entry) and _is_source(entry.get("source")):
                 entries[volume_id] = entry
         return entries
@@ -205,27 +201,27 @@ class StoreWriter:
         return manifest
 
 
-def without_doubles(
+def without_duplicates(
     entries: dict[str, dict[str, Any]], names: dict[str, str]
 ) -> tuple[dict[str, dict[str, Any]], dict[str, str]]:
-    """Of volumes with the same voxels, leave only the first by id: whichever process or part was first.
+    """Of volumes with the same voxels, keep only the first by id, whichever process or part wrote first.
 
     Args:
         entries: of the store's volumes, by id.
         names: of the scans in INPUT, by their source as the store has it.
 
     Returns:
-        The entries that stay, and the reason for each scan in INPUT whose volume does not.
+        The entries that stay, and the reason for each scan in INPUT whose volume is left out.
     """
-    first: dict[str, str] = {}
+    first_ids: dict[str, str] = {}
     kept, reasons = {}, {}
     for volume_id, entry in sorted(entries.items()):
-        twin, source = first.setdefault(entry["sha256"], volume_id), entry["source"]["path"]
-        if twin == volume_id:
+        first, source = first_ids.setdefault(entry["sha256"], volume_id), entry["source"]["path"]
+        if first == volume_id:
             kept[volume_id] = entry
         elif source in names:
-            other = entries[twin]["source"]["path"]
+            other = entries[first]["source"]["path"]
             reasons[names[source]] = (
-                f"has the same voxels as volume '{twin}' ({names.get(other, other)}), so it is left out; remove it"
+                f"has the same voxels as volume '{first}' ({names.get(other, other)}), so it is left out; remove it"
             )
     return kept, reasons

@@ -3,6 +3,7 @@
 Exit codes: 0 done, 1 done but some inputs failed, 2 nothing could be done, 130 / 143 stopped by SIGINT / SIGTERM.
 """
 
+import argparse
 import logging
 import sys
 from collections.abc import Callable
@@ -13,15 +14,17 @@ logger = logging.getLogger("pretraining")
 
 
 def run_command(command: Callable[[list[str]], int], argv: list[str] | None) -> int:
-    """Run one command; turn a `UserError`, and what the machine refuses, into a sentence and exit code 2."""
+    """Run one command; turn a `UserError`, and errors of the operating system, into a sentence and exit code 2."""
     handler = logging.StreamHandler(sys.stderr)
-    logger.addHandler(handler)  # ours alone: other packages' notes are not for the user
+    logger.addHandler(handler)  # only our packages' messages are for the user
     logger.setLevel(logging.INFO)
     try:
         with environment_errors_as_sentences():
             return command(sys.argv[1:] if argv is None else argv)
     except UserError as error:
-        return _say(error)
+        if str(error):  # without text, another rank of the run has already reported it
+            sys.stderr.write(f"error: {error}\n")
+        return 2
     except KeyboardInterrupt:
         sys.stderr.write("stopped\n")
         return 130
@@ -29,7 +32,19 @@ def run_command(command: Callable[[list[str]], int], argv: list[str] | None) -> 
         logger.removeHandler(handler)
 
 
-def _say(error: UserError) -> int:
-    if str(error):  # without text: another process of the run speaks
-        sys.stderr.write(f"error: {error}\n")
-    return 2
+def positive_int(text: str) -> int:
+    """An argument that is a whole number of at least 1."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not a whole number of at least 1")
+    return int(text)
+
+
+def positive_number(text: str) -> float:
+    """An argument that is a number above 0."""
+    try:
+        number = float(text)
+    except ValueError:
+        number = 0.0
+    if not number > 0:
+        raise argparse.ArgumentTypeError(f"{text} is not a number above 0")
+    return number

@@ -1,4 +1,4 @@
-"""The one error type that users see as a sentence instead of a traceback."""
+"""The error that users see as one sentence instead of a traceback, and sentences for errors of the system."""
 
 import errno
 import os
@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 
 class UserError(Exception):
-    """Something the user can put right: the message names the file or setting, what is wrong and what to do."""
+    """Something the user can fix: the message names the file or setting, what is wrong and what to do."""
 
 
 _ADVICE = {
@@ -20,18 +20,18 @@ _ADVICE = {
     errno.EMFILE: "raise the limit on open files (ulimit -n 4096) and start again",
     errno.ENFILE: "the whole machine has too many files open; close some and start again",
     errno.ENOMEM: "free memory, or use fewer processes",
-    errno.ENOENT: "the file or its folder has gone; bring it back and start again",
-    errno.ENOTDIR: "the file or its folder has gone; bring it back and start again",
+    errno.ENOENT: "the file or its folder is gone; restore it and start again",
+    errno.ENOTDIR: "the file or its folder is gone; restore it and start again",
     errno.EIO: "the disk or file server fails; check it and start again",
     errno.ESTALE: "the file server has lost it; check it and start again",
     errno.ENOTCONN: "the file server does not answer; check it and start again",
-    errno.ENODEV: "the disk has gone; bring it back and start again",
+    errno.ENODEV: "the disk is gone; attach it again and start again",
 }
 """What to do about an error of the operating system."""
 
 
 def is_environment_error(error: OSError) -> bool:
-    """Whether an error is the machine's (no room, no permission, no handles), not a fault of the program."""
+    """Whether an error is of the machine (no room, no permission, no handles), not a fault of the program."""
     return error.errno in _ADVICE
 
 
@@ -41,7 +41,7 @@ def environment_error(error: OSError, path: str | os.PathLike | None = None, aft
     Args:
         error: `is_environment_error` is true for it.
         path: the file, if the error does not name it.
-        after: what to do beyond what the error itself asks for.
+        after: what else to do, put after the advice.
     """
     name = os.fsdecode(path or error.filename or "a file")
     return UserError(f"{name}: {os.strerror(error.errno)}; {_ADVICE[error.errno]}{after}")
@@ -49,7 +49,7 @@ def environment_error(error: OSError, path: str | os.PathLike | None = None, aft
 
 @contextmanager
 def environment_errors_as_sentences() -> Iterator[None]:
-    """Turn what the machine refuses while the block runs into a `UserError`."""
+    """Turn errors of the machine in the block into a `UserError`."""
     try:
         yield
     except OSError as error:

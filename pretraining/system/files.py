@@ -1,4 +1,4 @@
-"""Writing files so that a reader never sees half of one, and so that a power cut loses none that was finished."""
+"""Writing files so that a reader never sees half of one, and a power cut loses none that was finished."""
 
 import json
 import os
@@ -13,8 +13,8 @@ from typing import Any
 def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
     """Yield a temporary path beside ``path``; on success flush it to disk and rename it into place.
 
-    On an error the temporary file is removed and whatever stood at ``path`` stays untouched. Processes that write the
-    same file at once, on one machine or several, do not meet: the last one's file stays.
+    On an error the temporary file is removed and ``path`` is left as it was. Several processes may write the same path
+    at once, on one machine or several: the last one's file stays.
     """
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
@@ -25,7 +25,7 @@ def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
         temporary.replace(path)
         _flush_folder(path.parent)
     finally:
-        with suppress(OSError):  # the first error is the news; a folder that has vanished has no such file either
+        with suppress(OSError):  # the first error is the one to report; a vanished folder has no such file either
             temporary.unlink()
 
 
@@ -41,22 +41,22 @@ def is_leftover(file: Path) -> bool:
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Remove the temporary files that a killed process left in a folder, which no other process writes to."""
+    """Remove the temporary files that a killed process left in a folder that no other process writes to."""
     for file in folder.iterdir():
-        if is_leftover(file) and ".lock." not in file.name:  # another process may just be asking for the lock
+        if is_leftover(file):
             file.unlink(missing_ok=True)
 
 
 def remove_leftovers_of(path: Path) -> None:
-    """Remove the temporary files that killed processes left when they wrote ``path``, which nobody writes now."""
+    """Remove the temporary files that killed processes left of ``path``, which no process is writing now."""
     for file in path.parent.iterdir():
         if is_leftover(file) and file.name.startswith(f".{path.name}."):
             file.unlink(missing_ok=True)
 
 
 def _flush_folder(folder: Path) -> None:
-    """Bring the names in a folder to disk: without that, a power cut may undo a rename, though not the file."""
-    with suppress(OSError):  # not every file system, nor every system, can
+    """Flush a folder's list of names to disk: otherwise a power cut may undo a rename."""
+    with suppress(OSError):  # some file systems and Windows cannot
         descriptor = os.open(folder, os.O_RDONLY)
         try:
             os.fsync(descriptor)

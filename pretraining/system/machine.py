@@ -1,15 +1,24 @@
-"""How this process gets memory from the system, and how much it has."""
+"""What the machine offers this process, cores and memory, and how much memory the process takes.
+
+PyTorch is loaded only where a GPU is asked about: workers that prepare scans do without it.
+"""
 
 import ctypes
 import os
 import resource
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
+if TYPE_CHECKING:
+    import torch
 
+MAX_DEFAULT_PROCESSES = 8
+UNKNOWN_MEMORY = 2**40
+"""What `available_memory` returns where the system does not report it."""
 _TRIM_THRESHOLD, _MMAP_MAX = -1, -4  # malloc.h
 _STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+_MEMINFO, _CGROUP = Path("/proc/meminfo"), Path("/sys/fs/cgroup")
 
 
 def keep_freed_memory() -> None:
@@ -26,35 +35,30 @@ def keep_freed_memory() -> None:
         mallopt(_TRIM_THRESHOLD, -1)  # never trim
 
 
-def reset_peak_memory(device: torch.device) -> None:
+def reset_peak_memory(device: "torch.device") -> None:
     """Begin a new measurement of `peak_memory`, where the system allows that."""
     if device.type == "cuda":
+        import torch
+
         torch.cuda.reset_peak_memory_stats(device)
     elif _CLEAR.exists():
         _CLEAR.write_text("5", encoding="ascii")
 
 
-def peak_memory(device: torch.device) -> int:
+def peak_memory(device: "torch.device") -> int:
     """Largest number of bytes held since the last reset: of the GPU's memory, or by this process."""
     if device.type == "cuda":
+        import torch
+
         return torch.cuda.max_memory_allocated(device)
     if _STATUS.exists():
-        return 1024 * _status("VmHWM")
+        return _table(_STATUS)["VmHWM"]
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def resident_memory() -> int:
     """Bytes that this process holds now (Linux)."""
-    return 1024 * _status("VmRSS")
-
-
-def _status(name: str) -> int:
-    line = next(line for line in _STATUS.read_text(encoding="utf-8").splitlines() if line.startswith(name))
-    return int(line.split()[1])
-
-
-MAX_DEFAULT_PROCESSES = 8
-_MEMINFO, _CGROUP = Path("/proc/meminfo"), Path("/sys/fs/cgroup")
+    return _table(_STATUS)["VmRSS"]
 
 
 def core_count() -> int:
@@ -68,17 +72,26 @@ def default_processes() -> int:
 
 
 def available_memory() -> int:
-    """Bytes that new processes may use, under the limit that a queue or a container may set (2^40 if unknown).
+    """Bytes that new processes may use, within the limit that a queue or a container may set.
 
-    The file cache counts as free, which it is for whoever needs it.
+    The file cache counts as free, since the system gives it up to whoever needs memory. `UNKNOWN_MEMORY` where the
+    system does not report any.
     """
-    free = 2**40
-    if _MEMINFO.exists():
-        fields = dict(line.split(":") for line in _MEMINFO.read_text(encoding="utf-8").splitlines())
-        free = int(fields["MemAvailable"].split()[0]) * 1024
+    free = _table(_MEMINFO).get("MemAvailable", UNKNOWN_MEMORY) if _MEMINFO.exists() else UNKNOWN_MEMORY
     limit = _CGROUP / "memory.max"
     if limit.exists() and (most := limit.read_text(encoding="utf-8").strip()).isdecimal():
         used = int((_CGROUP / "memory.current").read_text(encoding="utf-8"))
-        fields = dict(line.split() for line in (_CGROUP / "memory.stat").read_text(encoding="utf-8").splitlines())
-        free = min(free, int(most) - used + int(fields["inactive_file"]))
+        free = min(free, int(most) - used + _table(_CGROUP / "memory.stat")["inactive_file"])
     return max(0, free)
+
+
+def _table(path: Path) -> dict[str, int]:
+    """Bytes by name, from lines such as "VmRSS: 12 kB" or "inactive_file 12288"; other lines are left out."""
+    values = {}
+    for line in path.read_text(encoding="utf-8").splitlines():
+        match line.replace(":", " ").split():
+            case [name, number, "kB"]:
+                values[name] = 1024 * int(number)
+            case [name, number] if number.isdecimal():
+                values[name] = int(number)
+    return values

@@ -1,20 +1,21 @@
-"""A pool of processes that survives the death of one of them.
+"""A pool of worker processes in which a task that kills or hangs its worker costs itself alone.
 
-`concurrent.futures` gives up all work when a process is killed (out of memory) or crashes in a library, and leaves its
-workers behind when the parent is killed. Here each process has a pipe of its own: its end names the task that died
-with it, and the parent's end makes every process leave after its task.
+`concurrent.futures` gives up all work when a worker is killed (out of memory) or crashes in a library, and leaves its
+workers behind when the parent is killed. `pebble` survives that, but its workers share one pipe: now and then a worker
+that dies takes another task along, or all of them. Here each worker has a pipe of its own: when it closes, its task
+has died with it, and when the parent is gone, every worker leaves after its task.
 """
 
 import logging
 import multiprocessing
 import os
 import signal
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
-from multiprocessing.process import BaseProcess
 from typing import Any
 
 logger = logging.getLogger(__name__)
@@ -27,13 +28,14 @@ THREAD_VARIABLES = (
     "BLOSC_NTHREADS",
     "ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS",
 )
-"""What libraries read once, when they load."""
-
+"""Numbers of threads that libraries read once, when they load."""
 CRASHES = (signal.SIGSEGV, signal.SIGABRT, signal.SIGFPE, signal.SIGILL)
+_SECONDS_TO_END = 10
+"""How long to wait for a killed worker: one that waits for a dead file server ends when the server answers."""
 
 
 class WorkerDiedError(Exception):
-    """A process ended in the middle of a task.
+    """A worker ended in the middle of a task.
 
     Attributes:
         crashed: whether by a fault of its own, such as a segmentation fault.
@@ -44,53 +46,99 @@ class WorkerDiedError(Exception):
         self.crashed = crashed
 
 
-def run_in_processes(function: Callable[[Any], Any], tasks: Iterable[Any], processes: int) -> Iterator[tuple[Any, Any]]:
-    """Run ``function(task)`` for every task in spawned processes of one thread each.
+class TaskTimeoutError(Exception):
+    """A task took longer than the limit, so its worker was killed.
 
-    Closing the iterator, or leaving it by an exception, ends the processes at once.
+    Attributes:
+        seconds: the limit.
+    """
+
+    def __init__(self, seconds: float):
+        super().__init__(f"{seconds:g} s")
+        self.seconds = seconds
+
+
+def run_in_processes(
+    function: Callable[[Any], Any], tasks: Iterable[Any], processes: int, seconds: float | None = None
+) -> Iterator[tuple[Any, Any]]:
+    """Run ``function(task)`` for every task in spawned workers of one thread each.
+
+    Closing the iterator, or leaving it by an exception, kills the workers.
 
     Args:
         function: importable by name; what it returns must pickle.
         tasks: what to call it with; they must pickle.
-        processes: how many at a time.
+        processes: how many workers.
+        seconds: the limit for one task, the loading of its worker included; none by default.
 
     Yields:
-        Each task as it comes to an end, and its outcome: what the function returned or the exception that it raised,
-        or `WorkerDiedError`.
+        Each task when it ends, and its outcome: what the function returned or the exception that it raised,
+        or `WorkerDiedError` or `TaskTimeoutError`.
     """
     waiting = deque(tasks)
-    busy: dict[Connection, tuple[BaseProcess, Any]] = {}
+    busy: dict[Connection, _Worker] = {}
     try:
-        while waiting and len(busy) < processes:
-            connection, process = _start(function)
-            busy[connection] = (process, _hand_out(connection, waiting))
-        while busy:
-            for connection in wait(list(busy)):
-                process, task = busy.pop(connection)
-                outcome = _result(connection, process)
-                if waiting and isinstance(outcome, WorkerDiedError):
-                    connection, process = _start(function)
-                if waiting:
-                    busy[connection] = (process, _hand_out(connection, waiting))
+        while waiting or busy:
+            while waiting and len(busy) < processes:
+                worker = _Worker(function)
+                busy[worker.connection] = worker
+                worker.begin(waiting.popleft(), seconds)
+            for worker in _ended(busy):
+                task, outcome = worker.task, worker.outcome()
+                if waiting and not isinstance(outcome, WorkerDiedError | TaskTimeoutError):
+                    worker.begin(waiting.popleft(), seconds)
                 else:
-                    connection.close()
+                    del busy[worker.connection]
+                    worker.kill()
                 yield task, outcome
     finally:
-        for connection, (process, _task) in busy.items():
-            connection.close()
-            process.terminate()
-            process.join()
+        for worker in busy.values():
+            worker.kill()
 
 
-def _start(function: Callable[[Any], Any]) -> tuple[Connection, BaseProcess]:
-    """Start one process; the connection carries tasks there and results back."""
-    context = multiprocessing.get_context("spawn")  # fork would copy the threads' locks, not the threads
-    ours, theirs = context.Pipe()
-    process = context.Process(target=_work, args=(theirs, function), daemon=True)
-    with changed_environment(dict.fromkeys(THREAD_VARIABLES, "1")), _interrupts_blocked():
-        process.start()
-    theirs.close()
-    return ours, process
+def _ended(busy: dict[Connection, "_Worker"]) -> list["_Worker"]:
+    """The workers that have a result, have died, or are out of time; waits for the first one."""
+    timeout = max(0.0, min(worker.deadline for worker in busy.values()) - time.monotonic())
+    ready = [busy[connection] for connection in wait(list(busy), None if timeout == float("inf") else timeout)]
+    return ready or [worker for worker in busy.values() if worker.deadline <= time.monotonic()]
+
+
+class _Worker:
+    """One process and the task that it works on; its connection carries tasks there and results back."""
+
+    def __init__(self, function: Callable[[Any], Any]):
+        context = multiprocessing.get_context("spawn")  # fork would copy the threads' locks, not the threads
+        self.connection, theirs = context.Pipe()
+        self._process = context.Process(target=_work, args=(theirs, function), daemon=True)
+        with changed_environment(dict.fromkeys(THREAD_VARIABLES, "1")), _interrupts_blocked():
+            self._process.start()
+        theirs.close()
+
+    def begin(self, task: Any, seconds: float | None) -> None:
+        """Send a task."""
+        self.task, self._seconds = task, seconds
+        self.deadline = float("inf") if seconds is None else time.monotonic() + seconds
+        try:
+            self.connection.send(task)
+        except OSError:
+            logger.debug("a worker died between two tasks; `outcome` finds its pipe closed")
+
+    def outcome(self) -> Any:
+        """What the task came to; waits for it until the deadline has passed."""
+        try:
+            if self._seconds is not None and not self.connection.poll():
+                return TaskTimeoutError(self._seconds)
+            return self.connection.recv()
+        except (EOFError, OSError):
+            self._process.join()
+            code = self._process.exitcode
+            return WorkerDiedError(f"signal {-code}" if code < 0 else f"exit code {code}", -code in CRASHES)
+
+    def kill(self) -> None:
+        """End the process, whatever it does."""
+        self.connection.close()
+        self._process.kill()
+        self._process.join(_SECONDS_TO_END)
 
 
 @contextmanager
@@ -107,29 +155,8 @@ def _interrupts_blocked() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _hand_out(connection: Connection, waiting: deque) -> Any:
-    """Send the next task and return it."""
-    task = waiting.popleft()
-    try:
-        connection.send(task)
-    except OSError:
-        logger.debug("a process died between two tasks; its end of the pipe will say so")
-    return task
-
-
-def _result(connection: Connection, process: BaseProcess) -> Any:
-    """What became of the task that a process had."""
-    try:
-        return connection.recv()
-    except (EOFError, OSError):
-        connection.close()
-        process.join()
-        how = f"signal {-process.exitcode}" if process.exitcode < 0 else f"exit code {process.exitcode}"
-        return WorkerDiedError(how, -process.exitcode in CRASHES)
-
-
 def _work(connection: Connection, function: Callable[[Any], Any]) -> None:
-    """A process's life: take a task, do it, report, until the other end of the pipe is gone."""
+    """A worker's life: take a task, do it, send the outcome, until the other end of the pipe is closed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
     try:
         while True:

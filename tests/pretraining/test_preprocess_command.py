@@ -264,7 +264,7 @@ def test_goes_on_after_a_stop(tmp_path, make_body, signum, whole_group, code):
     assert process.returncode == code, output
     wait_for(lambda: not living(process.pid))
     if signum != signal.SIGKILL:
-        assert "the same command goes on" in output and "Traceback" not in output
+        assert "To resume, give the same command" in output and "Traceback" not in output
         assert not list(store.rglob(".*.tmp"))
     with pytest.raises(UserError, match="not finished"):
         Store.open(store)
@@ -293,3 +293,22 @@ def test_scan_that_kills_its_process_is_recorded(scans, tmp_path):
     assert done.returncode == 1, done.stderr
     assert list(failures(tmp_path / "store")) == ["huge.nrrd"]
     assert Store.open(tmp_path / "store").ids == ["scan_0", "scan_1", "scan_2"]
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="hangs on a named pipe")
+def test_scan_that_hangs_its_reader_is_recorded(scans, tmp_path):
+    """A header whose voxels are in a pipe that nobody writes to: ITK waits for them for ever."""
+    sitk.WriteImage(sitk.ReadImage(str(scans / "scan_0.nii.gz")), str(scans / "hangs.mhd"))
+    (scans / "hangs.raw").unlink()
+    os.mkfifo(scans / "hangs.raw")
+    code, output = run(scans, tmp_path / "store", "-np", 2, "--scan-minutes", 0.3)
+    assert code == 1 and "hangs.mhd: took longer than 0.3 minutes" in output
+    reasons = failures(tmp_path / "store")
+    assert list(reasons) == ["hangs.mhd"] and "raise --scan-minutes" in reasons["hangs.mhd"]
+    assert Store.open(tmp_path / "store").ids == ["scan_0", "scan_1", "scan_2"]
+
+
+@pytest.mark.parametrize("minutes", ["0", "-1", "long", "nan"])
+def test_impossible_time_limit(scans, tmp_path, minutes):
+    code, output = run(scans, tmp_path / "store", "--scan-minutes", minutes)
+    assert code == 2 and "--scan-minutes" in output and "is not a number above 0" in output

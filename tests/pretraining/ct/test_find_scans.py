@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pretraining.ct.find_scans import find_scans, split_name_clashes
-from pretraining.ct.scan import MAX_ID_LENGTH, Scan, volume_id
+from pretraining.ct.find_scans import find_scans
+from pretraining.ct.scan import MAX_ID_LENGTH, volume_id
 from pretraining.system.errors import UserError
 
 
@@ -57,25 +57,3 @@ def test_volume_ids_keep_what_tells_scans_apart():
     assert volume_id("patients/scan 1") == "patients__scan_1"
     assert volume_id("肺/左") == "肺__左"
     assert volume_id("x" * 300) != volume_id("y" + "x" * 300)
-
-
-def scan(name):
-    return Scan(volume_id(name.split(".")[0]), name, (name,))
-
-
-def test_two_scans_of_one_name_are_both_set_aside():
-    alone, reasons = split_name_clashes(
-        [scan("a.nii"), scan("A.nrrd"), scan("b.nii"), scan("c d.mha"), scan("c_d.mha")], {}
-    )
-    assert [scan.name for scan in alone] == ["b.nii"]
-    assert set(reasons) == {"a.nii", "A.nrrd", "c d.mha", "c_d.mha"}
-    assert "A.nrrd" in reasons["a.nii"] and "c_d.mha" in reasons["c d.mha"]
-
-
-def test_a_scan_that_is_in_the_store_keeps_its_name():
-    alone, reasons = split_name_clashes([scan("a.nii"), scan("a.nrrd")], {"a": "a.nii"})
-    assert [scan.name for scan in alone] == ["a.nii"]
-    assert list(reasons) == ["a.nrrd"]
-    alone, reasons = split_name_clashes([scan("a.nrrd")], {"a": "a.nii"})
-    assert not alone
-    assert "a.nii" in reasons["a.nrrd"]

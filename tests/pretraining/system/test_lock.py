@@ -1,6 +1,5 @@
 """Two commands cannot write into one folder at once, with real processes; whoever was killed blocks nobody."""
 
-import json
 import os
 import signal
 import socket
@@ -20,11 +19,9 @@ ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(pretraining.__file__).parent
 HOLD = """
 import sys, time
 from pathlib import Path
-from pretraining import lock
-from pretraining.system.lock import run_lock, store_lock
-lock.BEAT_SECONDS = 0.1
-folder, *part = sys.argv[1:]
-with store_lock(Path(folder), *map(int, part)) if part else run_lock(Path(folder)):
+from pretraining.system import lock
+lock.LEASE_SECONDS, lock.BEAT_SECONDS, folder, *part = float(sys.argv[1]), float(sys.argv[2]), *sys.argv[3:]
+with lock.store_lock(Path(folder), *map(int, part)) if part else lock.run_lock(Path(folder)):
     print("held", flush=True)
     time.sleep(60)
 """
@@ -45,9 +42,9 @@ def hold():
     """Starts a process that holds a folder, and waits until it does."""
     started = []
 
-    def start(folder, *part) -> subprocess.Popen:
+    def start(folder, *part, lease=lock.LEASE_SECONDS, beat=lock.BEAT_SECONDS) -> subprocess.Popen:
         process = subprocess.Popen(
-            [sys.executable, "-c", HOLD, str(folder), *map(str, part)],
+            [sys.executable, "-c", HOLD, str(lease), str(beat), str(folder), *map(str, part)],
             env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, encoding="utf-8",
         )  # fmt: skip
         started.append(process)
@@ -60,100 +57,109 @@ def hold():
         process.wait()
 
 
-def test_a_held_run_is_refused_by_name_and_free_after_its_end(tmp_path, hold):
+@pytest.fixture
+def short_lease(monkeypatch):
+    """Leases of 3 seconds, for both sides: who asks for a lock must use the holder's."""
+    monkeypatch.setattr(lock, "LEASE_SECONDS", 3.0)
+    monkeypatch.setattr(lock, "BEAT_SECONDS", 0.2)
+    return {"lease": 3.0, "beat": 0.2}
+
+
+def is_ours(file: Path) -> bool:
+    return f"pid={os.getpid()}\n" in file.read_text()
+
+
+def seconds_to_take(folder: Path) -> float:
+    """How long this process waits for a folder's lock, which it gets and gives back."""
+    begin = time.monotonic()
+    with run_lock(folder):
+        taken = time.monotonic()
+        assert is_ours(folder / ".run.lock")
+    assert not list(folder.iterdir())
+    return taken - begin
+
+
+def test_a_held_run_is_refused_by_name_and_taken_over_at_once_after_a_kill(tmp_path, hold):
     holder = hold(tmp_path)
+    begin = time.monotonic()
     with pytest.raises(UserError) as refused, run_lock(tmp_path):
         pass
-    for word in (f"process {holder.pid} on {socket.gethostname()}", str(tmp_path), "remove", ".run.lock", "since 20"):
+    assert time.monotonic() - begin < 30  # seen to be at work, long before its lease of 90 seconds is over
+    for word in (f"process {holder.pid} on {socket.gethostname()},", str(tmp_path), "remove", ".run.lock", "work 20"):
         assert word in str(refused.value)
+    assert holder.poll() is None
     holder.kill()
     holder.wait()
-    with run_lock(tmp_path):
-        assert json.loads((tmp_path / ".run.lock").read_text())["pid"] == os.getpid()
-    assert not list(tmp_path.iterdir())
+    assert seconds_to_take(tmp_path) < 2
 
 
-def test_a_process_that_has_got_the_number_of_a_killed_one_is_not_taken_for_it(tmp_path):
-    with run_lock(tmp_path):
-        content = json.loads((tmp_path / ".run.lock").read_text())
-    (tmp_path / ".run.lock").write_text(json.dumps(content | {"started": "long ago"}))
-    with run_lock(tmp_path):
-        pass
-
-
-ELSEWHERE = pytest.mark.parametrize("change", [{"host": "another"}, {"namespace": "another"}])
-
-
-def lock_of(folder, **changes) -> Path:
-    """A lock that a process of another machine has left behind."""
-    with run_lock(folder):
-        content = json.loads((folder / ".run.lock").read_text())
-    (folder / ".run.lock").write_text(json.dumps(content | {"pid": 2**22} | changes))
-    return folder / ".run.lock"
-
-
-@ELSEWHERE
-def test_what_stands_still_elsewhere_is_taken_over(tmp_path, monkeypatch, change):
-    """A node that failed must not keep the run from going on with the next job."""
-    lock_of(tmp_path, **change)
-    monkeypatch.setattr(lock, "WATCH_SECONDS", 1.0)
-    with run_lock(tmp_path):
-        assert json.loads((tmp_path / ".run.lock").read_text())["pid"] == os.getpid()
-    assert not list(tmp_path.iterdir())
-
-
-@ELSEWHERE
-def test_what_is_at_work_elsewhere_is_refused(tmp_path, monkeypatch, change):
-    """A real holder, which only seems to be elsewhere: this process takes itself for another machine."""
-    with run_lock(tmp_path):
-        own = {key: json.loads((tmp_path / ".run.lock").read_text())[key] for key in ("host", "namespace")}
-    monkeypatch.setattr(lock, "BEAT_SECONDS", 0.1)
-    with run_lock(tmp_path):
-        there = own | change
-        monkeypatch.setattr(socket, "gethostname", lambda: there["host"])
-        monkeypatch.setattr(lock, "_namespace", lambda: there["namespace"])
-        message = rf"process {os.getpid()} on .*if that process is gone, remove .*/\.run\.lock"
-        with pytest.raises(UserError, match=message), run_lock(tmp_path):
-            pass
-        assert (tmp_path / ".run.lock").exists()
-    assert not list(tmp_path.iterdir())
-
-
-def test_who_slept_and_lost_the_folder_ends(tmp_path, hold):
-    """As on a machine that was suspended, while another took its run for dead."""
+def test_a_process_that_has_got_the_number_of_a_killed_one_is_not_taken_for_it(tmp_path, hold):
     holder = hold(tmp_path)
+    holder.kill()
+    holder.wait()
+    content = (tmp_path / ".run.lock").read_text()
+    (tmp_path / ".run.lock").write_text(content.replace(f"pid={holder.pid}\n", f"pid={os.getpid()}\n"))
+    assert seconds_to_take(tmp_path) < 2
+
+
+def move_elsewhere(file: Path) -> None:
+    """Rewrite a lock as if its process were on another machine; its holder goes on refreshing it."""
+    content = file.read_text()
+    host = next(line for line in content.splitlines() if line.startswith("host="))
+    with file.open("r+") as stream:  # the same file: its holder has it open
+        stream.write(content.replace(host, "host=" + "x" * (len(host) - 5)))
+
+
+def test_what_stands_still_elsewhere_is_taken_over(tmp_path, hold, short_lease):
+    """A node that failed must not keep the run from being resumed by the next job."""
+    holder = hold(tmp_path, **short_lease)
+    holder.kill()
+    holder.wait()
+    move_elsewhere(tmp_path / ".run.lock")
+    assert 2.5 < seconds_to_take(tmp_path) < 30
+
+
+def test_what_is_at_work_elsewhere_is_refused(tmp_path, hold, short_lease):
+    holder = hold(tmp_path, **short_lease)
+    move_elsewhere(tmp_path / ".run.lock")
+    message = rf"process {holder.pid} on xx.*if that process is gone, remove .*/\.run\.lock"
+    with pytest.raises(UserError, match=message), run_lock(tmp_path):
+        pass
+    time.sleep(2 * short_lease["lease"])
+    assert holder.poll() is None and (tmp_path / ".run.lock").exists()
+
+
+def test_who_slept_and_lost_the_folder_ends(tmp_path, hold, short_lease):
+    """As on a machine that was suspended, while another took its run for dead."""
+    holder = hold(tmp_path, **short_lease)
     os.kill(holder.pid, signal.SIGSTOP)
-    (tmp_path / ".run.lock").rename(tmp_path / "aside")  # what taking over does
     with run_lock(tmp_path):
         os.kill(holder.pid, signal.SIGCONT)
         assert holder.wait(30) == 2
-        assert f"process {os.getpid()}" in holder.stderr.read()
-        assert json.loads((tmp_path / ".run.lock").read_text())["pid"] == os.getpid()
+        assert f"process {os.getpid()} on {socket.gethostname()} has taken this folder over" in holder.stderr.read()
+        assert is_ours(tmp_path / ".run.lock")
 
 
-def test_half_a_lock_file(tmp_path, monkeypatch):
+def test_whose_lock_is_removed_ends(tmp_path, hold, short_lease):
+    holder = hold(tmp_path, **short_lease)
+    (tmp_path / ".run.lock").unlink()
+    assert holder.wait(30) == 2
+    assert f"{tmp_path / '.run.lock'} has been removed" in holder.stderr.read()
+
+
+def test_half_a_lock_file(tmp_path, short_lease):
     """From a full disk, say: nobody can be named, so it is watched, too."""
-    (tmp_path / ".run.lock").write_text('{"host": ')
-    monkeypatch.setattr(lock, "WATCH_SECONDS", 1.0)
-    with run_lock(tmp_path):
-        pass
-    assert not list(tmp_path.iterdir())
+    (tmp_path / ".run.lock").write_text("filelock/2\npid=")
+    seconds_to_take(tmp_path)
 
 
-@pytest.mark.parametrize("links", [True, False])
-def test_of_many_that_begin_at_once_one_gets_it(tmp_path, monkeypatch, links):
+def test_of_many_that_begin_at_once_one_gets_it(tmp_path):
     from concurrent.futures import ThreadPoolExecutor
-
-    def no_links(*_):
-        raise PermissionError(1, "no hard links here")
-
-    if not links:
-        monkeypatch.setattr(os, "link", no_links)
 
     def take(_) -> bool:
         try:
             with run_lock(tmp_path):
-                time.sleep(1)
+                time.sleep(5)
                 return True
         except UserError:
             return False

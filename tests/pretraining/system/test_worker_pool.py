@@ -1,4 +1,4 @@
-"""The pool of processes: all tasks come back, and a process that dies takes only its own task with it."""
+"""The pool of workers: all tasks come back, and one that kills or hangs its worker costs itself alone."""
 
 import os
 import sys
@@ -7,7 +7,7 @@ from contextlib import closing
 
 import pytest
 
-from pretraining.system.worker_pool import THREAD_VARIABLES, WorkerDiedError, run_in_processes
+from pretraining.system.worker_pool import THREAD_VARIABLES, TaskTimeoutError, WorkerDiedError, run_in_processes
 
 TASKS = """
 import os, pathlib, signal, time
@@ -22,11 +22,18 @@ def work(task):
         os._exit(3)
     if task == "fail":
         raise ValueError("a task failed")
+    if task == "nap":
+        time.sleep(1)
     if task.startswith("threads "):
         raise ValueError(",".join(os.environ[name] for name in task[8:].split(",")))
     if task.startswith("sleep "):
         touch(task[6:])
         time.sleep(60)
+    if task.startswith("hang "):
+        touch(task[5:])
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        os.open(task[5:] + ".pipe", os.O_RDONLY)  # nobody ever writes
+    return task
 """
 
 
@@ -44,16 +51,43 @@ def test_every_task_comes_back_with_its_own_end(work):
     tasks = ["ok", "die", "ok", "fail", "leave", "ok", "ok"]
     results = list(run_in_processes(work, tasks, 2))
     assert sorted(task for task, _ in results) == sorted(tasks)
-    for task, error in results:
-        expected = {"die": WorkerDiedError, "leave": WorkerDiedError, "fail": ValueError}.get(task, type(None))
-        assert isinstance(error, expected)
+    for task, outcome in results:
+        assert isinstance(
+            outcome, {"die": WorkerDiedError, "leave": WorkerDiedError, "fail": ValueError}.get(task, str)
+        )
         if task == "die":
-            assert str(error) == "signal 9"
+            assert str(outcome) == "signal 9"
+
+
+def test_of_many_deaths_each_costs_its_own_task(work):
+    """A pool whose workers share a pipe loses a neighbour's task now and then."""
+    tasks = ["die", "ok"] * 20
+    for task, outcome in run_in_processes(work, tasks, 4):
+        assert isinstance(outcome, WorkerDiedError) if task == "die" else outcome == "ok"
 
 
 def test_the_last_task_may_die(work):
     ((_, error),) = run_in_processes(work, ["die"], 4)
     assert isinstance(error, WorkerDiedError)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="hangs on a named pipe")
+@pytest.mark.parametrize("workers", [1, 3])
+def test_a_task_that_hangs_costs_itself_alone(work, tmp_path, workers):
+    hanging = f"hang {tmp_path / 'mark'}"
+    os.mkfifo(tmp_path / "mark.pipe")
+    since = time.monotonic()
+    outcomes = dict(run_in_processes(work, [hanging, *map(str, range(6))], workers, seconds=8))
+    assert 8 <= time.monotonic() - since < 40
+    error = outcomes.pop(hanging)
+    assert isinstance(error, TaskTimeoutError) and error.seconds == 8
+    assert outcomes == {str(n): str(n) for n in range(6)}
+    with pytest.raises(ProcessLookupError):
+        os.kill(int((tmp_path / "mark").read_text()), 0)
+
+
+def test_the_limit_is_for_each_task_not_for_all(work):
+    assert [outcome for _, outcome in run_in_processes(work, ["nap"] * 12, 1, seconds=8)] == ["nap"] * 12
 
 
 def test_no_tasks(work):
