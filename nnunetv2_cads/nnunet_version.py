@@ -1,4 +1,4 @@
-"""Which nnU-Net this package needs."""
+"""The oldest nnU-Net that this package works with, and the check for it."""
 
 import importlib.metadata
 
@@ -10,7 +10,7 @@ class NnunetTooOld(SystemExit, RuntimeError):
 
 
 def version_numbers(version: str) -> tuple[int, ...]:
-    """(2, 8, 1) of "2.8.1"; what is no number is left out."""
+    """(2, 8, 1) for "2.8.1"; parts that are not numbers are left out."""
     return tuple(int(part) for part in version.split(".")[:3] if part.isdecimal())
 
 
@@ -18,7 +18,7 @@ def require_nnunet() -> None:
     """Check the installed nnU-Net.
 
     Raises:
-        NnunetTooOld: it is.
+        NnunetTooOld: it is older than `OLDEST_NNUNET`.
     """
     version = importlib.metadata.version("nnunetv2")
     if version_numbers(version) < OLDEST_NNUNET:

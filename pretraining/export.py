@@ -6,7 +6,8 @@ from pathlib import Path
 
 from torch import Tensor
 
-from nnunetv2_cads.encoder_file.read import EncoderCheckpointError, compare_encoder_state, read_encoder_checkpoint
+from nnunetv2_cads.encoder_file.read import EncoderFileError, compare_encoder_state, read_encoder_file
+from nnunetv2_cads.encoder_file.record import ARCHITECTURE, EncoderRecord
 from nnunetv2_cads.encoder_file.safe_files import SAFETENSORS
 from nnunetv2_cads.network_architecture import PVTv2Encoder
 from pretraining import __version__
@@ -48,28 +49,31 @@ def export_encoder(source: Path, out: Path, transpose_in_plane: bool = False) ->
     if not source.exists():
         raise UserError(f"{source}: no such file or folder; give a cads_pretrain run or a checkpoint")
     try:
-        checkpoint = read_encoder_checkpoint(source)
-    except EncoderCheckpointError as error:
+        content = read_encoder_file(source)
+    except EncoderFileError as error:
         raise UserError(str(error)) from error
-    encoder = PVTv2Encoder()
-    report = compare_encoder_state(encoder, checkpoint.state)
-    logger.info("%s: %s; %d keys of the head left out", source, report, len(checkpoint.ignored))
+    report = compare_encoder_state(PVTv2Encoder(size=content.size), content.state)
+    logger.info("%s: %s; %d keys of the head left out", source, report, len(content.ignored))
     for name in ("missing", "unexpected", "mismatched"):
         for key in getattr(report, name):
             logger.info("  %s: %s", name, key)
     if report.mismatched or not report.matched:
-        raise UserError(f"{source}: its tensors do not fit the CADS encoder (PVTv2-b1); give a CADS checkpoint")
-    state = {key: checkpoint.state[key] for key in report.matched}
-    record = checkpoint.record or {"architecture": "PVTv2-b1", "source": "published layout"}
+        raise UserError(
+            f"{source}: its tensors do not fit the CADS encoder (PVTv2-{content.size}); give a CADS checkpoint"
+        )
+    state = {key: content.state[key] for key in report.matched}
+    record = content.record
+    if record == EncoderRecord():
+        record = EncoderRecord(architecture=ARCHITECTURE, notes={"source": "published layout"})
     if transpose_in_plane:
         state = transposed_in_plane(state)
-        record = {**record, "transposed_in_plane": not record.get("transposed_in_plane", False)}
+        record = record.with_notes(transposed_in_plane=not record.notes.get("transposed_in_plane", False))
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"{out.parent}: cannot be made ({error.strerror}); choose another place") from error
     remove_leftovers_of(out)
-    save_encoder(out, state, {**record, "exported_by": __version__})
+    save_encoder(out, state, record.with_notes(exported_by=__version__))
     logger.info("encoder: %s", out)
     return 1 if report.missing else 0
 

@@ -54,6 +54,8 @@ def _status(name: str) -> int:
 
 
 MAX_DEFAULT_PROCESSES = 8
+UNKNOWN_MEMORY = 2**40
+"""Bytes taken as available where the system does not report them."""
 _MEMINFO, _CGROUP = Path("/proc/meminfo"), Path("/sys/fs/cgroup")
 
 
@@ -68,11 +70,11 @@ def default_processes() -> int:
 
 
 def available_memory() -> int:
-    """Bytes that new processes may use, under the limit that a queue or a container may set (2^40 if unknown).
+    """Bytes that new processes may use, under the limit that a queue or a container may set, or `UNKNOWN_MEMORY`.
 
     The file cache counts as free, which it is for whoever needs it.
     """
-    free = 2**40
+    free = UNKNOWN_MEMORY
     if _MEMINFO.exists():
         fields = dict(line.split(":") for line in _MEMINFO.read_text(encoding="utf-8").splitlines())
         free = int(fields["MemAvailable"].split()[0]) * 1024

@@ -54,7 +54,7 @@ def write_plans(folder, intensities, spacing=(1.0, 1.0, 1.0), batch_size=2):
 
 
 def report_of(capsys, *arguments):
-    """What the command prints, once it is seen that each mend in it is a command that can be given as it stands."""
+    """What the command prints, once it is seen that each fix in it is a command that can be given as it stands."""
     doctor.main([*map(str, arguments)])
     out = capsys.readouterr().out
     for line in out.splitlines():
