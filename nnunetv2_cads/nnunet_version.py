@@ -6,7 +6,7 @@ OLDEST_NNUNET = (2, 8, 1)
 
 
 class NnunetTooOld(SystemExit, RuntimeError):
-    """Ends a command with the sentence alone and exit code 1."""
+    """Ends a command with only the sentence and exit code 1."""
 
 
 def version_numbers(version: str) -> tuple[int, ...]:

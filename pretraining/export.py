@@ -21,7 +21,7 @@ logger = logging.getLogger(__name__)
 
 
 def export_encoder(source: Path, out: Path, transpose_in_plane: bool = False) -> int:
-    """Write the encoder of ``source`` to ``out`` and report how its keys meet those of the encoder.
+    """Write the encoder of ``source`` to ``out`` and report how its keys match the network's.
 
     Args:
         source: a run's folder, its ``checkpoint_latest.pth``, a ``cads_encoder.pth``, or a file in the published
@@ -31,16 +31,16 @@ def export_encoder(source: Path, out: Path, transpose_in_plane: bool = False) ->
         transpose_in_plane: exchange height and width of every kernel (see `transposed_in_plane`).
 
     Returns:
-        0 when every key was there, 1 when some were missing (the file is written all the same).
+        0 if every key was there, 1 if some were missing (the file is written all the same).
 
     Raises:
         UserError: no encoder in ``source``, tensors of other shapes, or ``out`` exists or has another suffix.
     """
     out = out / ENCODER if out.is_dir() else out
     if out.suffix not in (".pth", SAFETENSORS):
-        raise UserError(f"{out}: must end in .pth or {SAFETENSORS}, which says in which format it is written")
+        raise UserError(f"{out}: must end in .pth or {SAFETENSORS}; the suffix decides the format")
     if out.exists():
-        raise UserError(f"{out}: exists already and is not overwritten; choose another name or remove it first")
+        raise UserError(f"{out}: exists already and is not overwritten; choose another name, or remove it first")
     if source.is_dir():
         candidates = [source / name for name in (ENCODER, CHECKPOINT)]
         source = next((path for path in candidates if path.exists()), source)
@@ -81,8 +81,8 @@ def export_encoder(source: Path, out: Path, transpose_in_plane: bool = False) ->
 def transposed_in_plane(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """Exchange height and width of every spatial kernel, 3D and 2D.
 
-    The new encoder gives, for an image with its last two axes exchanged, the old encoder's maps with theirs
-    exchanged. So an encoder trained on (z, x, y) volumes then fits nnU-Net's (z, y, x).
+    For an image with its last two axes exchanged, the new encoder gives the old one's maps with theirs exchanged. So an
+    encoder trained on (z, x, y) volumes fits nnU-Net's (z, y, x).
     """
     return {key: value.transpose(-1, -2).contiguous() if value.dim() >= 4 else value for key, value in state.items()}
 
@@ -103,7 +103,7 @@ def _command(argv: list[str]) -> int:
     parser.add_argument(
         "--transpose-in-plane",
         action="store_true",
-        help="exchange height and width of all kernels: for encoders trained on (z, x, y) volumes, like the published",
+        help="exchange height and width of all kernels: for encoders trained on (z, x, y), like the published one",
     )
     arguments = parser.parse_args(argv)
     return export_encoder(arguments.source, arguments.out, arguments.transpose_in_plane)

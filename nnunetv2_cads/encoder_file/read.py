@@ -48,7 +48,7 @@ class EncoderFile:
 
     @property
     def size(self) -> str:
-        """The encoder's size as `PVTv2Encoder` takes it; the published one's where the file does not say."""
+        """The encoder's size as `PVTv2Encoder` takes it; that of the published encoder if the file does not say."""
         return (self.record.architecture or ARCHITECTURE).rpartition("-")[2]
 
 

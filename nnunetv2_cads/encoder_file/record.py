@@ -22,7 +22,7 @@ INTENSITY_SCALE_HU = 1024
 """The encoder sees HU, clipped to `CLIP_HU`, divided by this."""
 
 CT_SCHEME = "CTNormalization"
-"""nnU-Net's name of the normalisation that it plans for CT alone."""
+"""nnU-Net's name of the normalisation that it plans only for CT."""
 
 _LARGEST = 1e6
 """Millimetres or HU; no scan and no scanner has more."""

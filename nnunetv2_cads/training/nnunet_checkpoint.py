@@ -49,7 +49,7 @@ def read_nnunet_checkpoint(file: str) -> NnunetCheckpoint:
     path = Path(file)
     if not path.is_file():
         raise NnunetCheckpointError(
-            f"{file}: there is no such file; train first, or leave out --val_best where there is a checkpoint_final.pth"
+            f"{file}: there is no such file; train first, or leave out --val_best if there is a checkpoint_final.pth"
         )
     try:
         content = load_archive(path, _NUMBERS, mmap=True)

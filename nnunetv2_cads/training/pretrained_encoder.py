@@ -1,4 +1,4 @@
-"""The pre-trained start of a training: from the environment variable to weights in the network."""
+"""Loading the encoder file that the environment variable names into the network."""
 
 import os
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ ENCODER_VARIABLE = "nnUNet_cads_encoder"
 
 @dataclass(frozen=True)
 class LoadedEncoder:
-    """What went into the network.
+    """What was loaded into the network.
 
     Attributes:
         path: of the encoder file.

@@ -36,7 +36,7 @@ DEFAULT_DEVICE = torch.device("cuda")
 
 
 class TrainingCannotStart(SystemExit, RuntimeError):
-    """Something that the user can fix; nnU-Net's command ends with the sentence alone and exit code 1."""
+    """Something that the user can fix; nnU-Net's command ends with only the sentence and exit code 1."""
 
 
 class nnUNetTrainerCADS(nnUNetTrainer):
@@ -89,12 +89,12 @@ class nnUNetTrainerCADS(nnUNetTrainer):
         return PVTUNet(num_input_channels, num_output_channels, conv_op, enable_deep_supervision)
 
     def initialize(self) -> None:
-        """Build everything; remember the initial weights, to know later whether a checkpoint has replaced them."""
+        """Build everything; remember the initial weights, to see later whether a checkpoint has replaced them."""
         super().initialize()
         self._initial_weights_digest = self._weights_digest()
 
     def configure_optimizers(self) -> tuple[torch.optim.Optimizer, EpochSchedule]:
-        """AdamW with the encoder's and the decoder's own rates; rates depend on the epoch alone."""
+        """AdamW with the encoder's and the decoder's own rates; rates depend only on the epoch."""
         groups = parameter_groups(self._plain_network(), self.initial_lr, self.encoder_lr, self.weight_decay)
         optimizer = torch.optim.AdamW(groups, fused=True)  # on the CPU a tenth of the default's time
         warmup_epochs = math.ceil(self.warmup_fraction * self.num_epochs)

@@ -150,10 +150,10 @@ def test_a_gpu_that_is_too_small_for_the_plans(sound):
     assert [f.level for f in memory_checks.gpu_findings("A", size + 1, 2 * size, needed, file)] == ["ok"]
     (finding,) = memory_checks.gpu_findings("A", size - 1, 2 * size, needed, file)
     assert finding.level == "warning" and "3d_fullres takes about" in finding.text
-    assert finding.mend == "cads_plan_and_preprocess -d 7 -gpu_memory_target 1"
-    check_command(finding.mend)
+    assert finding.fix == "cads_plan_and_preprocess -d 7 -gpu_memory_target 1"
+    check_command(finding.fix)
     (finding,) = memory_checks.gpu_findings("A", 5 * 2**30, 6 * 2**30, {}, None)
-    assert "5.0 of 6.0 GB free, and plans are made for 8" in finding.text and not finding.mend
+    assert "5.0 of 6.0 GB free, and plans are made for 8" in finding.text and not finding.fix
     assert memory_checks.memory_needed(sound / "nothing.json", True) == memory_checks.memory_needed(None, True) == {}
 
 
