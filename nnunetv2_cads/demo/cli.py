@@ -18,11 +18,7 @@ from nnunetv2_cads.demo.steps import COMMANDS, FULL, QUICK, DemoSize, Step, comm
 from nnunetv2_cads.demo.torsos.torso import LABELS
 from pretraining.system.command import run_command
 from pretraining.system.errors import UserError
-from pretraining.system.signals import stop_signals_collected
-
-
-class _Stopped(Exception):
-    """A signal was received; steps that are done stay done."""
+from pretraining.system.signals import StopSignal, stop_signals_collected
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -42,9 +38,9 @@ def _command(argv: list[str]) -> int:
         except CommandFailed as error:
             print(f"error: {error}; once this is fixed, the same command resumes the demo", file=sys.stderr)
             return 1
-        except _Stopped:
+        except StopSignal as stop:
             print("\nstopped; the same command resumes the demo", file=sys.stderr)
-            return 128 + received[0]
+            return stop.exit_code
     return 0
 
 
@@ -58,9 +54,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--folder", type=Path, default=Path("cads_demo"), help="where to work (default: %(default)s)")
     parser.add_argument("--seed", type=_seed, default=0, help="which torsos to make (default: %(default)s)")
     parser.add_argument("--quick", action="store_true", help="a smoke test: everything runs, nothing is learnt")
-    parser.add_argument(
-        "--overwrite", action="store_true", help="discard an earlier demo in the folder and start again"
-    )
+    parser.add_argument("--overwrite", action="store_true", help="discard an earlier demo in the folder, start again")
     parser.add_argument(
         "--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto takes a GPU if there is one"
     )
@@ -99,7 +93,7 @@ def _run_steps(folder: DemoFolder, size: DemoSize, seed: int, wanted_device: str
         _announce(number, step.title)
         _print_command(step, exported)
         run = functools.partial(run_step, step.command, {**step.speed, **step.environment}, folder.log(step.name))
-        _do(folder, step.name, lambda run=run: run(received), received)
+        _do(folder, step.name, functools.partial(run, received), received)
     scores = read_scores(folder.summary, LABELS)
     scores.write(folder.scores)
     write_overlay(folder.overlay, folder.dataset / "imagesTs", folder.truths, folder.predictions, LABELS)
@@ -121,18 +115,14 @@ def _print_command(step: Step, exported: dict[str, str]) -> None:
 
 
 def _do(folder: DemoFolder, name: str, work: Callable[[], None], received: Sequence[int]) -> None:
-    """Do a step unless it is done, and print how long it took.
-
-    Raises:
-        _Stopped: a signal was received.
-    """
+    """Do a step unless it is done, and print how long it took; raise `StopSignal` if one was received meanwhile."""
     if name in folder.seconds():
         print("      done before", flush=True)
         return
     start = time.monotonic()
     work()
     if received:
-        raise _Stopped
+        raise StopSignal(received[0])
     seconds = time.monotonic() - start
     folder.finish(name, seconds)
     print(f"      {seconds:.0f} s", flush=True)

@@ -9,16 +9,7 @@ import SimpleITK as sitk
 from pretraining.system.files import atomic_path
 
 _WINDOW_HU = (-200, 400)
-_COLOURS = (
-    "tab:blue",
-    "tab:orange",
-    "tab:green",
-    "tab:red",
-    "tab:purple",
-    "gold",
-    "hotpink",
-    "cyan",
-)  # no greys, those are the CT's
+_COLOURS = ("tab:blue", "tab:orange", "tab:green", "tab:red", "tab:purple", "gold", "hotpink", "cyan")  # CT is grey
 
 
 def write_overlay(

@@ -44,10 +44,6 @@ def _is_range(value: Any) -> bool:
     return isinstance(value, list) and len(value) == 2 and all(map(_is_number, value)) and value[0] < value[1]
 
 
-def _is_axis_order(value: Any) -> bool:
-    return isinstance(value, str) and sorted(value) == ["x", "y", "z"]
-
-
 def _is_plain(value: Any) -> bool:
     """Whether a value can be shown to a user as it is."""
     if isinstance(value, list):
@@ -84,7 +80,9 @@ class EncoderRecord:
         lambda value: isinstance(value, str) and value in ARCHITECTURES,
         f"one of {ARCHITECTURES[0]!r} to {ARCHITECTURES[-1]!r}",
     )
-    axes: str | None = _checked(_is_axis_order, "an order of z, y and x")
+    axes: str | None = _checked(
+        lambda value: isinstance(value, str) and sorted(value) == ["x", "y", "z"], "an order of z, y and x"
+    )
     spacing_mm: tuple[float, ...] | None = _checked(_is_spacing, "a list of three numbers above 0")
     clip_hu: tuple[float, ...] | None = _checked(_is_range, "a list of two numbers, the smaller one first,")
     intensity_scale_hu: float | None = _checked(lambda value: _is_number(value, above=0), "a number above 0")

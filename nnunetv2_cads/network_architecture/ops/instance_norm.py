@@ -50,7 +50,7 @@ def instance_norm_leaky_relu(
 
 
 def norm_act_conv(x: Tensor, conv: nn.Module, weight: Tensor | None = None, bias: Tensor | None = None) -> Tensor:
-    """conv(`instance_norm_leaky_relu` (x, weight, bias)), in one function, so that the backward pass can compute both again."""
+    """conv(`instance_norm_leaky_relu` (x, weight, bias)), one function that the backward pass can compute again."""
     return convolve(conv, instance_norm_leaky_relu(x, weight, bias))
 
 

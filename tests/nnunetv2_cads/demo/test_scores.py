@@ -8,6 +8,7 @@ import pytest
 import SimpleITK as sitk
 from nnunetv2.evaluation.evaluate_predictions import compute_metrics, save_summary_json
 from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
+from nnunetv2.utilities.json_export import recursive_fix_for_json_export
 
 from nnunetv2_cads.demo.overlay import write_overlay
 from nnunetv2_cads.demo.scores import read_scores
@@ -42,6 +43,7 @@ def scores(cases):
     mean = {k: {"Dice": np.nanmean([case["metrics"][k]["Dice"] for case in per_case])} for k in (1, 2, 3)}
     foreground = {"Dice": np.mean([values["Dice"] for values in mean.values()])}
     summary = {"metric_per_case": per_case, "mean": mean, "foreground_mean": foreground}
+    recursive_fix_for_json_export(summary)
     save_summary_json(summary, str(cases / "summary.json"))
     return read_scores(cases / "summary.json", LABELS)
 
