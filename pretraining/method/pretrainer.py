@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
+from nnunetv2_cads.network_architecture.pvt_v2 import BRANCHES
 from pretraining.config import PretrainConfig
 from pretraining.method.diagnostics import StepResult, entropy_and_agreement, spread_and_rank, step_is_finite
 from pretraining.method.loss import deep_distillation_loss, update_center, weighted_mean
@@ -142,13 +143,13 @@ class Pretrainer:
             raise
 
     def _noise(self, count: int) -> Tensor:
-        """(samples, views, branches) numbers for stochastic depth: the teacher's two views, the student's three.
+        """(samples, views, `BRANCHES`) numbers for stochastic depth: the teacher's two views, the student's three.
 
         They depend on the seed, the step and a sample's place in the batch alone: not on the number of processes, nor
         on what was drawn before. So a run that goes on needs no state of a generator.
         """
         rng = np.random.default_rng((self.config.run.seed, 2, self.step))
-        noise = rng.random((count * self.processes.size, 5, self.teacher.backbone.branches), np.float32)
+        noise = rng.random((count * self.processes.size, 5, BRANCHES), np.float32)
         first = count * self.processes.rank
         return torch.from_numpy(noise[first : first + count])
 

@@ -28,7 +28,7 @@ class Student(nn.Module):
     def forward(self, ct: Tensor, xray: Tensor, noise: Tensor | None = None) -> list[Tensor]:
         """CT views (2B, 1, D, H, W), view by view, and X-rays (B, 1, H, W) -> per stage, logits (3B, K).
 
-        ``noise``: (`backbone.branches`, 3B) uniform numbers for stochastic depth.
+        ``noise``: (`BRANCHES`, 3B) uniform numbers for stochastic depth.
         """
         ct_noise, xray_noise = (None, None) if noise is None else noise.split([len(ct), len(xray)], dim=1)
         maps = zip(self.backbone(ct, ct_noise)[1:], self.backbone(xray, xray_noise)[1:], strict=True)
@@ -53,7 +53,7 @@ class Teacher(nn.Module):
     def forward(self, ct: Tensor, noise: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """CT views (2B, 1, D, H, W) -> logits (2B, K) and the pooled features (2B, C) that they were made from.
 
-        ``noise``: (`backbone.branches`, 2B) numbers for stochastic depth.
+        ``noise``: (`BRANCHES`, 2B) numbers for stochastic depth.
         """
         features = pool(self.backbone(ct, noise)[-1])
         return self.head(features), features

@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from nnunetv2_cads.network_architecture.pvt_v2 import BRANCHES
 from pretraining.config import PRESETS, ModelConfig, PretrainConfig
 from pretraining.method.heads import ProjectionHead, WeightNormLinear
 from pretraining.method.pretrainer import Pretrainer
@@ -78,8 +79,7 @@ def test_student_and_teacher_compile_into_one_graph_each():
     config = ModelConfig(head_hidden_dim=32, head_bottleneck_dim=16, head_out_dim=64)
     student = Student(config)
     teacher = Teacher(student)
-    ct, xray = torch.randn(2, 1, 16, 48, 48), torch.randn(1, 1, 96, 96)
-    noise = torch.rand(student.backbone.branches, 3)
+    ct, xray, noise = torch.randn(2, 1, 16, 48, 48), torch.randn(1, 1, 96, 96), torch.rand(BRANCHES, 3)
     for network, inputs in ((student, (ct, xray, noise)), (teacher, (ct, noise[:, :2]))):
         expected = network(*inputs)
         compiled = torch.compile(network, backend="aot_eager", fullgraph=True)(*inputs)
