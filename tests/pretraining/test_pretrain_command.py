@@ -52,8 +52,8 @@ def test_a_run_writes_its_files_and_an_encoder_of_its_teacher(unbroken):
     config = json.loads((unbroken / "config.json").read_text())
     assert config["optim"]["batch_size"] == 2 and config["versions"]["torch"] == torch.__version__
     encoder = read_encoder_file(unbroken / "cads_encoder.pth")
-    assert encoder.record["crop_size"] == [16, 64, 64] and encoder.record["clip_hu"] == [-1024, 1024]
-    assert encoder.record["steps"] == 6
+    assert encoder.record.notes["crop_size"] == [16, 64, 64] and encoder.record.clip_hu == (-1024, 1024)
+    assert encoder.record.notes["steps"] == 6
     report = load_encoder(PVTv2Encoder(), encoder.state)
     assert len(report.matched) == 204 and not report.missing + report.unexpected + report.mismatched
     teacher = torch.load(unbroken / "checkpoint_latest.pth", weights_only=True)["teacher"]
