@@ -63,11 +63,10 @@ class MatchReport:
 
     def __str__(self) -> str:
         parts = [f"{len(self.matched)} matched"]
-        for name in ("missing", "unexpected", "mismatched"):
-            keys = getattr(self, name)
+        groups = {"missing": self.missing, "unexpected": self.unexpected, "of another shape": self.mismatched}
+        for title, keys in groups.items():
             shown = ", ".join(keys[:5]) + (", ..." if len(keys) > 5 else "")
-            count = f"{len(keys)} {name.replace('mismatched', 'of another shape')}"
-            parts.append(f"{count} ({shown})" if keys else count)
+            parts.append(f"{len(keys)} {title} ({shown})" if keys else f"0 {title}")
         return ", ".join(parts)
 
 
