@@ -32,7 +32,7 @@ os.environ["OMP_NUM_THREADS"] = "1"
 
 import torch
 
-from nnunetv2_cads.encoder_file.read import read_encoder_checkpoint
+from nnunetv2_cads.encoder_file.read import read_encoder_file
 from nnunetv2_cads.encoder_file.safe_files import load_archive
 from pretraining import export, preprocess, train
 from pretraining.run.folder import CHECKPOINT, CONFIG, METRICS
@@ -241,12 +241,12 @@ def exporting(work: Path, rng: random.Random, log: Path) -> Stage:
     since = time.monotonic()
     run_to_end(["export", str(source), str(work / "unbroken.pth")], log)
     lasts = time.monotonic() - since
-    expected = read_encoder_checkpoint(work / "unbroken.pth").state
+    expected = read_encoder_file(work / "unbroken.pth").state
 
     def check() -> int:
         for file in out.iterdir():
             if not file.name.startswith("."):
-                state = read_encoder_checkpoint(file).state
+                state = read_encoder_file(file).state
                 if state.keys() != expected.keys() or not all(torch.equal(v, expected[k]) for k, v in state.items()):
                     raise Lost(f"{file} differs")
                 file.unlink()  # whole, but killed before the command could say so

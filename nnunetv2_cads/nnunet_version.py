@@ -1,4 +1,4 @@
-"""Which nnU-Net this package needs."""
+"""The oldest nnU-Net that this package works with, and the check for it."""
 
 import importlib.metadata
 
@@ -6,11 +6,11 @@ OLDEST_NNUNET = (2, 8, 1)
 
 
 class NnunetTooOld(SystemExit, RuntimeError):
-    """Ends a command with the sentence alone and exit code 1."""
+    """Ends a command with only the sentence and exit code 1."""
 
 
 def version_numbers(version: str) -> tuple[int, ...]:
-    """(2, 8, 1) of "2.8.1"; what is no number is left out."""
+    """(2, 8, 1) for "2.8.1"; parts that are not numbers are left out."""
     return tuple(int(part) for part in version.split(".")[:3] if part.isdecimal())
 
 
@@ -18,7 +18,7 @@ def require_nnunet() -> None:
     """Check the installed nnU-Net.
 
     Raises:
-        NnunetTooOld: it is.
+        NnunetTooOld: it is older than `OLDEST_NNUNET`.
     """
     version = importlib.metadata.version("nnunetv2")
     if version_numbers(version) < OLDEST_NNUNET:

@@ -1,4 +1,4 @@
-"""Runs at interpreter start (nnunetv2_cads.pth): tells nnU-Net's trainer search where our trainers are.
+"""Runs at interpreter start (nnunetv2_cads.pth): adds the folder of our trainers to nnU-Net's search.
 
 docs/how_the_trainer_is_found.md explains why this exists. It must stay cheap and must never fail.
 """

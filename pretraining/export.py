@@ -6,7 +6,8 @@ from pathlib import Path
 
 from torch import Tensor
 
-from nnunetv2_cads.encoder_file.read import EncoderCheckpointError, compare_encoder_state, read_encoder_checkpoint
+from nnunetv2_cads.encoder_file.read import EncoderFileError, compare_encoder_state, read_encoder_file
+from nnunetv2_cads.encoder_file.record import ARCHITECTURE, EncoderRecord
 from nnunetv2_cads.encoder_file.safe_files import SAFETENSORS
 from nnunetv2_cads.network_architecture import PVTv2Encoder
 from pretraining import __version__
@@ -20,7 +21,7 @@ logger = logging.getLogger(__name__)
 
 
 def export_encoder(source: Path, out: Path, transpose_in_plane: bool = False) -> int:
-    """Write the encoder of ``source`` to ``out`` and report how its keys meet those of the encoder.
+    """Write the encoder of ``source`` to ``out`` and report how its keys match the network's.
 
     Args:
         source: a run's folder, its ``checkpoint_latest.pth``, a ``cads_encoder.pth``, or a file in the published
@@ -30,16 +31,16 @@ def export_encoder(source: Path, out: Path, transpose_in_plane: bool = False) ->
         transpose_in_plane: exchange height and width of every kernel (see `transposed_in_plane`).
 
     Returns:
-        0 when every key was there, 1 when some were missing (the file is written all the same).
+        0 if every key was there, 1 if some were missing (the file is written all the same).
 
     Raises:
         UserError: no encoder in ``source``, tensors of other shapes, or ``out`` exists or has another suffix.
     """
     out = out / ENCODER if out.is_dir() else out
     if out.suffix not in (".pth", SAFETENSORS):
-        raise UserError(f"{out}: must end in .pth or {SAFETENSORS}, which says in which format it is written")
+        raise UserError(f"{out}: must end in .pth or {SAFETENSORS}; the suffix decides the format")
     if out.exists():
-        raise UserError(f"{out}: exists already and is not overwritten; choose another name or remove it first")
+        raise UserError(f"{out}: exists already and is not overwritten; choose another name, or remove it first")
     if source.is_dir():
         candidates = [source / name for name in (ENCODER, CHECKPOINT)]
         source = next((path for path in candidates if path.exists()), source)
@@ -48,28 +49,31 @@ def export_encoder(source: Path, out: Path, transpose_in_plane: bool = False) ->
     if not source.exists():
         raise UserError(f"{source}: no such file or folder; give a cads_pretrain run or a checkpoint")
     try:
-        checkpoint = read_encoder_checkpoint(source)
-    except EncoderCheckpointError as error:
+        content = read_encoder_file(source)
+    except EncoderFileError as error:
         raise UserError(str(error)) from error
-    encoder = PVTv2Encoder()
-    report = compare_encoder_state(encoder, checkpoint.state)
-    logger.info("%s: %s; %d keys of the head left out", source, report, len(checkpoint.ignored))
+    report = compare_encoder_state(PVTv2Encoder(size=content.size), content.state)
+    logger.info("%s: %s; %d keys of the head left out", source, report, len(content.ignored))
     for name in ("missing", "unexpected", "mismatched"):
         for key in getattr(report, name):
             logger.info("  %s: %s", name, key)
     if report.mismatched or not report.matched:
-        raise UserError(f"{source}: its tensors do not fit the CADS encoder (PVTv2-b1); give a CADS checkpoint")
-    state = {key: checkpoint.state[key] for key in report.matched}
-    record = checkpoint.record or {"architecture": "PVTv2-b1", "source": "published layout"}
+        raise UserError(
+            f"{source}: its tensors do not fit the CADS encoder (PVTv2-{content.size}); give a CADS checkpoint"
+        )
+    state = {key: content.state[key] for key in report.matched}
+    record = content.record
+    if record == EncoderRecord():
+        record = EncoderRecord(architecture=ARCHITECTURE, notes={"source": "published layout"})
     if transpose_in_plane:
         state = transposed_in_plane(state)
-        record = {**record, "transposed_in_plane": not record.get("transposed_in_plane", False)}
+        record = record.with_notes(transposed_in_plane=not record.notes.get("transposed_in_plane", False))
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"{out.parent}: cannot be made ({error.strerror}); choose another place") from error
     remove_leftovers_of(out)
-    save_encoder(out, state, {**record, "exported_by": __version__})
+    save_encoder(out, state, record.with_notes(exported_by=__version__))
     logger.info("encoder: %s", out)
     return 1 if report.missing else 0
 
@@ -77,8 +81,8 @@ def export_encoder(source: Path, out: Path, transpose_in_plane: bool = False) ->
 def transposed_in_plane(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """Exchange height and width of every spatial kernel, 3D and 2D.
 
-    The new encoder gives, for an image with its last two axes exchanged, the old encoder's maps with theirs
-    exchanged. So an encoder trained on (z, x, y) volumes then fits nnU-Net's (z, y, x).
+    For an image with its last two axes exchanged, the new encoder gives the old one's maps with theirs exchanged. So an
+    encoder trained on (z, x, y) volumes fits nnU-Net's (z, y, x).
     """
     return {key: value.transpose(-1, -2).contiguous() if value.dim() >= 4 else value for key, value in state.items()}
 
@@ -99,7 +103,7 @@ def _command(argv: list[str]) -> int:
     parser.add_argument(
         "--transpose-in-plane",
         action="store_true",
-        help="exchange height and width of all kernels: for encoders trained on (z, x, y) volumes, like the published",
+        help="exchange height and width of all kernels: for encoders trained on (z, x, y), like the published one",
     )
     arguments = parser.parse_args(argv)
     return export_encoder(arguments.source, arguments.out, arguments.transpose_in_plane)

@@ -19,13 +19,13 @@ from nnunetv2.training.nnUNetTrainer.variants.optimizer.nnUNetTrainerAdam import
 from torch import Tensor, nn
 
 from few_labels.plans import CONFIGURATION
-from few_labels.surface import normalised_surface_dice
-from nnunetv2_cads.demo.scoring import dice
+from few_labels.surface import dice, normalised_surface_dice
+from nnunetv2_cads.encoder_file.record import EncoderRecord
 from nnunetv2_cads.training.pretrained_encoder import ENCODER_VARIABLE
 from nnunetv2_cads.training.variants import TRAINERS
 from pretraining.probing.probes import LabelledCase
+from pretraining.run.checkpoint import save_encoder
 from pretraining.run.estimate import forward_flops
-from pretraining.system.files import atomic_path
 from pretraining.system.machine import peak_memory, reset_peak_memory
 from pretraining.system.worker_pool import changed_environment
 
@@ -116,9 +116,7 @@ def finetune(
         "parameters": sum(p.numel() for p in trainer.network.parameters()),
     }
     if encoder_out:
-        state = {f"backbone.{key}": value for key, value in trainer.network.encoder.state_dict().items()}
-        with atomic_path(encoder_out) as temporary:
-            torch.save({"teacher": state}, temporary)
+        save_encoder(encoder_out, trainer.network.encoder.state_dict(), EncoderRecord())
     scores = score(trainer, held_out)
     last = _milestone(trainer, schedule, [row for row in scores if row["case"] in _some(held_out, schedule)])
     return {

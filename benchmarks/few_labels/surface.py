@@ -6,6 +6,13 @@ from scipy import ndimage
 TOLERANCE_MM = 1.0
 
 
+def dice(prediction: np.ndarray, truth: np.ndarray, label: int) -> float:
+    """Dice, in [0, 1], of one label in two arrays of one shape; NaN where neither has it."""
+    predicted, true = prediction == label, truth == label
+    total = predicted.sum() + true.sum()
+    return float(2 * (predicted & true).sum() / total) if total else float("nan")
+
+
 def normalised_surface_dice(
     predicted: np.ndarray, truth: np.ndarray, spacing_mm: tuple[float, ...], tolerance_mm: float = TOLERANCE_MM
 ) -> float:

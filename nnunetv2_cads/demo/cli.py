@@ -1,66 +1,62 @@
 """`cads_demo`: the whole job on synthetic torsos, from unlabelled CT to scored segmentations."""
 
 import argparse
+import functools
 import os
 import shlex
-import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from nnunetv2_cads.demo.folder import DemoError, DemoFolder
+from nnunetv2_cads.demo.folder import DemoFolder
 from nnunetv2_cads.demo.overlay import write_overlay
-from nnunetv2_cads.demo.runner import CommandFailed, find_command, run_command
-from nnunetv2_cads.demo.scoring import format_scores, score_folder, write_scores
+from nnunetv2_cads.demo.runner import CommandFailed, find_command, run_step
+from nnunetv2_cads.demo.scores import Scores, read_scores
 from nnunetv2_cads.demo.steps import COMMANDS, FULL, QUICK, DemoSize, Step, command_steps, write_data
 from nnunetv2_cads.demo.torsos.torso import LABELS
-
-_N_STEPS = len(COMMANDS) + 2
-
-
-class _Terminated(BaseException):
-    """SIGTERM arrived; like KeyboardInterrupt, no `Exception` that something on the way could take for a failure."""
+from pretraining.system.command import run_command
+from pretraining.system.errors import UserError
+from pretraining.system.signals import StopSignal, stop_signals_collected
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run the demo; returns the exit code: 0 done, 1 a step failed, 2 nothing was done, 130 / 143 stopped."""
+    return run_command(_command, argv)
+
+
+def _command(argv: list[str]) -> int:
     arguments = _parser().parse_args(argv)
     folder, size = DemoFolder(arguments.folder), QUICK if arguments.quick else FULL
-    previous = signal.signal(signal.SIGTERM, _raise_terminated)
-    try:
-        _check_commands()
-        if folder.claim({"seed": arguments.seed, "quick": arguments.quick}, arguments.overwrite):
-            print(f"Going on with the demo in {folder.root}: finished steps are skipped.")
-        _run_steps(folder, size, arguments.seed, arguments.device)
-        return 0
-    except DemoError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except CommandFailed as error:
-        print(f"error: {error}; after mending it, the same cads_demo goes on here", file=sys.stderr)
-        return 1
-    except (KeyboardInterrupt, _Terminated) as stop:
-        print("\nstopped; the same command goes on here", file=sys.stderr)
-        return 128 + (signal.SIGTERM if isinstance(stop, _Terminated) else signal.SIGINT)
-    finally:
-        signal.signal(signal.SIGTERM, previous)
+    _check_commands()
+    if folder.claim({"seed": arguments.seed, "quick": arguments.quick}, arguments.overwrite):
+        print(f"Resuming the demo in {folder.root}: finished steps are skipped.")
+    with stop_signals_collected("stopping; a second time stops at once") as received:
+        try:
+            _run_steps(folder, size, arguments.seed, arguments.device, received)
+        except CommandFailed as error:
+            print(f"error: {error}; once this is fixed, the same command resumes the demo", file=sys.stderr)
+            return 1
+        except StopSignal as stop:
+            print("\nstopped; the same command resumes the demo", file=sys.stderr)
+            return stop.exit_code
+    return 0
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="cads_demo",
         description="Pre-train on synthetic, unlabelled torso CT, fine-tune with nnU-Net on a few labelled ones and "
-        "segment others: the whole job in minutes on two CPU cores, with the commands that serve your own data, too.",
+        "segment others: the whole job in minutes on two CPU cores, with the same commands as for your own data.",
         allow_abbrev=False,
     )
     parser.add_argument("--folder", type=Path, default=Path("cads_demo"), help="where to work (default: %(default)s)")
     parser.add_argument("--seed", type=_seed, default=0, help="which torsos to make (default: %(default)s)")
     parser.add_argument("--quick", action="store_true", help="a smoke test: everything runs, nothing is learnt")
-    parser.add_argument("--overwrite", action="store_true", help="start again in the folder of an earlier demo")
+    parser.add_argument("--overwrite", action="store_true", help="discard an earlier demo in the folder, start again")
     parser.add_argument(
-        "--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto takes a GPU where there is one"
+        "--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto takes a GPU if there is one"
     )
     return parser
 
@@ -71,18 +67,14 @@ def _seed(text: str) -> int:
     return int(text)
 
 
-def _raise_terminated(number: int, frame: object) -> None:
-    raise _Terminated
-
-
 def _check_commands() -> None:
     missing = [name for name in COMMANDS if find_command(name) is None]
     if missing:
-        raise DemoError(f"{', '.join(missing)} not found; install nnunetv2-cads into this Python with `pip install .`")
+        raise UserError(f"{', '.join(missing)} not found; install nnunetv2-cads into this Python with `pip install .`")
 
 
 def _device(wanted: str) -> str:
-    """cpu or cuda. PyTorch is asked in a process of its own, and only where a GPU may be."""
+    """cpu or cuda. PyTorch is asked in a process of its own, and only if there may be a GPU."""
     if wanted != "auto":
         return wanted
     if find_command("nvidia-smi") is None:
@@ -91,31 +83,29 @@ def _device(wanted: str) -> str:
     return "cuda" if subprocess.run([sys.executable, "-c", test], capture_output=True).returncode == 0 else "cpu"
 
 
-def _run_steps(folder: DemoFolder, size: DemoSize, seed: int, wanted_device: str) -> None:
+def _run_steps(folder: DemoFolder, size: DemoSize, seed: int, wanted_device: str, received: Sequence[int]) -> None:
     device = _device(wanted_device)
     count = f"{size.unlabelled} unlabelled, {size.labelled} labelled and {size.held_out} held-out torsos"
     _announce(1, f"Make {count}")
-    _do(folder, "data", lambda: write_data(folder, size, seed))
+    _do(folder, "data", lambda: write_data(folder, size, seed), received)
     exported: dict[str, str] = {}
     for number, step in enumerate(command_steps(folder, size, device), start=2):
         _announce(number, step.title)
         _print_command(step, exported)
-        environment = {**step.speed, **step.environment}
-        _do(folder, step.name, lambda step=step, env=environment: run_command(step.command, env, folder.log(step.name)))
-    _announce(_N_STEPS, "Compare the segmentations with the truth")
-    truths = folder.dataset / "labelsTs"
-    scores = score_folder(folder.predictions, truths, LABELS)
-    mean = write_scores(folder.scores, scores)
-    write_overlay(folder.overlay, folder.dataset / "imagesTs", truths, folder.predictions, LABELS)
-    _print_summary(folder, format_scores(scores), mean)
+        run = functools.partial(run_step, step.command, {**step.speed, **step.environment}, folder.log(step.name))
+        _do(folder, step.name, functools.partial(run, received), received)
+    scores = read_scores(folder.summary, LABELS)
+    scores.write(folder.scores)
+    write_overlay(folder.overlay, folder.dataset / "imagesTs", folder.truths, folder.predictions, LABELS)
+    _print_summary(folder, scores)
 
 
 def _announce(number: int, title: str) -> None:
-    print(f"\n[{number}/{_N_STEPS}] {title}", flush=True)
+    print(f"\n[{number}/{1 + len(COMMANDS)}] {title}", flush=True)
 
 
 def _print_command(step: Step, exported: dict[str, str]) -> None:
-    """Show the command, after the variables it needs that no earlier one has shown (``exported``)."""
+    """Print the command, after those of its variables that were not printed before (``exported``)."""
     for name, value in step.environment.items():
         if name in exported:
             continue
@@ -124,25 +114,27 @@ def _print_command(step: Step, exported: dict[str, str]) -> None:
     print(f"      {shlex.join(step.command)}", flush=True)
 
 
-def _do(folder: DemoFolder, name: str, work: Callable[[], None]) -> None:
-    """Do a step unless it is done, and say how long it took."""
+def _do(folder: DemoFolder, name: str, work: Callable[[], None], received: Sequence[int]) -> None:
+    """Do a step unless it is done, and print how long it took; raise `StopSignal` if one was received meanwhile."""
     if name in folder.seconds():
         print("      done before", flush=True)
         return
     start = time.monotonic()
     work()
+    if received:
+        raise StopSignal(received[0])
     seconds = time.monotonic() - start
     folder.finish(name, seconds)
     print(f"      {seconds:.0f} s", flush=True)
 
 
-def _print_summary(folder: DemoFolder, table: str, mean: float) -> None:
+def _print_summary(folder: DemoFolder, scores: Scores) -> None:
     seconds = folder.seconds()
-    print(f"\n{table}\n\nSeconds")
+    print(f"\n{scores.table()}\n\nSeconds")
     for name, value in [*seconds.items(), ("together", sum(seconds.values()))]:
         print(f"  {name:<12}{value:6.0f}")
     print("\nLook at")
     radiographs = sorted(folder.store.glob("*.png"))
     for path in (*radiographs, folder.run / "progress.png", folder.overlay):
         print(f"  {path}")
-    print(f"\nmean Dice: {mean:.2f}", flush=True)
+    print(f"\nmean Dice: {scores.mean_dice:.2f}", flush=True)

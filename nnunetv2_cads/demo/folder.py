@@ -1,4 +1,4 @@
-"""The working folder of a demo: where things lie, which steps are done, and whose folder it is."""
+"""The working folder of a demo: its paths, which steps are done, and whether it is a demo's at all."""
 
 import json
 import shutil
@@ -6,14 +6,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pretraining.system.errors import UserError
+from pretraining.system.files import write_json
+
 DATASET_ID, DATASET_NAME = 1, "Torso"
 
 NNUNET_KINDS = ("raw", "preprocessed", "results")
 _RECORD = "cads_demo.json"
-
-
-class DemoError(Exception):
-    """Something the user can put right; the message is one sentence."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +28,7 @@ class WorkingFolder:
 
     @property
     def store(self) -> Path:
-        """What `cads_preprocess` makes of it."""
+        """The store that `cads_preprocess` makes of it."""
         return self.root / "store"
 
     def nnunet(self, kind: str) -> Path:
@@ -60,8 +59,18 @@ class DemoFolder(WorkingFolder):
         return self.nnunet("raw") / f"Dataset{DATASET_ID:03d}_{DATASET_NAME}"
 
     @property
+    def truths(self) -> Path:
+        """Label maps of the held-out torsos."""
+        return self.dataset / "labelsTs"
+
+    @property
     def predictions(self) -> Path:
         return self.root / "predictions"
+
+    @property
+    def summary(self) -> Path:
+        """What `nnUNetv2_evaluate_folder` writes."""
+        return self.predictions / "summary.json"
 
     @property
     def overlay(self) -> Path:
@@ -72,7 +81,7 @@ class DemoFolder(WorkingFolder):
         return self.root / "dice.json"
 
     def log(self, step: str) -> Path:
-        """The file that takes a step's output."""
+        """The file with a step's output."""
         return self.root / "logs" / f"{step}.log"
 
     def seconds(self) -> dict[str, float]:
@@ -80,23 +89,23 @@ class DemoFolder(WorkingFolder):
         return self._read()["seconds"]
 
     def finish(self, step: str, seconds: float) -> None:
-        """Note that a step is done, so that it is not done again."""
+        """Record that a step is done, so that it is not done again."""
         record = self._read()
         record["seconds"][step] = round(seconds, 1)
         self._write(record)
 
     def claim(self, settings: dict[str, Any], overwrite: bool) -> bool:
-        """Make the folder this demo's, or go on in it; True where an earlier start left something to go on with.
+        """Make the folder this demo's; True if it already was, so that the demo resumes.
 
         Raises:
-            DemoError: it holds something else, or a demo with other settings, or it cannot be written.
+            UserError: it holds something else, or a demo with other settings, or it cannot be written.
         """
         if self.root.exists() and not self.root.is_dir():
-            raise DemoError(f"{self.root}: is a file; choose another folder with --folder")
+            raise UserError(f"{self.root}: is a file; choose another folder with --folder")
         try:
             ours = (self.root / _RECORD).is_file()
             if self.root.is_dir() and any(self.root.iterdir()) and not ours:
-                raise DemoError(f"{self.root}: exists and was not made by cads_demo; choose another with --folder")
+                raise UserError(f"{self.root}: exists and was not made by cads_demo; choose another with --folder")
             if ours and not overwrite:
                 self._check_settings(settings)
                 return True
@@ -106,19 +115,19 @@ class DemoFolder(WorkingFolder):
             self._write({"settings": settings, "seconds": {}})
         except OSError as error:
             message = f"{self.root}: cannot be used ({error.strerror}); choose another folder with --folder"
-            raise DemoError(message) from error
+            raise UserError(message) from error
         return False
 
     def _check_settings(self, settings: dict[str, Any]) -> None:
         present = self._read()["settings"]
         if present != settings:
-            raise DemoError(
+            raise UserError(
                 f"{self.root}: holds a demo with {_describe(present)}, not {_describe(settings)}; "
                 "choose another folder with --folder, or start again in this one with --overwrite"
             )
 
     def _clear(self) -> None:
-        """Remove what a demo makes, and nothing that somebody else put beside it; the record goes last."""
+        """Remove what a demo makes, and nothing else; the record goes last."""
         folders = [self.archive, self.store, self.run, self.predictions, self.root / "logs"]
         for folder in [*folders, *(self.nnunet(kind) for kind in NNUNET_KINDS)]:
             if folder.exists():
@@ -132,12 +141,12 @@ class DemoFolder(WorkingFolder):
             record = json.loads(path.read_text(encoding="utf-8"))
             return {"settings": dict(record["settings"]), "seconds": dict(record["seconds"])}
         except (ValueError, KeyError, TypeError) as error:
-            raise DemoError(f"{path}: damaged; delete {self.root}, or choose another folder with --folder") from error
+            raise UserError(
+                f"{path}: is damaged; delete {self.root}, or choose another folder with --folder"
+            ) from error
 
     def _write(self, record: dict[str, Any]) -> None:
-        temporary = self.root / f".{_RECORD}.tmp"
-        temporary.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-        temporary.replace(self.root / _RECORD)
+        write_json(self.root / _RECORD, record)
 
 
 def _describe(settings: dict[str, Any]) -> str:

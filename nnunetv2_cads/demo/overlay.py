@@ -6,8 +6,10 @@ from pathlib import Path
 import numpy as np
 import SimpleITK as sitk
 
+from pretraining.system.files import atomic_path
+
 _WINDOW_HU = (-200, 400)
-_COLOURS = ("tab:blue", "tab:orange", "tab:green", "tab:red", "tab:purple", "gold", "hotpink", "cyan")  # no greys: CT
+_COLOURS = ("tab:blue", "tab:orange", "tab:green", "tab:red", "tab:purple", "gold", "hotpink", "cyan")  # CT is grey
 
 
 def write_overlay(
@@ -15,7 +17,7 @@ def write_overlay(
 ) -> None:
     """Write a PNG with one row for each of the first ``limit`` cases of ``truths`` (nnU-Net's file names).
 
-    Pictures are as radiologists look at them: the patient's right is on the left, the front or the head on top.
+    Views are radiological: the patient's right is on the left, the front or the head is on top.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -44,7 +46,8 @@ def write_overlay(
         axis.set_title(title, fontsize=9)
     handles = [Patch(color=colours[label][:3], label=name) for name, label in labels.items() if label]
     figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), frameon=False, fontsize=9)
-    figure.savefig(path, dpi=110)
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, dpi=110, format="png")
 
 
 def _colours(n: int) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""The demo's steps: its data, then the same commands that a user gives for data of their own."""
+"""The demo's steps: its data, then the same commands as for a user's own data."""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -15,6 +15,7 @@ COMMANDS = (
     "nnUNetv2_plan_and_preprocess",
     "nnUNetv2_train",
     "nnUNetv2_predict",
+    "nnUNetv2_evaluate_folder",
 )
 
 FEW_CORES = {
@@ -24,7 +25,7 @@ FEW_CORES = {
     "MALLOC_MMAP_MAX_": "0",
     "MALLOC_TRIM_THRESHOLD_": str(2**40),
 }
-"""Variables of every command that change how fast it works on two cores, and nothing else."""
+"""Variables of every command that change only its speed on two cores."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,15 @@ QUICK = DemoSize(
 
 @dataclass(frozen=True)
 class Step:
-    """One command: a name for its log and record, what it is for, its words, variables it needs and those for speed."""
+    """One command.
+
+    Attributes:
+        name: of its log and in the demo's record.
+        title: what it does.
+        command: the script and its arguments.
+        environment: variables that it needs.
+        speed: variables that make it faster here.
+    """
 
     name: str
     title: str
@@ -63,7 +72,7 @@ class Step:
 
 
 def write_data(folder: DemoFolder, size: DemoSize, seed: int) -> None:
-    """Write the unlabelled archive and the labelled data set; one labelled case is left for nnU-Net's validation."""
+    """Write the unlabelled archive and the labelled dataset; one labelled case is kept for nnU-Net's validation."""
     write_archive(folder.archive, size.unlabelled, size.torso, seed)
     write_nnunet_dataset(folder.nnunet("raw"), DATASET_ID, DATASET_NAME, size.labelled, size.held_out, size.torso, seed)
     cases = sorted(path.name.removesuffix(".nii.gz") for path in (folder.dataset / "labelsTr").glob("*.nii.gz"))
@@ -72,10 +81,10 @@ def write_data(folder: DemoFolder, size: DemoSize, seed: int) -> None:
 
 
 def command_steps(folder: DemoFolder, size: DemoSize, device: str) -> Iterator[Step]:
-    """The commands in their order. Each is made when it is asked for, since it may have to go on with its own work."""
+    """The commands in their order. Each is built only when it is due, since it may have to resume its own work."""
     yield Step(
         "preprocess",
-        "Bring the unlabelled CT to 1 mm and make a radiograph of each",
+        "Resample the unlabelled CT to 1 mm and make a radiograph of each",
         ("cads_preprocess", str(folder.archive), str(folder.store)),
     )
     yield Step(
@@ -89,7 +98,7 @@ def command_steps(folder: DemoFolder, size: DemoSize, device: str) -> Iterator[S
     )
     yield Step(
         "plan",
-        "Let nnU-Net plan and preprocess the labelled torsos",
+        "Plan and preprocess the labelled torsos",
         (
             *("nnUNetv2_plan_and_preprocess", "-d", str(DATASET_ID), "-c", "3d_fullres"),
             *("-gpu_memory_target", "0.2"),  # GB: patches that two cores train on in seconds
@@ -105,7 +114,7 @@ def command_steps(folder: DemoFolder, size: DemoSize, device: str) -> Iterator[S
             *(("--c",) if _has_checkpoint(folder, size.trainer) else ()),
         ),
         {**folder.nnunet_variables(), "nnUNet_cads_encoder": str(folder.encoder.absolute())},
-        {**FEW_CORES, "nnUNet_n_proc_DA": "0"},  # augmentation takes a fiftieth of a step: no worker is worth its start
+        {**FEW_CORES, "nnUNet_n_proc_DA": "0"},  # augmentation takes a fiftieth of a step: a worker would not pay
     )
     yield Step(
         "predict",
@@ -116,6 +125,15 @@ def command_steps(folder: DemoFolder, size: DemoSize, device: str) -> Iterator[S
             *("-npp", "1", "-nps", "1"),
         ),
         folder.nnunet_variables(),
+    )
+    yield Step(
+        "evaluate",
+        "Compare the segmentations with the truth",
+        (
+            *("nnUNetv2_evaluate_folder", str(folder.truths), str(folder.predictions)),
+            *("-djfile", str(folder.predictions / "dataset.json"), "-pfile", str(folder.predictions / "plans.json")),
+            *("-np", "1"),
+        ),
     )
 
 

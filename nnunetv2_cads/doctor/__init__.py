@@ -1,1 +1,1 @@
-"""`cads_doctor`: checks of installation, data, encoder and plans."""
+"""`cads_doctor`: checks of the installation, nnU-Net's folders, the encoder file, plans and memory."""

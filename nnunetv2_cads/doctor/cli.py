@@ -1,6 +1,6 @@
-"""`cads_doctor`: is everything there that pre-training and fine-tuning need, and what mends what is not.
+"""`cads_doctor`: whether everything is there that pre-training and fine-tuning need, and how to fix what is not.
 
-Every check imports what it looks at itself, so that a broken package is a finding and not the end of the command.
+Each check imports what it checks, so that a broken package is a finding and does not end the command.
 """
 
 import argparse
@@ -18,33 +18,40 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from nnunetv2_cads.doctor.finding import OK, PROBLEM, WARNING, Finding
-from nnunetv2_cads.doctor.memory import NO_PLANS, check_gpu, check_ram, plan_command
-from nnunetv2_cads.encoder_file.record import preprocessing_differences
+from nnunetv2_cads.doctor.memory import NOT_PLANS, check_gpu, check_ram, plan_command
+from nnunetv2_cads.encoder_file.record import INTENSITIES, SPACING, EncoderRecord, preprocessing_differences
 from nnunetv2_cads.nnunet_version import OLDEST_NNUNET, version_numbers
+from pretraining.system.command import run_command
 
 OLDEST_PYTHON = (3, 10)
+_FLAGS = {INTENSITIES: (), SPACING: ("--pretraining-spacing",)}
+"""Kind of difference -> flags of `cads_plan_and_preprocess` that remove it."""
 INSTALL = {"torch": "pip install 'torch>=2.6'", "nnunetv2": "pip install 'nnunetv2>=2.8.1'"}
 
 
 def main(argv: list[str] | None = None) -> int:
     """Print one line per check; returns the exit code: 0 ok or warnings, 1 problems."""
+    return run_command(_command, argv)
+
+
+def _command(argv: list[str]) -> int:
     arguments = _parser().parse_args(argv)
     levels = []
     for name, check in _checks(arguments).items():
         try:
             with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():  # nnU-Net's search prints
-                warnings.simplefilter("ignore")  # of packages about each other: no finding of ours
+                warnings.simplefilter("ignore")  # other packages' warnings are not findings
                 findings = list(check())
-        except Exception as error:  # a broken package may raise anything; the other checks must still be made
+        except Exception as error:  # a broken package may raise anything; the other checks must still run
             reason = (str(error).strip().splitlines() or [""])[0]
             missing = (error.name or "").split(".")[0] if isinstance(error, ModuleNotFoundError) else ""
-            mend = INSTALL.get(missing, f"pip install {missing}") if missing else "pip check"
-            findings = [Finding(PROBLEM, f"{type(error).__name__}: {reason}", mend)]
+            fix = INSTALL.get(missing, f"pip install {missing}") if missing else "pip check"
+            findings = [Finding(PROBLEM, f"{type(error).__name__}: {reason}", fix)]
         for finding in findings:
             levels.append(finding.level)
             sys.stdout.write(f"{finding.level:8} {name}: {finding.text}\n")
-            if finding.mend:
-                sys.stdout.write(f"{'':8} -> {finding.mend}\n")
+            if finding.fix:
+                sys.stdout.write(f"{'':8} -> {finding.fix}\n")
     return int(PROBLEM in levels)
 
 
@@ -86,7 +93,7 @@ def check_python() -> Iterator[Finding]:
 
 
 def check_packages() -> Iterator[Finding]:
-    """torch, and that torchvision and timm, where installed, were built for it."""
+    """torch; torchvision and timm, where installed, which must be built for it."""
     for name in ("torch", "torchvision", "timm"):
         try:
             version = importlib.metadata.version(name)
@@ -96,9 +103,11 @@ def check_packages() -> Iterator[Finding]:
             continue
         try:
             importlib.import_module(name)
-        except Exception as error:  # versions that do not fit raise RuntimeError, OSError, AttributeError, ...
+        except Exception as error:  # mismatched versions raise RuntimeError, OSError, AttributeError, ...
             yield Finding(
-                PROBLEM, f"{name} {version} does not import ({error})", "pip install --upgrade torch torchvision timm"
+                PROBLEM,
+                f"{name} {version} cannot be imported ({error})",
+                "pip install --upgrade torch torchvision timm",
             )
         else:
             yield Finding(OK, f"{name} {version}")
@@ -126,20 +135,20 @@ def check_trainer() -> Iterator[Finding]:
         recursive_find_trainer_class_by_name("nnUNetTrainerCADS")
     except RuntimeError:
         others = f'"${{nnUNet_extTrainer:+$nnUNet_extTrainer{os.pathsep}}}"'
-        mend = f"export nnUNet_extTrainer={others}{shlex.quote(str(folder))}"
-        yield Finding(PROBLEM, "nnU-Net does not find nnUNetTrainerCADS", mend)
+        fix = f"export nnUNet_extTrainer={others}{shlex.quote(str(folder))}"
+        yield Finding(PROBLEM, "nnU-Net does not find nnUNetTrainerCADS", fix)
     else:
         yield Finding(OK, "nnU-Net finds nnUNetTrainerCADS")
 
 
 def check_folders() -> Iterator[Finding]:
-    """nnU-Net's three folders: set, there, writable."""
+    """nnU-Net's three folders: set, existing, writable."""
     for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
         value = os.environ.get(name)
         if not value:
             yield Finding(PROBLEM, f"{name} is not set", f'export {name}="$HOME/{name}"')
         elif not Path(value).is_dir():
-            yield Finding(PROBLEM, f"{name}: {value} is no folder", f"mkdir -p {shlex.quote(value)}")
+            yield Finding(PROBLEM, f"{name}: {value} is not a folder", f"mkdir -p {shlex.quote(value)}")
         elif not os.access(value, os.W_OK):
             level = WARNING if name == "nnUNet_raw" else PROBLEM
             yield Finding(level, f"{name}: {value} is not writable", f"chmod u+w {shlex.quote(value)}")
@@ -148,8 +157,8 @@ def check_folders() -> Iterator[Finding]:
 
 
 def check_encoder(encoder_file: str | None, plans_file: Path | None) -> Iterator[Finding]:
-    """The encoder's keys, format, spacing and intensities, these against plans."""
-    from nnunetv2_cads.encoder_file.read import EncoderCheckpointError, compare_encoder_state, read_encoder_checkpoint
+    """The encoder file's keys and record; spacing and intensities compared with the plans."""
+    from nnunetv2_cads.encoder_file.read import EncoderFileError, compare_encoder_state, read_encoder_file
     from nnunetv2_cads.network_architecture import PVTv2Encoder
 
     file = encoder_file or os.environ.get("nnUNet_cads_encoder")
@@ -158,19 +167,21 @@ def check_encoder(encoder_file: str | None, plans_file: Path | None) -> Iterator
         yield Finding(WARNING, f"nnUNet_cads_encoder is not set; {advice}")
         return
     try:
-        checkpoint = read_encoder_checkpoint(file)
-    except EncoderCheckpointError as error:
+        content = read_encoder_file(file)
+    except EncoderFileError as error:
         yield Finding(PROBLEM, str(error), _similar_file(Path(file)))
         return
-    report = compare_encoder_state(PVTv2Encoder(), checkpoint.state)
-    complete = not report.missing and not report.mismatched
-    yield Finding(OK if complete else PROBLEM, f"{file}: {report}" + "; export it from its run again" * (not complete))
+    report = compare_encoder_state(PVTv2Encoder(size=content.size), content.state)
+    if report.missing or report.mismatched:
+        yield Finding(PROBLEM, f"{file}: {report}; export it from its run again")
+    else:
+        yield Finding(OK, f"{file}: {report}")
     if plans_file is not None:
-        yield from _compare(checkpoint.record, plans_file)
+        yield from _compare(content.record, plans_file)
 
 
 def check_plans(plans_file: Path | None) -> Iterator[Finding]:
-    """Whether the plans can be read, and what they plan; nothing where none are asked for."""
+    """Whether the plans can be read, and what they plan; nothing if none were asked for."""
     if plans_file is None:
         return
     try:
@@ -180,15 +191,15 @@ def check_plans(plans_file: Path | None) -> Iterator[Finding]:
             for name, configuration in configurations.items()
             if "patch_size" in configuration
         ]
-    except NO_PLANS as error:
-        reason = "there are no plans" if isinstance(error, OSError) else f"no plans of nnU-Net's ({error})"
+    except NOT_PLANS as error:
+        reason = "there are no plans" if isinstance(error, OSError) else f"not a plans file of nnU-Net ({error})"
         yield Finding(PROBLEM, f"{plans_file}: {reason}", plan_command(plans_file))
     else:
         yield Finding(OK, f"{plans_file}: {', '.join(planned)}")
 
 
 def _similar_file(path: Path) -> str:
-    """The command that takes the file which a mistyped path may mean; empty where none is like it."""
+    """The command that sets the path of a file with a similar name; empty if there is none."""
     if path.exists() or not path.parent.is_dir():
         return ""
     files = [file.name for file in path.parent.iterdir() if file.suffix in (".pth", ".safetensors")]
@@ -196,8 +207,8 @@ def _similar_file(path: Path) -> str:
     return f"export nnUNet_cads_encoder={shlex.quote(str(path.absolute().with_name(similar[0])))}" if similar else ""
 
 
-def _compare(record: dict, plans_file: Path) -> Iterator[Finding]:
-    """What pre-training saw against what the plans show."""
+def _compare(record: EncoderRecord, plans_file: Path) -> Iterator[Finding]:
+    """What pre-training saw, compared with what the plans show."""
     try:
         plans = json.loads(plans_file.read_text(encoding="utf-8"))
         configurations = plans["configurations"]
@@ -208,15 +219,14 @@ def _compare(record: dict, plans_file: Path) -> Iterator[Finding]:
             configuration["normalization_schemes"],
             plans["foreground_intensity_properties_per_channel"],
         )
-    except NO_PLANS:
-        return  # `check_plans` says so
+    except NOT_PLANS:
+        return  # `check_plans` reports it
     for difference in differences:
-        if "only CT" in difference or difference.startswith("Axis order"):
-            yield Finding(WARNING, difference)
+        if difference.kind in _FLAGS:
+            text = f"{difference.text}; to show it the same, plan again and train with -p nnUNetCADSPlans"
+            yield Finding(WARNING, text, plan_command(plans_file, *_FLAGS[difference.kind]))
         else:
-            flags = ["--pretraining-spacing"] if difference.startswith("Spacing") else []
-            advice = "; where it is to see the same, plan so and train with -p nnUNetCADSPlans"
-            yield Finding(WARNING, difference + advice, plan_command(plans_file, *flags))
+            yield Finding(WARNING, difference.text)
 
 
 def _plans_file(arguments: argparse.Namespace) -> Path | None:
@@ -224,7 +234,7 @@ def _plans_file(arguments: argparse.Namespace) -> Path | None:
         return arguments.plans
     root = Path(os.environ.get("nnUNet_preprocessed") or ".")
     pattern = f"Dataset{arguments.d:03d}_*/nnUNet{{}}Plans.json"
-    found = [path for kind in ("CADS", "") for path in sorted(root.glob(pattern.format(kind)))]
+    found = [path for planner in ("CADS", "") for path in sorted(root.glob(pattern.format(planner)))]
     return found[0] if found else root / f"Dataset{arguments.d:03d}"
 
 

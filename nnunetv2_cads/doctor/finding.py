@@ -6,8 +6,8 @@ OK, WARNING, PROBLEM = "ok", "warning", "problem"
 
 
 class Finding(NamedTuple):
-    """One line of the report; ``mend`` is a command that puts it right as it stands, empty where there is none."""
+    """One line of the report; ``fix`` is a command that removes the problem, empty if there is none."""
 
     level: str
     text: str
-    mend: str = ""
+    fix: str = ""

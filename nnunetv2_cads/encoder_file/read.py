@@ -1,8 +1,7 @@
-"""Reading encoder weights from ``cads_encoder.pth``, ``.safetensors``, or a checkpoint in the published layout.
+"""Reading an encoder from an encoder file, from a run's checkpoint, or from a checkpoint in the published layout.
 
-The first and the last are ``torch.save``d dicts with ``teacher`` = {``backbone.<key>``: tensor}; a ``.safetensors``
-file has the tensors under the same names. Only tensors and plain values are ever loaded, so a file from elsewhere
-cannot run code (`checkpoint_files`).
+The layout is in this package's docstring. Only tensors and plain values are ever loaded, so a file from elsewhere
+cannot run code (`safe_files`).
 """
 
 import hashlib
@@ -14,7 +13,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from nnunetv2_cads.encoder_file.record import checked_record
+from nnunetv2_cads.encoder_file import BACKBONE_PREFIX, RECORD, TEACHER
+from nnunetv2_cads.encoder_file.record import ARCHITECTURE, EncoderRecord, RecordError
 from nnunetv2_cads.encoder_file.safe_files import (
     SAFETENSORS,
     CheckpointFileError,
@@ -23,36 +23,38 @@ from nnunetv2_cads.encoder_file.safe_files import (
     load_safetensors,
 )
 
-TEACHER = "teacher"
-RECORD = "cads"
-BACKBONE_PREFIX = "backbone."
 ENCODER_FILES = "cads_encoder.pth or .safetensors"
 
 
-class EncoderCheckpointError(ValueError):
+class EncoderFileError(ValueError):
     """The file cannot serve as an encoder; the message is one sentence that names it and says what to do."""
 
 
 @dataclass(frozen=True)
-class EncoderCheckpoint:
-    """What a checkpoint holds for the encoder.
+class EncoderFile:
+    """What a file holds of an encoder.
 
     Attributes:
         state: encoder key -> tensor (no prefix).
-        record: what pre-training saw (format, crop size, spacing_mm, clip_hu, ...); empty for the published layout.
+        record: of its pre-training.
         sha256: of the file.
         ignored: keys of ``teacher`` that are not the encoder's (the projection head).
     """
 
     state: dict[str, Tensor]
-    record: dict[str, Any]
+    record: EncoderRecord
     sha256: str
     ignored: tuple[str, ...] = ()
+
+    @property
+    def size(self) -> str:
+        """The encoder's size as `PVTv2Encoder` takes it; that of the published encoder if the file does not say."""
+        return (self.record.architecture or ARCHITECTURE).rpartition("-")[2]
 
 
 @dataclass
 class MatchReport:
-    """How the keys of a file met those of an encoder."""
+    """How the keys of a file match those of an encoder: the keys in each of four groups."""
 
     matched: list[str] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)
@@ -61,30 +63,30 @@ class MatchReport:
 
     def __str__(self) -> str:
         parts = [f"{len(self.matched)} matched"]
-        for name in ("missing", "unexpected", "mismatched"):
-            keys = getattr(self, name)
+        groups = {"missing": self.missing, "unexpected": self.unexpected, "of another shape": self.mismatched}
+        for title, keys in groups.items():
             shown = ", ".join(keys[:5]) + (", ..." if len(keys) > 5 else "")
-            parts.append(f"{len(keys)} {name.replace('mismatched', 'of another shape')}" + (f" ({shown})" * bool(keys)))
+            parts.append(f"{len(keys)} {title} ({shown})" if keys else f"0 {title}")
         return ", ".join(parts)
 
 
-def read_encoder_checkpoint(path: str | os.PathLike) -> EncoderCheckpoint:
-    """Read the encoder of a file.
+def read_encoder_file(path: str | os.PathLike) -> EncoderFile:
+    """Read and check the encoder of a file.
 
     Raises:
-        EncoderCheckpointError: the file is missing, damaged, of another kind, would run code, holds no encoder of
+        EncoderFileError: the file is missing, damaged, of another kind, would run code, holds no encoder of
             ordinary, finite tensors, or its record is malformed or of another format version.
     """
     path = Path(path)
     if path.is_dir():
-        raise EncoderCheckpointError(f"{path}: is a folder; give the path of a {ENCODER_FILES} in it")
+        raise EncoderFileError(f"{path}: is a folder; give the path of a {ENCODER_FILES}")
     if not path.is_file():
-        raise EncoderCheckpointError(f"{path}: there is no such file; give the path of a {ENCODER_FILES}")
+        raise EncoderFileError(f"{path}: there is no such file; give the path of a {ENCODER_FILES}")
     try:
         content = _load_safetensors(path) if path.suffix == SAFETENSORS else load_archive(path)
         teacher = content.get(TEACHER) if isinstance(content, dict) else None
         if not isinstance(teacher, dict):
-            raise CheckpointFileError(f"is no CADS checkpoint, it has no '{TEACHER}' entry")
+            raise CheckpointFileError(f"is not a CADS checkpoint: it has no '{TEACHER}' entry")
         state, ignored = {}, []
         for key, value in teacher.items():
             name = str(key).removeprefix("module.")
@@ -97,9 +99,10 @@ def read_encoder_checkpoint(path: str | os.PathLike) -> EncoderCheckpoint:
                 ignored.append(name)
         if not state:
             raise CheckpointFileError(f"'{TEACHER}' holds no '{BACKBONE_PREFIX}' tensors, so there is no encoder in it")
-        return EncoderCheckpoint(state, checked_record(content.get(RECORD)), file_sha256(path), tuple(ignored))
-    except CheckpointFileError as error:
-        raise EncoderCheckpointError(
+        record = EncoderRecord.from_file(content.get(RECORD))
+        return EncoderFile(state, record, file_sha256(path), tuple(ignored))
+    except (CheckpointFileError, RecordError) as error:
+        raise EncoderFileError(
             f"{path}: {error}; give a {ENCODER_FILES}, the checkpoint_latest.pth of a cads_pretrain run, or a "
             "checkpoint in the published CADS layout"
         ) from error

@@ -1,13 +1,11 @@
-"""Opening files of tensors from anywhere: nothing in them runs, damage is noticed, and memory stays bounded.
+"""Opening files of tensors from anywhere: nothing in them runs, damage is detected, and memory stays bounded.
 
-``torch.save``'s files are zip archives whose members carry CRC-32 sums. PyTorch writes these sums and does not compare
-them when it loads, so that is done here first. ``.safetensors`` files hold tensors and text alone; those of ours carry
-a SHA-256 of their tensors.
+``torch.save``'s files are zip archives whose members carry CRC-32 checksums. PyTorch writes these checksums but does
+not compare them when it loads, so that is done here first. ``.safetensors`` files hold only tensors and text; those of
+ours carry a SHA-256 of their tensors.
 """
 
 import hashlib
-import json
-import os
 import pickle
 import re
 import zipfile
@@ -55,7 +53,7 @@ def load_archive(path: Path, allowed: Sequence[Any] = (), mmap: bool = False) ->
 
 
 def _check_archive(path: Path) -> None:
-    """Compare the sums, and refuse members that are larger than the file, before anything is unpickled."""
+    """Compare the checksums, and refuse members that are larger than the file, before anything is unpickled."""
     try:
         with zipfile.ZipFile(path) as archive:
             members = archive.infolist()
@@ -110,16 +108,11 @@ def load_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     return tensors, text
 
 
-def save_safetensors(path: str | os.PathLike, tensors: Mapping[str, Tensor], record: Mapping[str, Any]) -> None:
-    """Write contiguous tensors, with a record (as JSON) under ``cads`` and their SHA-256.
-
-    Raises:
-        OSError: the file cannot be written.
-    """
+def safetensors_bytes(tensors: Mapping[str, Tensor], text: Mapping[str, str]) -> bytes:
+    """The content of a ``.safetensors`` file with contiguous tensors, text, and the tensors' SHA-256."""
     from safetensors.torch import save
 
-    text = {"format": "pt", "cads": json.dumps(record), _DIGEST: _digest(tensors)}
-    Path(path).write_bytes(save(dict(tensors), text))
+    return save(dict(tensors), {"format": "pt", **text, _DIGEST: _digest(tensors)})
 
 
 def _digest(tensors: Mapping[str, Tensor]) -> str:

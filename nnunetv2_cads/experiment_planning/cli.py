@@ -1,6 +1,6 @@
 """`cads_plan_and_preprocess`: nnU-Net's command of that name, with our planner.
 
-nnU-Net looks for planners in its own package alone, so its functions are called here with our class.
+nnU-Net looks for planners only in its own package, so its functions are called here with our class.
 """
 
 import argparse
@@ -18,15 +18,17 @@ from nnunetv2.experiment_planning.plan_and_preprocess_api import (
     preprocess,
 )
 from nnunetv2.paths import nnUNet_preprocessed, nnUNet_raw
-from nnunetv2.utilities.dataset_name_id_conversion import convert_id_to_dataset_name
+from nnunetv2.utilities.dataset_name_id_conversion import find_candidate_datasets
 from nnunetv2.utilities.find_class_by_name import recursive_find_python_class
 
 from nnunetv2_cads.encoder_file.record import PRETRAINING
 from nnunetv2_cads.experiment_planning.planner import PLANS_NAME, CADSPlanner
 from nnunetv2_cads.nnunet_version import require_nnunet
+from pretraining.system.command import run_command
+from pretraining.system.errors import UserError
 
 LEAST_ROOM = 1_000_000
-"""Bytes; with less left on the disk, whatever went wrong went wrong for want of room."""
+"""Bytes; with less left on the disk, this is taken as the cause of any error."""
 
 PROCESSES = {"2d": 8, "3d_fullres": 4, "3d_lowres": 8}
 """nnU-Net's default numbers of processes."""
@@ -34,43 +36,39 @@ PROCESSES = {"2d": 8, "3d_fullres": 4, "3d_lowres": 8}
 CONFIGURATIONS = (*PROCESSES, "3d_cascade_fullres")
 
 DATASET_KEYS = {"labels", "file_ending", "numTraining"}
-"""What nnU-Net cannot do without in a dataset.json, besides names of channels."""
-
-
-class PlanningError(ValueError):
-    """Something the user can put right; the message is one sentence."""
+"""What nnU-Net needs in a dataset.json, besides names of channels."""
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Extract fingerprints, plan and preprocess; returns the exit code: 0 done, 2 not, and a sentence says why."""
+    """Extract fingerprints, plan and preprocess; returns the exit code: 0 done, 2 not, with one sentence."""
+    return run_command(_command, argv)
+
+
+def _command(argv: list[str]) -> int:
     arguments = _parser().parse_args(argv)
     require_nnunet()
+    _check(arguments)
     try:
-        _check(arguments)
         _plan_and_preprocess(arguments)
-    except PlanningError as error:
-        return _say(str(error))
     except (OSError, RuntimeError) as error:
-        # whether it was room that lacked: workers and compressors do not say so, and a copy names what it reads
-        if _is_full(Path(nnUNet_preprocessed.get())):
+        # ENOSPC is lost in worker processes and blosc2, and shutil names the source file: look at the free space
+        folder = Path(nnUNet_preprocessed.get())
+        if _is_full(folder):
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            return _say(f"{nnUNet_preprocessed.get()}: is full ({reason}); make room, and give the command again")
+            raise UserError(f"{folder}: the disk is full ({reason}); make room and start again") from error
         if not isinstance(error, OSError) or error.filename is None:
             raise
-        return _say(f"{error.filename}: {error.strerror}; see that it can be read and written, and try again")
+        raise UserError(
+            f"{error.filename}: {error.strerror}; make it readable and writable, then start again"
+        ) from error
     return 0
-
-
-def _say(sentence: str) -> int:
-    sys.stderr.write(f"error: {sentence}\n")
-    return 2
 
 
 def _is_full(folder: Path) -> bool:
     """Whether the disk that a folder is on, or would be made on, has no room left."""
     existing = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
     total, _, free = shutil.disk_usage(existing)
-    return total > 0 and free < LEAST_ROOM  # file systems without a size, as /proc, have no room to make
+    return total > 0 and free < LEAST_ROOM  # a file system without a size, like /proc, cannot be full
 
 
 def _plan_and_preprocess(arguments: argparse.Namespace) -> None:
@@ -84,7 +82,7 @@ def _plan_and_preprocess(arguments: argparse.Namespace) -> None:
         arguments.verbose,
         show_progress_bar=progress,
     )
-    spacing = PRETRAINING["spacing_mm"] if arguments.pretraining_spacing else arguments.overwrite_target_spacing
+    spacing = PRETRAINING.spacing_mm if arguments.pretraining_spacing else arguments.overwrite_target_spacing
     planner = functools.partial(CADSPlanner, nnunet_normalization=arguments.nnunet_normalization)
     for dataset in arguments.d:
         _, plans_name = plan_experiment_dataset(
@@ -103,51 +101,52 @@ def _plan_and_preprocess(arguments: argparse.Namespace) -> None:
 
 
 def _check(arguments: argparse.Namespace) -> None:
-    """Refuse what would fail later.
+    """Refuse arguments and datasets that would fail later.
 
     Raises:
-        PlanningError: a folder is not set, a dataset or class does not exist, or numbers do not go together.
+        UserError: a folder is not set, a dataset or class does not exist, or numbers do not fit together.
     """
     for folder in (nnUNet_raw, nnUNet_preprocessed):
         if not folder.is_set():
-            raise PlanningError(f"{folder.env_var_name} is not set; export {folder.env_var_name}=/path/to/folder")
+            raise UserError(f"{folder.env_var_name} is not set; export {folder.env_var_name}=/path/to/folder")
     for dataset in arguments.d:
-        try:
-            name = convert_id_to_dataset_name(dataset)
-        except RuntimeError as error:
-            sentence = str(error).splitlines()[0]
-            if "Could not find" in sentence:  # what follows there is a list of folders, not a sentence
-                sentence = (
-                    f"-d {dataset}: no folder Dataset{dataset:03d}_NAME in {nnUNet_raw.get()} (nnUNet_raw); put it "
-                    "there, or give another ID"
-                )
-            raise PlanningError(sentence) from error
-        _check_description(Path(nnUNet_raw.get()) / name / "dataset.json")
+        names = list(find_candidate_datasets(dataset))
+        if not names:
+            raise UserError(
+                f"-d {dataset}: no folder Dataset{dataset:03d}_NAME in {nnUNet_raw.get()} (nnUNet_raw); put it "
+                "there, or give another ID"
+            )
+        if len(names) > 1:
+            raise UserError(
+                f"-d {dataset}: nnU-Net's folders have several datasets of this ID ({', '.join(sorted(names))}); "
+                "rename or remove all but one"
+            )
+        _check_description(Path(nnUNet_raw.get()) / names[0] / "dataset.json")
     for flag, name, package in (
         ("-fpe", arguments.fpe, "experiment_planning"),
         ("-preprocessor_name", arguments.preprocessor_name, "preprocessing"),
     ):
         if recursive_find_python_class(str(Path(nnunetv2.__path__[0]) / package), name, f"nnunetv2.{package}") is None:
-            raise PlanningError(f"{flag} {name}: nnU-Net has no such class in nnunetv2.{package}; leave {flag} out")
+            raise UserError(f"{flag} {name}: nnU-Net has no such class in nnunetv2.{package}; leave {flag} out")
     if arguments.np and len(arguments.np) not in (1, len(arguments.c)):
-        raise PlanningError(f"-np {arguments.np}: give one number, or one for each of -c {' '.join(arguments.c)}")
+        raise UserError(f"-np {arguments.np}: give one number, or one for each of -c {' '.join(arguments.c)}")
     if arguments.overwrite_target_spacing and len(arguments.overwrite_target_spacing) != 3:
-        raise PlanningError(f"-overwrite_target_spacing {arguments.overwrite_target_spacing}: three numbers are needed")
+        raise UserError(f"-overwrite_target_spacing {arguments.overwrite_target_spacing}: three numbers are needed")
 
 
 def _check_description(file: Path) -> None:
-    """Refuse a dataset.json that nnU-Net cannot read or use."""
+    """Refuse a dataset.json that nnU-Net cannot use."""
     if not file.is_file():
-        raise PlanningError(f"{file}: there is no such file; describe the data set in it (nnU-Net's dataset format)")
+        raise UserError(f"{file}: there is no such file; describe the dataset in it (nnU-Net's dataset format)")
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
         missing = sorted(DATASET_KEYS - content.keys())
     except (ValueError, AttributeError) as error:
-        raise PlanningError(f"{file}: is no JSON that describes a data set ({error}); write it anew") from error
+        raise UserError(f"{file}: does not describe a dataset in JSON ({error}); write it again") from error
     if not content.keys() & {"channel_names", "modality"}:
         missing = ["channel_names", *missing]
     if missing:
-        raise PlanningError(f"{file}: has no {', '.join(missing)}; add what nnU-Net's dataset format asks for")
+        raise UserError(f"{file}: has no {', '.join(missing)}; add it as nnU-Net's dataset format says")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -164,15 +163,15 @@ def _parser() -> argparse.ArgumentParser:
         nargs="+",
         default=list(PROCESSES),
         choices=CONFIGURATIONS,
-        help="configurations to preprocess; those not planned are skipped",
+        help="configurations to preprocess; those that are not in the plans are skipped",
     )
     add("-np", type=_positive(int), nargs="+", help="processes, for all configurations or for each (default: 8 4 8)")
     add("-fpe", default="DatasetFingerprintExtractor", help="nnU-Net's class that extracts the fingerprint")
-    add("-npfp", type=_positive(int), default=8, help="processes of the fingerprint (default: %(default)s)")
-    add("--verify_dataset_integrity", action="store_true", help="check the dataset first; do so once")
+    add("-npfp", type=_positive(int), default=8, help="processes that extract the fingerprint (default: %(default)s)")
+    add("--verify_dataset_integrity", action="store_true", help="check the dataset first; once per dataset is enough")
     add("--no_pp", action="store_true", help="plan only")
-    add("--clean", action="store_true", help="extract the fingerprint again; needed where the dataset has changed")
-    add("-gpu_memory_target", metavar="GB", type=_positive(float), help="memory to plan for (default: 8)")
+    add("--clean", action="store_true", help="extract the fingerprint again; needed after the dataset has changed")
+    add("-gpu_memory_target", metavar="GB", type=_positive(float), help="GPU memory to plan for (default: 8)")
     add("-preprocessor_name", default="DefaultPreprocessor", help="a preprocessor class of nnU-Net's")
     spacing = parser.add_mutually_exclusive_group()
     spacing.add_argument(
@@ -182,9 +181,9 @@ def _parser() -> argparse.ArgumentParser:
         type=_positive(float),
         help="target spacing of 3d_fullres, three numbers in the images' own axis order",
     )
-    spacing.add_argument("--pretraining-spacing", action="store_true", help="target spacing 1 mm, as pre-training saw")
-    add("-overwrite_plans_name", metavar="NAME", help=f"another name than {PLANS_NAME}, to keep several plans")
-    add("--nnunet-normalization", action="store_true", help="nnU-Net's own CT normalisation, not HU / 1024")
+    spacing.add_argument("--pretraining-spacing", action="store_true", help="target spacing 1 mm, as in pre-training")
+    add("-overwrite_plans_name", metavar="NAME", help=f"name of the plans, to keep several (default: {PLANS_NAME})")
+    add("--nnunet-normalization", action="store_true", help="nnU-Net's own CT normalisation instead of HU / 1024")
     add("--verbose", action="store_true", help="print more")
     add("--no_pbar", action="store_true", help="no progress bars")
     return parser

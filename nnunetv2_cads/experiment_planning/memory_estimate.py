@@ -1,10 +1,10 @@
 """Memory that training PVT-UNet takes, in closed form.
 
 Source: fitted to `benchmarks/finetune_memory.py`, whose table is in docs/planning.md; within 10% of every case there.
-The planner counts in float32, as measured on the CPU, and plans with a part of the target alone, since nothing was
-measured on a GPU: CUDA's context and cuDNN's workspaces come on top there, and the decoder's last step, which the CPU
-takes sample by sample, is taken at once. nnU-Net trains in half precision, which keeps about 0.6 of what float32 keeps
-for the backward pass.
+The planner estimates in float32, as measured on the CPU, and plans with only a part of the target, since nothing was
+measured on a GPU: there, CUDA's context and cuDNN's workspaces need memory too, and the decoder's last step, which the
+CPU takes one sample at a time, takes the whole batch. nnU-Net trains in half precision, which keeps about 0.6 of what
+float32 keeps for the backward pass.
 
 A step peaks at one of two moments: in the decoder's backward pass (grows with the voxels alone), or in the loss, when
 all maps are kept and the class scores exist several times (grows with voxels x classes).
@@ -23,7 +23,7 @@ BYTES_PER_PARAMETER = 16
 """Weight, gradient and AdamW's two moments in float32, also where the rest is in half precision."""
 
 FIXED_BYTES = 100_000_000
-"""Of workspaces, whatever the patch."""
+"""Of workspaces, independent of the patch."""
 
 BACKWARD_BYTES = {3: 1300, 2: 2250}
 """Per voxel of the batch, float32, by number of dimensions."""
@@ -38,10 +38,10 @@ BYTES_PER_CHANNEL = 8
 """Per voxel and input channel."""
 
 HALF_PRECISION = 0.6
-"""Share of the bytes per voxel that autocast to half precision keeps."""
+"""Bytes per voxel under autocast to half precision, as a part of those in float32."""
 
 PLANNED_SHARE = 0.7
-"""Of the memory that a plan may use: the rest is for what is not in the estimate. Chosen, not measured on a GPU."""
+"""Part of the memory that a plan may use; the rest is for what it leaves out. Chosen, not measured on a GPU."""
 
 
 def training_bytes(
@@ -63,7 +63,7 @@ def training_bytes(
 
 
 def largest_batch_size(target_bytes: int, patch_size: Sequence[int], input_channels: int, num_classes: int) -> int:
-    """Patches whose step in float32 takes at most the planned share of ``target_bytes``; 0 where not even one does."""
+    """Patches whose step in float32 takes at most the planned share of ``target_bytes``; 0 if not even one does."""
     left = PLANNED_SHARE * target_bytes - _constant_bytes(len(patch_size))
     return max(0, int(left) // _bytes_per_patch(patch_size, input_channels, num_classes, False))
 

@@ -17,11 +17,11 @@ LARGEST_PATCH_VOXELS = {3: 256**3, 2: 2048**2}
 """Where the search starts, by number of dimensions; nnU-Net's numbers."""
 
 SMALLEST_EDGE = 4
-"""nnU-Net's: no axis is halved to less."""
+"""No axis is halved to less; nnU-Net's number."""
 
 
 def total_strides(dims: int) -> tuple[int, ...]:
-    """By how much the network reduces each axis: (16, 32, 32) or (32, 32)."""
+    """Factor by which the network reduces each axis: (16, 32, 32) or (32, 32)."""
     return tuple(math.prod(axis) for axis in zip(*STRIDES[dims], strict=True))
 
 
@@ -32,8 +32,8 @@ def plan_patch_size(
 
     Args:
         spacing_mm: of the resampled images, per axis; two or three.
-        median_shape: of the resampled images, in voxels; further axes than ``spacing_mm`` has are not looked at.
-        fits: whether a patch can be trained on. Where even the smallest cannot, the smallest is planned.
+        median_shape: of the resampled images, in voxels; more axes than ``spacing_mm`` has are ignored.
+        fits: whether a patch can be trained on. If even the smallest cannot, it is planned all the same.
     """
     dims = len(spacing_mm)
     shape = [max(1, math.floor(n + 0.5)) for n in median_shape[:dims]]
@@ -61,10 +61,10 @@ def _suitable_length(length: int, extent: int, axis: int, dims: int) -> int:
 
 
 def _short_length(length: int, axis: int, dims: int) -> int:
-    """nnU-Net's rule, upwards to what its own trainer can take.
+    """A short axis by nnU-Net's rule, then rounded up to a length that its own trainer can take.
 
-    The rule: a multiple of two to the number of halvings that leave at least `SMALLEST_EDGE`. nnU-Net's trainer brings
-    labels to round(length x scale) where the network rounds up: the first length at which the two agree.
+    The rule: a multiple of two to the number of halvings that leave at least `SMALLEST_EDGE`. nnU-Net's trainer scales
+    labels to round(length x scale), but the network rounds up: this is the first length at which the two agree.
     """
     halvings = max(0, int(math.log2(max(1, length) / SMALLEST_EDGE))) if length >= SMALLEST_EDGE else 0
     multiple = 2**halvings

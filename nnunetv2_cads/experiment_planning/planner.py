@@ -10,25 +10,24 @@ from typing import Any
 
 import numpy as np
 from nnunetv2.experiment_planning.experiment_planners.default_experiment_planner import ExperimentPlanner
-from torch import nn
 
-from nnunetv2_cads.encoder_file.record import CT_SCHEME, INTENSITY_SCALE_HU, PRETRAINING
+from nnunetv2_cads.encoder_file.record import CLIP_HU, CT_SCHEME, INTENSITY_SCALE_HU, PRETRAINING
 from nnunetv2_cads.experiment_planning.memory_estimate import largest_batch_size
 from nnunetv2_cads.experiment_planning.patch_size import plan_patch_size
+from nnunetv2_cads.network_architecture.ops.dimensions import OPERATORS
 from nnunetv2_cads.network_architecture.pvt_unet import STRIDES, PVTUNet
 
 PLANS_NAME = "nnUNetCADSPlans"
 
 CADS_INTENSITIES = {
-    "percentile_00_5": float(PRETRAINING["clip_hu"][0]),
-    "percentile_99_5": float(PRETRAINING["clip_hu"][1]),
+    "percentile_00_5": float(CLIP_HU[0]),
+    "percentile_99_5": float(CLIP_HU[1]),
     "mean": 0.0,
-    "std": INTENSITY_SCALE_HU,
+    "std": float(INTENSITY_SCALE_HU),
 }
-"""With these, nnU-Net's stock `CTNormalization` clips as pre-training did and divides by 1024."""
+"""With these, nnU-Net's stock `CTNormalization` clips as pre-training does and divides by 1024."""
 
 GB = 1024**3
-_CONV_OP = {2: nn.Conv2d, 3: nn.Conv3d}
 
 
 class CADSPlanner(ExperimentPlanner):
@@ -60,7 +59,7 @@ class CADSPlanner(ExperimentPlanner):
 
     @staticmethod
     def static_estimate_VRAM_usage(*args: Any, **kwargs: Any) -> int:
-        """1: nnU-Net's estimate is of its own networks, and the sizes that follow from it are replaced by ours."""
+        """1: nnU-Net estimates its own networks; the sizes that follow from this are replaced by ours."""
         return 1
 
     def get_plans_for_configuration(
@@ -83,7 +82,7 @@ class CADSPlanner(ExperimentPlanner):
             return largest_batch_size(target, patch, channels, classes)
 
         patch = plan_patch_size(spacing, median_shape, lambda size: batch_size(size) >= self.UNet_min_batch_size)
-        # nnU-Net's precaution against overfitting: a batch shows no more than this share of the data
+        # nnU-Net's precaution against overfitting: a batch shows at most this part of the data
         most = round(approximate_n_voxels_dataset * self.max_dataset_covered / np.prod(patch, dtype=np.float64))
         plan["patch_size"] = patch
         plan["batch_size"] = max(min(batch_size(patch), most), self.UNet_min_batch_size)
@@ -91,14 +90,16 @@ class CADSPlanner(ExperimentPlanner):
         return plan
 
     def save_plans(self, plans: dict[str, Any]) -> None:
-        """Put in the intensities and the record of pre-training, then save."""
+        """Add the intensities and the record of pre-training, then save."""
         if not self.nnunet_normalization:
             self._set_cads_intensities(plans)
-        plans["cads"] = {"pretraining": PRETRAINING, "nnunet_normalization": self.nnunet_normalization}
+        record = PRETRAINING.to_file()
+        pretraining = {name: record[name] for name in ("spacing_mm", "clip_hu", "axes")}
+        plans["cads"] = {"pretraining": pretraining, "nnunet_normalization": self.nnunet_normalization}
         super().save_plans(plans)
 
     def _set_cads_intensities(self, plans: dict[str, Any]) -> None:
-        """Replace the numbers of the CT channels, in a copy: the fingerprint is other planners', too."""
+        """Replace the numbers of the CT channels in a copy: other planners use the same fingerprint."""
         schemes, _ = self.determine_normalization_scheme_and_whether_mask_is_used_for_norm()
         properties = copy.deepcopy(plans["foreground_intensity_properties_per_channel"])
         for channel, scheme in enumerate(schemes):
@@ -109,7 +110,7 @@ class CADSPlanner(ExperimentPlanner):
 
 def architecture(dims: int) -> dict[str, Any]:
     """PVTUNet as plans name a network; the strides, from the input's own on, set nnU-Net's deep supervision."""
-    conv_op = _CONV_OP[dims]
+    conv_op = OPERATORS[dims].conv
     return {
         "network_class_name": f"{PVTUNet.__module__}.{PVTUNet.__name__}",
         "arch_kwargs": {

@@ -12,20 +12,16 @@ import math
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nnunetv2_cads.network_architecture.ops.convolution import convolve
+from nnunetv2_cads.network_architecture.ops.dimensions import OPERATORS, dimensions_of
 from nnunetv2_cads.network_architecture.ops.instance_norm import NEGATIVE_SLOPE, instance_norm_leaky_relu, norm_act_conv
 from nnunetv2_cads.network_architecture.ops.pointwise import class_scores
 from nnunetv2_cads.network_architecture.ops.recompute import keep_input_only
 from nnunetv2_cads.network_architecture.ops.when import channels_last, is_eager_float32_on_cpu
 
 FULL_RESOLUTION_CHANNELS = 32
-
-_TRANSPOSE = {nn.ConvTranspose2d: F.conv_transpose2d, nn.ConvTranspose3d: F.conv_transpose3d}
-_TRANSPOSED = {nn.Conv2d: nn.ConvTranspose2d, nn.Conv3d: nn.ConvTranspose3d}
-_INSTANCE_NORM = {nn.Conv2d: nn.InstanceNorm2d, nn.Conv3d: nn.InstanceNorm3d}
 
 
 def output_sizes(input_size: Sequence[int], strides: Sequence[Sequence[int]]) -> list[tuple[int, ...]]:
@@ -47,11 +43,11 @@ def _multiply(a: Sequence[int], b: Sequence[int]) -> tuple[int, ...]:
 
 
 class ResidualBlock(nn.Module):
-    """Two times convolution 3 and instance norm, LeakyReLU between and after the addition."""
+    """Twice a convolution of kernel 3 and instance norm; LeakyReLU in between, and after the skip connection."""
 
     def __init__(self, channels: int, conv_op: type[nn.Module]) -> None:
         super().__init__()
-        norm = _INSTANCE_NORM[conv_op]
+        norm = OPERATORS[dimensions_of(conv_op)].instance_norm
         self.layers = nn.Sequential(
             conv_op(channels, channels, 3, padding=1, bias=False),
             norm(channels, affine=True),
@@ -63,7 +59,7 @@ class ResidualBlock(nn.Module):
     def forward(self, x: Tensor, head: nn.Module | None = None) -> Tensor:
         """(B, C, [D,] H, W) -> the same shape; with a segmentation head its scores instead, and no other map is kept.
 
-        For the backward pass, what norms and activations give is computed again from the convolutions' outputs.
+        The backward pass computes norms and activations again from the convolutions' outputs.
         """
         conv_1, norm_1, _, conv_2, norm_2 = self.layers
         y = keep_input_only(norm_act_conv, convolve(conv_1, x), conv_2, norm_1.weight, norm_1.bias)
@@ -100,14 +96,12 @@ class PyramidDecoder(nn.Module):
         deep_supervision: bool,
     ) -> None:
         super().__init__()
-        if conv_op not in _TRANSPOSED:
-            raise ValueError(f"conv_op must be nn.Conv2d or nn.Conv3d, got {conv_op!r}")
+        up = OPERATORS[dimensions_of(conv_op)].transposed_conv
         if len(channels) != len(strides):
             raise ValueError(f"one stride per map is needed, got {len(channels)} maps and {len(strides)} strides")
         self.strides = tuple(tuple(stride) for stride in strides)
         self.deep_supervision = deep_supervision
         widths = (*reversed(channels), FULL_RESOLUTION_CHANNELS)
-        up = _TRANSPOSED[conv_op]
         steps = list(zip(itertools.pairwise(widths), reversed(self.strides), strict=True))
         self.upsamplings = nn.ModuleList(up(i, o, stride, stride=stride) for (i, o), stride in steps)
         self.blocks = nn.ModuleList(ResidualBlock(o, conv_op) for (_, o), _ in steps)
@@ -132,10 +126,10 @@ class PyramidDecoder(nn.Module):
         return outputs[::-1] if self.deep_supervision else outputs[0]
 
     def _full_resolution(self, x: Tensor, size: Sequence[int]) -> Tensor:
-        """The last step, from (B, C, [D,] H, W) to class scores; it holds most of the network's memory.
+        """The last step, from (B, C, [D,] H, W) to class scores; it takes most of the network's memory.
 
-        On the CPU it takes one sample after the other, which changes nothing (instance norm is per sample) but what
-        is held at a time.
+        On the CPU it takes one sample at a time, which needs less memory; the result is the same, since instance norm
+        is per sample.
         """
         if is_eager_float32_on_cpu(x) and len(x) > 1:
             return torch.cat([self._full_resolution(sample, size) for sample in x.split(1)])
@@ -145,7 +139,7 @@ class PyramidDecoder(nn.Module):
 def crop(x: Tensor, size: Sequence[int]) -> Tensor:
     """The leading ``size`` voxels of (B, C, [D,] H, W) along each spatial axis, as a view."""
     for axis, length in enumerate(size, start=2):
-        if x.shape[axis] != length:  # the gradient of a view of everything would be copied into zeros
+        if x.shape[axis] != length:  # a view of all of it would cost a copy in the backward pass
             x = x.narrow(axis, 0, length)
     return x
 
@@ -155,7 +149,7 @@ def upsample(layer: nn.ConvTranspose2d | nn.ConvTranspose3d, x: Tensor) -> Tenso
     if not is_eager_float32_on_cpu(x):
         return layer(x)
     # PyTorch's bias gradient of a channels-last transposed convolution takes twice as long as the rest of it
-    y = _TRANSPOSE[type(layer)](channels_last(x), layer.weight, stride=layer.stride)
+    y = OPERATORS[x.dim() - 2].transpose(channels_last(x), layer.weight, stride=layer.stride)
     return y.add_(layer.bias.view(1, -1, *(1,) * (x.dim() - 2)))
 
 

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nnunetv2_cads.network_architecture.decoder import PyramidDecoder
+from nnunetv2_cads.network_architecture.ops.dimensions import dimensions_of
 from nnunetv2_cads.network_architecture.pvt_v2 import MINIMUM_SIZE, PVTv2Encoder
 
 STRIDES = {
@@ -20,8 +21,6 @@ STRIDES = {
     2: ((2, 2), (2, 2), (2, 2), (2, 2), (2, 2)),
 }
 """Strides of the encoder's steps, each relative to the map before it, by number of spatial dimensions."""
-
-_DIMENSIONS = {nn.Conv2d: 2, nn.Conv3d: 3}
 
 
 class PVTUNet(nn.Module):
@@ -33,11 +32,12 @@ class PVTUNet(nn.Module):
         conv_op: ``nn.Conv3d`` for volumes, ``nn.Conv2d`` for slices; the encoder holds only that dimension's modules.
         deep_supervision: return all resolutions instead of the full one; `decoder.deep_supervision` changes it later.
         drop_path_rate: stochastic depth of the encoder's last block.
-        strides: what plans have to say about the network's resolutions: the input's own (ones), then `STRIDES`.
-            They are fixed, so other ones are refused; None skips the comparison.
+        strides: as in plans: ones for the input's own resolution, then `STRIDES`. They are fixed, so others are
+            refused; None skips the comparison.
+        size: of the encoder, a key of `SIZES`.
 
     Raises:
-        ValueError: another ``conv_op``, or ``strides`` that are not this network's.
+        ValueError: another ``conv_op`` or ``size``, or ``strides`` that are not this network's.
     """
 
     def __init__(
@@ -48,17 +48,16 @@ class PVTUNet(nn.Module):
         deep_supervision: bool = True,
         drop_path_rate: float = 0.1,
         strides: Sequence[Sequence[int]] | None = None,
+        size: str = "b1",
     ) -> None:
         super().__init__()
-        if conv_op not in _DIMENSIONS:
-            raise ValueError(f"conv_op must be nn.Conv2d or nn.Conv3d, got {conv_op!r}")
-        dims = _DIMENSIONS[conv_op]
+        dims = dimensions_of(conv_op)
         expected = ((1,) * dims, *STRIDES[dims])
         if strides is not None and tuple(tuple(stride) for stride in strides) != expected:
             raise ValueError(f"PVT-UNet has the strides {expected} in {dims}D, got {strides}")
         self.minimum_size = MINIMUM_SIZE[dims]
-        self.encoder = PVTv2Encoder(input_channels, (dims,), drop_path_rate)
-        self.decoder = PyramidDecoder(PVTv2Encoder.channels, STRIDES[dims], num_classes, conv_op, deep_supervision)
+        self.encoder = PVTv2Encoder(input_channels, (dims,), drop_path_rate, size)
+        self.decoder = PyramidDecoder(self.encoder.channels, STRIDES[dims], num_classes, conv_op, deep_supervision)
 
     def forward(self, x: Tensor) -> Tensor | list[Tensor]:
         """Segment (B, C, D, H, W), or (B, C, H, W) where built for slices, of any size.
@@ -67,11 +66,10 @@ class PVTUNet(nn.Module):
             Class scores (B, num_classes, [D,] H, W) of the input's size, without a final non-linearity; with deep
             supervision a list of five, full resolution first, of sizes `output_sizes(x.shape[2:], STRIDES[dims])`.
         """
-        size = x.shape[2:]
-        return self.decoder(self.encoder(self._pad(x)), size)
+        return self.decoder(self.encoder(self._pad(x)), x.shape[2:])
 
     def _pad(self, x: Tensor) -> Tensor:
-        """Repeat the last voxels of (B, C, [D,] H, W) up to the encoder's minimum; at the end, so maps stay aligned."""
+        """Repeat the last voxels of (B, C, [D,] H, W) up to the encoder's minimum, at the end, so maps stay aligned."""
         missing = [max(0, least - n) for n, least in zip(x.shape[2:], self.minimum_size, strict=True)]
         if not any(missing):
             return x

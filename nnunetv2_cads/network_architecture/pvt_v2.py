@@ -1,60 +1,69 @@
-"""PVTv2-b1 encoder for CT volumes and X-rays: one set of weights, two dimensions.
+"""PVTv2 encoder for CT volumes and X-rays: one set of weights, two dimensions.
 
-Paper: CADS, Ye, Zhang, Chen, Xia, IEEE TMI 44(1):118-129, 2025 (the encoder); PVTv2, Wang et al., Computational
-Visual Media 8:415-424, 2022 (overlapping patch embeddings, spatial reduction, depthwise MLP).
-Source: written from the method's description; keys and shapes are those of the published checkpoint.
+Paper: CADS, Ye, Zhang, Chen, Xia, IEEE TMI 44(1):118-129, 2025 (the encoder, of size b1); PVTv2, Wang et al.,
+Computational Visual Media 8:415-424, 2022 (overlapping patch embeddings, spatial reduction, depthwise MLP, sizes).
+Source: written from the method's description; keys and shapes of b1 are those of the published checkpoint.
 Deviations: attention is PyTorch's `scaled_dot_product_attention`; the depthwise convolution takes the fastest exact
-path of the device (`depthwise.py`); inputs that the first reduction cannot cover are refused with a sentence.
+path of the device (`ops/depthwise.py`); inputs that the first reduction cannot cover are refused with a sentence.
 
 Only what touches space exists twice (suffix ``_2D``); all else is shared, which is what aligns the modalities.
+The whole network is in this one file, in reading order: attention, MLP, block, embeddings, encoder.
 """
 
 import itertools
 import math
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nnunetv2_cads.network_architecture.ops.depthwise import depthwise_conv3d
+from nnunetv2_cads.network_architecture.ops.dimensions import OPERATORS
 from nnunetv2_cads.network_architecture.ops.linear import TokenLinear
 from nnunetv2_cads.network_architecture.ops.recompute import keep_input_only
 
-EMBED_DIMS = (64, 128, 320, 512)
-NUM_HEADS = (1, 2, 5, 8)
-MLP_RATIOS = (8, 8, 4, 4)
-DEPTHS = (2, 2, 2, 2)
-SR_RATIOS = (8, 4, 2, 1)
+
+@dataclass(frozen=True)
+class Size:
+    """Numbers of the four stages: blocks, channels, and per block heads, MLP width and spatial reduction."""
+
+    depths: tuple[int, ...]
+    embed_dims: tuple[int, ...] = (64, 128, 320, 512)
+    num_heads: tuple[int, ...] = (1, 2, 5, 8)
+    mlp_ratios: tuple[int, ...] = (8, 8, 4, 4)
+    sr_ratios: tuple[int, ...] = (8, 4, 2, 1)
+
+
+SIZES = {
+    "b0": Size((2, 2, 2, 2), embed_dims=(32, 64, 160, 256)),
+    "b1": Size((2, 2, 2, 2)),
+    "b2": Size((3, 4, 6, 3)),
+    "b3": Size((3, 4, 18, 3)),
+    "b4": Size((3, 8, 27, 3)),
+    "b5": Size((3, 6, 40, 3), mlp_ratios=(4, 4, 4, 4)),
+}
+"""PVTv2's, by name. Only of b1 is there a published CADS checkpoint."""
+BRANCHES = 2 * sum(SIZES["b1"].depths)
+"""Residual branches that stochastic depth can drop in b1, the size that is pre-trained; `PVTv2Encoder.branches`."""
+
 STEM_STRIDE = 2
-BRANCHES = 2 * sum(DEPTHS)
-"""Residual branches that stochastic depth can drop."""
 MINIMUM_SIZE = {3: (15, 29, 29), 2: (29, 29)}
 """Smallest input whose stage-1 map still holds one 8-wide reduction window, by number of spatial dimensions."""
-CONV = {2: nn.Conv2d, 3: nn.Conv3d}
 SUFFIX = {2: "_2D", 3: ""}
 """What the names of modules that touch space end in, by number of dimensions."""
 EPS = 1e-6
 """Of the blocks' and stages' LayerNorms."""
 
-_INSTANCE_NORM = {2: nn.InstanceNorm2d, 3: nn.InstanceNorm3d}
+
+def to_tokens(x: Tensor) -> Tensor:
+    """(B, C, [D,] H, W) -> (B, N, C); a view when the map is channels-last."""
+    return x.flatten(2).transpose(1, 2)
 
 
-class DropPath(nn.Module):
-    """Stochastic depth: drops a residual branch per sample and rescales the kept ones by 1 / (1 - p)."""
-
-    def __init__(self, probability: float) -> None:
-        super().__init__()
-        self.probability = probability
-
-    def forward(self, x: Tensor, noise: Tensor | None = None) -> Tensor:
-        """(B, ...) -> (B, ...). ``noise``: (B,) uniform numbers that decide; by default the global generator's."""
-        if not self.training or self.probability == 0.0:
-            return x
-        keep = 1.0 - self.probability
-        if noise is None:
-            noise = torch.rand(len(x), device=x.device)
-        mask = (noise < keep).to(x.dtype).div_(keep)
-        return x * mask.view(-1, *(1,) * (x.dim() - 1))
+def to_map(tokens: Tensor, size: tuple[int, ...]) -> Tensor:
+    """(B, N, C) -> (B, C, *size), a channels-last view."""
+    return tokens.transpose(1, 2).unflatten(2, size)
 
 
 class Attention(nn.Module):
@@ -68,7 +77,7 @@ class Attention(nn.Module):
         self.proj = TokenLinear(dim, dim)
         if sr_ratio > 1:
             for d in spatial_dims:
-                self.add_module("sr" + SUFFIX[d], CONV[d](dim, dim, sr_ratio, stride=sr_ratio))
+                self.add_module("sr" + SUFFIX[d], OPERATORS[d].conv(dim, dim, sr_ratio, stride=sr_ratio))
             self.norm = nn.LayerNorm(dim)
 
     def forward(self, x: Tensor, size: tuple[int, ...]) -> Tensor:
@@ -93,7 +102,7 @@ def _attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 
 class DepthwiseConv(nn.Module):
-    """3x3x3 depthwise convolution on tokens; an X-ray is a volume of one slice, so both modalities share it."""
+    """3x3x3 depthwise convolution on tokens, shared by both modalities: an X-ray is a volume of one slice."""
 
     def __init__(self, dim: int) -> None:
         super().__init__()
@@ -108,7 +117,7 @@ class DepthwiseConv(nn.Module):
 class MLP(nn.Module):
     """Linear, depthwise convolution, GELU, linear.
 
-    With gradients, only the first layer's output is kept; the rest, three times as much, is computed again in the
+    Of the forward pass, only the first layer's output is kept; the rest, three times as much, is computed again in the
     backward pass. That costs 3% of a training step and saves a quarter of its memory.
     """
 
@@ -125,6 +134,24 @@ class MLP(nn.Module):
 
     def _after_fc1(self, hidden: Tensor, size: tuple[int, ...]) -> Tensor:
         return self.fc2(self.act(self.dwconv(hidden, size)))
+
+
+class DropPath(nn.Module):
+    """Stochastic depth: drops a residual branch per sample and rescales the kept ones by 1 / (1 - p)."""
+
+    def __init__(self, probability: float) -> None:
+        super().__init__()
+        self.probability = probability
+
+    def forward(self, x: Tensor, noise: Tensor | None = None) -> Tensor:
+        """(B, ...) -> (B, ...). ``noise``: (B,) uniform numbers that decide; by default the global generator's."""
+        if not self.training or self.probability == 0.0:
+            return x
+        keep = 1.0 - self.probability
+        if noise is None:
+            noise = torch.rand(len(x), device=x.device)
+        mask = (noise < keep).to(x.dtype).div_(keep)
+        return x * mask.view(-1, *(1,) * (x.dim() - 1))
 
 
 class Block(nn.Module):
@@ -146,23 +173,13 @@ class Block(nn.Module):
         return x + self.drop_path(self.mlp(self.norm2(x), size), noise[1])
 
 
-def to_tokens(x: Tensor) -> Tensor:
-    """(B, C, [D,] H, W) -> (B, N, C); a view when the map is channels-last."""
-    return x.flatten(2).transpose(1, 2)
-
-
-def to_map(tokens: Tensor, size: tuple[int, ...]) -> Tensor:
-    """(B, N, C) -> (B, C, *size), a channels-last view."""
-    return tokens.transpose(1, 2).unflatten(2, size)
-
-
 class StemEmbedding(nn.Module):
     """Stage 1 patch embedding: a convolutional stem at half resolution, then a strided convolution to tokens."""
 
     def __init__(self, input_channels: int, dim: int, spatial_dims: tuple[int, ...]) -> None:
         super().__init__()
         for d in spatial_dims:
-            conv, norm = CONV[d], _INSTANCE_NORM[d]
+            conv, norm = OPERATORS[d].conv, OPERATORS[d].instance_norm
             layers = [conv(input_channels, dim, 7, stride=STEM_STRIDE, padding=3)]
             for _ in range(2):
                 layers += [norm(dim), nn.LeakyReLU(0.01, inplace=True), conv(dim, dim, 3, padding=1, bias=False)]
@@ -173,11 +190,14 @@ class StemEmbedding(nn.Module):
         self.norm = nn.LayerNorm(dim)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor, tuple[int, ...]]:
-        """(B, C, [D,] H, W) -> stem map (B, 64, ...), tokens (B, N, 64), their spatial size."""
+        """(B, C, [D,] H, W) -> stem map (B, dim, ...), tokens (B, N, dim), their spatial size."""
         suffix = SUFFIX[x.dim() - 2]
         proj = getattr(self, "proj" + suffix)
         stem = proj[0](x)
-        for layers in (proj[1:4], proj[4:7]):  # norm, activation, convolution: only the norm's input is kept
+        for layers in (
+            proj[1:4],
+            proj[4:7],
+        ):  # norm, activation, convolution: the backward pass keeps only the norm's input
             stem = keep_input_only(layers, stem)
         stem = proj[7:](stem)
         tokens, size = _embed(getattr(self, "proj_next" + suffix), self.norm, stem)
@@ -190,7 +210,7 @@ class PatchEmbedding(nn.Module):
     def __init__(self, in_dim: int, dim: int, spatial_dims: tuple[int, ...]) -> None:
         super().__init__()
         for d in spatial_dims:
-            self.add_module("proj" + SUFFIX[d], CONV[d](in_dim, dim, 3, stride=2, padding=1))
+            self.add_module("proj" + SUFFIX[d], OPERATORS[d].conv(in_dim, dim, 3, stride=2, padding=1))
         self.norm = nn.LayerNorm(dim)
 
     def forward(self, x: Tensor) -> tuple[Tensor, tuple[int, ...]]:
@@ -198,39 +218,54 @@ class PatchEmbedding(nn.Module):
         return _embed(getattr(self, "proj" + SUFFIX[x.dim() - 2]), self.norm, x)
 
 
+def _embed(conv: nn.Module, norm: nn.Module, x: Tensor) -> tuple[Tensor, tuple[int, ...]]:
+    x = conv(x)
+    return norm(to_tokens(x)), tuple(x.shape[2:])
+
+
 class PVTv2Encoder(nn.Module):
-    """PVTv2-b1 that takes CT volumes and X-rays.
+    """PVTv2 that takes CT volumes and X-rays.
 
     Args:
         input_channels: channels of the input images.
         spatial_dims: which dimensions to hold modules for. ``(2, 3)`` has the keys of the published checkpoint;
             ``(3,)`` or ``(2,)`` hold only the modules of that dimension, so that no parameter is ever unused.
         drop_path_rate: stochastic depth of the last block; grows linearly from 0 over the blocks.
+        size: a key of `SIZES`.
+
+    Attributes:
+        channels: of the five maps.
+        branches: how many residual branches stochastic depth can drop: two per block.
 
     Raises:
-        ValueError: ``spatial_dims`` is not a non-empty selection of 2 and 3.
+        ValueError: ``spatial_dims`` is not a non-empty selection of 2 and 3, or another ``size``.
     """
 
-    channels = (EMBED_DIMS[0], *EMBED_DIMS)
-    """Channels of the five maps."""
-
     def __init__(
-        self, input_channels: int = 1, spatial_dims: tuple[int, ...] = (2, 3), drop_path_rate: float = 0.1
+        self,
+        input_channels: int = 1,
+        spatial_dims: tuple[int, ...] = (2, 3),
+        drop_path_rate: float = 0.1,
+        size: str = "b1",
     ) -> None:
         super().__init__()
         if not spatial_dims or not set(spatial_dims) <= {2, 3}:
             raise ValueError(f"spatial_dims must be (2,), (3,) or (2, 3), got {spatial_dims}")
-        self.input_channels, self.spatial_dims = input_channels, tuple(sorted(set(spatial_dims)))
-        rates = torch.linspace(0, drop_path_rate, sum(DEPTHS), device="cpu").tolist()  # also where all else is on meta
-        for i, dim in enumerate(EMBED_DIMS):
+        if size not in SIZES:
+            raise ValueError(f"size must be one of {', '.join(SIZES)}, got {size!r}")
+        self.input_channels, self.spatial_dims, self.size = input_channels, tuple(sorted(set(spatial_dims))), size
+        of = SIZES[size]
+        self.channels, self.branches = (of.embed_dims[0], *of.embed_dims), 2 * sum(of.depths)
+        rates = torch.linspace(0, drop_path_rate, sum(of.depths), device="cpu").tolist()  # not on meta if all else is
+        for i, (dim, depth) in enumerate(zip(of.embed_dims, of.depths, strict=True)):
             if i == 0:
                 embedding = StemEmbedding(input_channels, dim, self.spatial_dims)
             else:
-                embedding = PatchEmbedding(EMBED_DIMS[i - 1], dim, self.spatial_dims)
-            first = sum(DEPTHS[:i])
+                embedding = PatchEmbedding(of.embed_dims[i - 1], dim, self.spatial_dims)
+            first = sum(of.depths[:i])
             blocks = [
-                Block(dim, NUM_HEADS[i], MLP_RATIOS[i], SR_RATIOS[i], rate, self.spatial_dims)
-                for rate in rates[first : first + DEPTHS[i]]
+                Block(dim, of.num_heads[i], of.mlp_ratios[i], of.sr_ratios[i], rate, self.spatial_dims)
+                for rate in rates[first : first + depth]
             ]
             self.add_module(f"patch_embed{i + 1}", embedding)
             self.add_module(f"block{i + 1}", nn.ModuleList(blocks))
@@ -242,12 +277,12 @@ class PVTv2Encoder(nn.Module):
 
         Args:
             x: the images.
-            noise: (`BRANCHES`, B) uniform numbers in [0, 1) that decide stochastic depth, for trainings in which it
+            noise: (`branches`, B) uniform numbers in [0, 1) that decide stochastic depth, for trainings in which it
                 must not depend on how a batch is split; by default the global generator's.
 
         Returns:
-            The five maps [stem, stage 1, ..., stage 4] with 64, 64, 128, 320, 512 channels and strides relative to
-            the input of (2, 2, 2), (2, 4, 4), (4, 8, 8), (8, 16, 16), (16, 32, 32); odd sizes round up.
+            The five maps [stem, stage 1, ..., stage 4] with `channels` (64, 64, 128, 320, 512 in b1) and strides
+            relative to the input of (2, 2, 2), (2, 4, 4), (4, 8, 8), (8, 16, 16), (16, 32, 32); odd sizes round up.
             The stage maps are the normalised ones.
 
         Raises:
@@ -257,7 +292,7 @@ class PVTv2Encoder(nn.Module):
         branches = itertools.repeat((None, None)) if noise is None else iter(noise.unflatten(0, (-1, 2)))
         stem, tokens, size = self.patch_embed1(x)
         maps = [stem]
-        for i in range(1, len(EMBED_DIMS) + 1):
+        for i in range(1, len(self.channels)):
             if i > 1:
                 tokens, size = getattr(self, f"patch_embed{i}")(maps[-1])
             for block in getattr(self, f"block{i}"):
@@ -268,17 +303,13 @@ class PVTv2Encoder(nn.Module):
     def _check_input(self, x: Tensor) -> None:
         dims = x.dim() - 2
         if dims not in self.spatial_dims or x.shape[1] != self.input_channels:
-            allowed = " or ".join(f"(B, {self.input_channels}, {'D, ' * (d == 3)}H, W)" for d in self.spatial_dims)
+            axes = {2: "H, W", 3: "D, H, W"}
+            allowed = " or ".join(f"(B, {self.input_channels}, {axes[d]})" for d in self.spatial_dims)
             raise ValueError(f"the encoder takes {allowed}, got an input of shape {tuple(x.shape)}")
         if any(size < least for size, least in zip(x.shape[2:], MINIMUM_SIZE[dims], strict=True)):
             raise ValueError(
                 f"the encoder needs inputs of at least {MINIMUM_SIZE[dims]} voxels, got {tuple(x.shape[2:])}; pad first"
             )
-
-
-def _embed(conv: nn.Module, norm: nn.Module, x: Tensor) -> tuple[Tensor, tuple[int, ...]]:
-    x = conv(x)
-    return norm(to_tokens(x)), tuple(x.shape[2:])
 
 
 def _initialise(module: nn.Module) -> None:

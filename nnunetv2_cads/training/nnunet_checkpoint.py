@@ -1,7 +1,7 @@
-"""A look into a checkpoint of nnU-Net's before nnU-Net unpickles it: what would run code, or is damaged, is refused.
+"""Checks a checkpoint of nnU-Net before nnU-Net unpickles it: one that would run code, or is damaged, is refused.
 
 nnU-Net loads with ``weights_only=False``, since its log holds NumPy's numbers. Here the same file is loaded first with
-these allowed and nothing else. A file that loads so asks for nothing else when nnU-Net loads it.
+these allowed and nothing else. A file that passes asks for nothing else when nnU-Net loads it.
 """
 
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ _NUMBERS = (
     (_SCALAR, "numpy._core.multiarray.scalar"),
     (_SCALAR, "numpy.core.multiarray.scalar"),  # as NumPy 1 called it
 )
-"""What unpickling a number of NumPy's asks for."""
+"""What unpickling one of NumPy's numbers asks for."""
 
 
 class NnunetCheckpointError(ValueError):
@@ -41,21 +41,21 @@ class NnunetCheckpoint:
 
 
 def read_nnunet_checkpoint(file: str) -> NnunetCheckpoint:
-    """Read what a checkpoint of nnU-Net's is of. Tensors stay in the file.
+    """Read what has to fit a trainer. Tensors stay in the file.
 
     Raises:
-        NnunetCheckpointError: it is missing, damaged, no checkpoint of nnU-Net's, or would run code.
+        NnunetCheckpointError: it is missing, damaged, not a checkpoint of nnU-Net, or would run code.
     """
     path = Path(file)
     if not path.is_file():
         raise NnunetCheckpointError(
-            f"{file}: there is no such file; train first, or leave out --val_best where there is a checkpoint_final.pth"
+            f"{file}: there is no such file; train first, or leave out --val_best if there is a checkpoint_final.pth"
         )
     try:
         content = load_archive(path, _NUMBERS, mmap=True)
     except CheckpointFileError as error:
         raise NnunetCheckpointError(
-            f"{file}: {error}; once it is moved away, --c goes on from checkpoint_latest.pth or checkpoint_best.pth"
+            f"{file}: {error}; move it away, then --c resumes from checkpoint_latest.pth or checkpoint_best.pth"
         ) from error
     try:
         return NnunetCheckpoint(
@@ -65,6 +65,6 @@ def read_nnunet_checkpoint(file: str) -> NnunetCheckpoint:
         )
     except (KeyError, TypeError, AttributeError) as error:
         raise NnunetCheckpointError(
-            f"{file}: is no checkpoint of nnU-Net's; once it is moved away, --c goes on from checkpoint_latest.pth or "
+            f"{file}: is not a checkpoint of nnU-Net; move it away, then --c resumes from checkpoint_latest.pth or "
             "checkpoint_best.pth"
         ) from error

@@ -1,19 +1,13 @@
-"""The pre-trained start of a training: from the environment variable to weights in the network."""
+"""Loading the encoder file that the environment variable names into the network."""
 
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor
 
-from nnunetv2_cads.encoder_file.read import (
-    EncoderCheckpointError,
-    MatchReport,
-    compare_encoder_state,
-    load_encoder,
-    read_encoder_checkpoint,
-)
+from nnunetv2_cads.encoder_file.read import EncoderFileError, MatchReport, compare_encoder_state, read_encoder_file
+from nnunetv2_cads.encoder_file.record import EncoderRecord
 from nnunetv2_cads.network_architecture.pvt_v2 import PVTv2Encoder
 
 ENCODER_VARIABLE = "nnUNet_cads_encoder"
@@ -21,19 +15,19 @@ ENCODER_VARIABLE = "nnUNet_cads_encoder"
 
 @dataclass(frozen=True)
 class LoadedEncoder:
-    """What went into the network.
+    """What was loaded into the network.
 
     Attributes:
         path: of the encoder file.
         sha256: of that file.
-        record: what its pre-training saw; empty for the published layout.
+        record: of its pre-training.
         report: the keys that matched. An encoder for one dimension leaves the other's as 'unexpected'.
         inflated: keys whose single input channel was spread over several.
     """
 
     path: Path
     sha256: str
-    record: dict[str, Any]
+    record: EncoderRecord
     report: MatchReport
     inflated: tuple[str, ...]
 
@@ -42,11 +36,11 @@ def encoder_path_from_environment() -> Path:
     """The file that the environment variable names.
 
     Raises:
-        EncoderCheckpointError: the variable is not set or empty.
+        EncoderFileError: the variable is not set or empty.
     """
     value = os.environ.get(ENCODER_VARIABLE)
     if not value:
-        raise EncoderCheckpointError(
+        raise EncoderFileError(
             f"{ENCODER_VARIABLE} is not set, but a training with nnUNetTrainerCADS starts from a pre-trained encoder: "
             f"set it to the path of a cads_encoder.pth (export {ENCODER_VARIABLE}=/path/to/cads_encoder.pth), "
             "or train from random weights with -tr nnUNetTrainerCADS_scratch"
@@ -63,23 +57,29 @@ def load_pretrained_encoder(encoder: PVTv2Encoder, path: Path, image_channels: i
         image_channels: how many of the input channels are images; in a cascade the others are the previous stage's.
 
     Raises:
-        EncoderCheckpointError: the file cannot be read, or does not fill every parameter of the encoder.
+        EncoderFileError: the file cannot be read, or does not fill every parameter of the encoder.
     """
-    checkpoint = read_encoder_checkpoint(path)
-    state, inflated = inflate_input_channels(encoder, checkpoint.state, image_channels)
+    content = read_encoder_file(path)
+    if content.size != encoder.size:
+        raise EncoderFileError(
+            f"{path}: holds a PVTv2-{content.size} encoder, but the network has a PVTv2-{encoder.size}; give an "
+            f"encoder file of PVTv2-{encoder.size}"
+        )
+    state, inflated = inflate_input_channels(encoder, content.state, image_channels)
     report = compare_encoder_state(encoder, state)
     if not report.matched:
-        raise EncoderCheckpointError(
+        raise EncoderFileError(
             f"{path}: none of its {len(state)} keys belongs to the {len(encoder.state_dict())} of the PVTv2 encoder; "
             "give a cads_encoder.pth or a checkpoint in the published CADS layout"
         )
     if report.missing or report.mismatched:
         lacking = report.missing + report.mismatched
-        raise EncoderCheckpointError(
+        raise EncoderFileError(
             f"{path}: {len(lacking)} of the network's {len(encoder.state_dict())} encoder tensors are missing there or "
             f"have another shape (first: {lacking[0]}); give an encoder of the same architecture and dimension"
         )
-    return LoadedEncoder(path, checkpoint.sha256, checkpoint.record, load_encoder(encoder, state), inflated)
+    encoder.load_state_dict({key: state[key] for key in report.matched})
+    return LoadedEncoder(path, content.sha256, content.record, report, inflated)
 
 
 def inflate_input_channels(

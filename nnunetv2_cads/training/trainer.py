@@ -2,11 +2,13 @@
 
 Source: CADS method, "Downstream: PVT-UNet". Only hooks are overridden; data, augmentation, loss, gradient clipping
 (norm 12, in nnU-Net's training step), validation and checkpoints are nnU-Net's.
-Stock plans normalise CT by z-score where pre-training saw HU / 1024. Each convolution of the encoder's stem is
-followed by an instance norm, so scale and offset reach it only through the zero padding at the patch's borders.
+Stock plans normalise CT by z-score where pre-training saw HU / 1024. That does little harm: each convolution of the
+encoder's stem is followed by an instance norm, so scale and offset matter only at the patch's zero-padded borders.
 """
 
 import functools
+import hashlib
+import locale
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -17,7 +19,7 @@ from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from nnunetv2_cads.encoder_file.read import EncoderCheckpointError
+from nnunetv2_cads.encoder_file.read import EncoderFileError
 from nnunetv2_cads.encoder_file.record import preprocessing_differences
 from nnunetv2_cads.network_architecture.decoder import output_sizes
 from nnunetv2_cads.network_architecture.pvt_unet import STRIDES, PVTUNet
@@ -34,13 +36,13 @@ DEFAULT_DEVICE = torch.device("cuda")
 
 
 class TrainingCannotStart(SystemExit, RuntimeError):
-    """A setting that the user can put right; nnU-Net's command ends with the sentence alone and exit code 1."""
+    """Something that the user can fix; nnU-Net's command ends with only the sentence and exit code 1."""
 
 
 class nnUNetTrainerCADS(nnUNetTrainer):
     """Fine-tunes PVT-UNet from the encoder file that the environment variable ``nnUNet_cads_encoder`` names.
 
-    The variable is read when a training starts, not when one is continued, validated or predicted with, nor where
+    The variable is read when a training starts, but not to resume one (``--c``), to validate or to predict, nor where
     ``-pretrained_weights`` gave a whole network.
 
     Attributes (in addition to nnU-Net's; a subclass sets them after ``super().__init__`` or through ``settings``):
@@ -51,8 +53,8 @@ class nnUNetTrainerCADS(nnUNetTrainer):
         frozen_encoder_epochs: first epochs in which the encoder keeps its weights, by a rate of 0. It is still computed
             with gradients, so that DDP and compiled networks need nothing special. Its warm-up comes afterwards.
         use_pretrained_encoder: False starts from random weights instead.
-        mirroring: False neither trains nor predicts with mirrored patches, as short trainings need that have to tell
-            left from right.
+        mirroring: False neither trains nor predicts with mirrored patches: for short trainings whose labels differ
+            between left and right.
     """
 
     settings: Mapping[str, Any] = {}
@@ -87,12 +89,12 @@ class nnUNetTrainerCADS(nnUNetTrainer):
         return PVTUNet(num_input_channels, num_output_channels, conv_op, enable_deep_supervision)
 
     def initialize(self) -> None:
-        """Build everything; remember a few random weights, to know later whether a checkpoint has replaced them."""
+        """Build everything; remember the initial weights, to see later whether a checkpoint has replaced them."""
         super().initialize()
-        self._random_weights = self._sample_weights()
+        self._initial_weights_digest = self._weights_digest()
 
     def configure_optimizers(self) -> tuple[torch.optim.Optimizer, EpochSchedule]:
-        """AdamW with the encoder's and the decoder's own rates; rates depend on the epoch alone."""
+        """AdamW with the encoder's and the decoder's own rates; rates depend only on the epoch."""
         groups = parameter_groups(self._plain_network(), self.initial_lr, self.encoder_lr, self.weight_decay)
         optimizer = torch.optim.AdamW(groups, fused=True)  # on the CPU a tenth of the default's time
         warmup_epochs = math.ceil(self.warmup_fraction * self.num_epochs)
@@ -107,15 +109,22 @@ class nnUNetTrainerCADS(nnUNetTrainer):
             self.inference_allowed_mirroring_axes = mirror_axes = None
         return *others, mirror_axes
 
+    def print_to_log_file(self, *args: Any, **options: bool) -> None:
+        """nnU-Net's, with characters that the locale's encoding lacks escaped: they would end the training."""
+        encoding = locale.getpreferredencoding(False)
+        super().print_to_log_file(
+            *(str(a).encode(encoding, "backslashreplace").decode(encoding) for a in args), **options
+        )
+
     def on_train_start(self) -> None:
-        """Put the encoder into an untouched network, before any worker starts and before any file is replaced.
+        """Load the encoder into a network with initial weights, before any worker starts or any file is replaced.
 
         Raises:
             TrainingCannotStart: there is no encoder file, or it does not fit.
         """
         if not self.was_initialized:
             self.initialize()
-        if self._sample_weights() != self._random_weights:
+        if self._weights_digest() != self._initial_weights_digest:
             self.print_to_log_file("The network's weights come from a checkpoint; no encoder file is read.")
         elif self.use_pretrained_encoder:
             self._load_encoder()
@@ -124,7 +133,7 @@ class nnUNetTrainerCADS(nnUNetTrainer):
         super().on_train_start()
 
     def load_checkpoint(self, filename_or_checkpoint: dict | str) -> None:
-        """nnU-Net's, after a look at whether the checkpoint is of this network and optimizer.
+        """nnU-Net's, after a check that the checkpoint fits this network and optimizer.
 
         Raises:
             TrainingCannotStart: it is missing, damaged, would run code, or is of another network or optimizer.
@@ -147,11 +156,11 @@ class nnUNetTrainerCADS(nnUNetTrainer):
             raise TrainingCannotStart(
                 f"{file}: this checkpoint, written by {writer}, does not fit {reader} with "
                 f"{self.num_input_channels} input channels and {self.label_manager.num_segmentation_heads} outputs; "
-                f"continue it with -tr {writer} and its own plans, or start anew without --c in an empty folder"
+                f"resume it with -tr {writer} and its own plans, or start a new training without --c in an empty folder"
             )
         if writer != reader:
             self.print_to_log_file(
-                f"WARNING: {file} was written by {writer}; from here on {reader}'s epochs and learning rates count."
+                f"WARNING: {file} was written by {writer}; from now on {reader}'s epochs and learning rates apply."
             )
 
     def _get_deep_supervision_scales(self) -> list[list[float]] | None:
@@ -167,22 +176,24 @@ class nnUNetTrainerCADS(nnUNetTrainer):
         network = self.network.module if isinstance(self.network, DistributedDataParallel) else self.network
         return getattr(network, "_orig_mod", network)
 
-    def _sample_weights(self) -> list[float]:
-        """A few weights that every checkpoint replaces and an encoder file does not."""
-        return self._plain_network().decoder.blocks[0].layers[0].weight.detach().flatten()[:16].tolist()
+    def _weights_digest(self) -> str:
+        """SHA-256 of a kernel that every checkpoint replaces and no encoder file does."""
+        kernel = self._plain_network().decoder.blocks[-1].layers[0].weight
+        return hashlib.sha256(kernel.detach().cpu().numpy().tobytes()).hexdigest()
 
     def _load_encoder(self) -> None:
         encoder = self._plain_network().encoder
         try:
             loaded = load_pretrained_encoder(encoder, encoder_path_from_environment(), self._image_channels())
-        except EncoderCheckpointError as error:
+        except EncoderFileError as error:
             self.print_to_log_file(error, also_print_to_console=False)
             raise TrainingCannotStart(str(error)) from error
         self._log_encoder(loaded)
 
     def _image_channels(self) -> int:
         """Input channels that are images; a cascade has one more for each label of the previous stage."""
-        return self.num_input_channels - len(self.label_manager.foreground_labels) * self.is_cascaded
+        labels = len(self.label_manager.foreground_labels) if self.is_cascaded else 0
+        return self.num_input_channels - labels
 
     def _log_encoder(self, loaded: LoadedEncoder) -> None:
         configuration = self.configuration_manager
@@ -190,11 +201,11 @@ class nnUNetTrainerCADS(nnUNetTrainer):
         self.print_to_log_file(f"Encoder keys: {loaded.report}")
         if loaded.inflated:
             channels = f"{self._image_channels()} of {self.num_input_channels} input channels"
-            rest = "; the others are the previous stage's and start at zero" * self.is_cascaded
+            rest = "; the others are the previous stage's and start at zero" if self.is_cascaded else ""
             self.print_to_log_file(f"Spread over {channels}: {', '.join(loaded.inflated)}{rest}")
         if len(configuration.patch_size) == 2:
-            self.print_to_log_file("2d starts from the encoder's X-ray half, which saw radiographs and no CT slices.")
-        seen = ", ".join(f"{name} {value}" for name, value in loaded.record.items())
+            self.print_to_log_file("2d starts from the encoder's X-ray half, which saw radiographs but no CT slices.")
+        seen = ", ".join(f"{name} {value}" for name, value in loaded.record.to_file().items())
         self.print_to_log_file(f"Its pre-training saw: {seen or 'unknown (the file has no record of it)'}")
         self.print_to_log_file(
             f"This training shows: spacing_mm {configuration.spacing}, patch size {configuration.patch_size}, "
@@ -207,4 +218,4 @@ class nnUNetTrainerCADS(nnUNetTrainer):
             self.plans_manager.foreground_intensity_properties_per_channel,
             self.dataset_json.get("channel_names"),
         ):
-            self.print_to_log_file(f"WARNING: {loaded.path.name} and these plans differ. {difference}")
+            self.print_to_log_file(f"WARNING: {loaded.path.name} and these plans differ. {difference.text}")

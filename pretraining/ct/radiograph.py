@@ -2,6 +2,8 @@
 
 import numpy as np
 
+from nnunetv2_cads.encoder_file.record import CLIP_HU
+
 FOCAL_DISTANCE_MM = 10_000.0
 SLAB_MM = 4
 
@@ -37,7 +39,7 @@ def frontal_radiograph(volume_hu: np.ndarray, focal_distance_mm: float = FOCAL_D
     for first in range(0, height, SLAB_MM):
         slab = volume_hu[:, first : first + SLAB_MM]
         thickness = slab.shape[1]
-        picture = slab.sum(axis=1, dtype=np.float32) + 1024.0 * thickness
+        picture = slab.sum(axis=1, dtype=np.float32) - float(CLIP_HU[0]) * thickness
         distance_mm = focal_distance_mm + first + (thickness - 1) / 2 - (height - 1) / 2
         scale = distance_mm / detector_mm
         picture = _interpolate_rows(picture, rows_mm * scale + (slices - 1) / 2)

@@ -9,14 +9,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from nnunetv2_cads.encoder_file.read import load_encoder, read_encoder_checkpoint
+from nnunetv2_cads.encoder_file.read import load_encoder, read_encoder_file
+from nnunetv2_cads.encoder_file.record import CLIP_HU, INTENSITY_SCALE_HU
 from nnunetv2_cads.network_architecture import PVTv2Encoder
 from nnunetv2_cads.network_architecture.pvt_unet import STRIDES as STEP_STRIDES
 from nnunetv2_cads.network_architecture.pvt_v2 import MINIMUM_SIZE
 from pretraining.config import ViewConfig
 from pretraining.method.diagnostics import spread_and_rank
-from pretraining.store.store import CLIP_HU, Store
-from pretraining.views.make_views import HU_SCALE, read_box, resize_in_plane, xray_view
+from pretraining.store.store import Store
+from pretraining.views.make_views import read_box, resize_in_plane, xray_view
 from pretraining.views.subvolumes import SubVolumes
 
 STRIDES = np.cumprod(STEP_STRIDES[3], axis=0).tolist()
@@ -33,7 +34,7 @@ def load_frozen(source: str) -> PVTv2Encoder:
     torch.manual_seed(int(seed or 0) if name == "random" else 0)
     encoder = PVTv2Encoder()
     if name != "random":
-        load_encoder(encoder, read_encoder_checkpoint(Path(source)).state)
+        load_encoder(encoder, read_encoder_file(Path(source)).state)
     return encoder.eval().requires_grad_(False)
 
 
@@ -49,7 +50,7 @@ def voxel_features(encoder: PVTv2Encoder, image_hu: np.ndarray, voxels: np.ndarr
     Returns:
         Five tensors (N, channels).
     """
-    image = torch.from_numpy(np.clip(image_hu, *CLIP_HU).astype(np.float32) / HU_SCALE)
+    image = torch.from_numpy(np.clip(image_hu, *CLIP_HU).astype(np.float32) / INTENSITY_SCALE_HU)
     missing = [max(0, least - n) for n, least in zip(image.shape, MINIMUM_SIZE[3], strict=True)]
     image = F.pad(image[None, None], [edge for m in reversed(missing) for edge in (0, m)], mode="replicate")
     maps = encoder(image)
@@ -117,7 +118,7 @@ def _central_crop(store: Store, subvolume, view: ViewConfig) -> Tensor:
         start = (low + high - size) // 2
         box.append((start, start + size))
     hu = read_box(store, subvolume.volume_id, box, list(limits))
-    return resize_in_plane(hu, view.crop_size[1:]) / HU_SCALE
+    return resize_in_plane(hu, view.crop_size[1:]) / INTENSITY_SCALE_HU
 
 
 def effective_rank(features: Tensor) -> float:

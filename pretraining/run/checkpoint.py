@@ -18,22 +18,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nnunetv2_cads.encoder_file.read import BACKBONE_PREFIX, RECORD, TEACHER
-from nnunetv2_cads.encoder_file.safe_files import (
-    SAFETENSORS,
-    CheckpointFileError,
-    check_tensor,
-    load_archive,
-    save_safetensors,
-)
+from nnunetv2_cads.encoder_file import RECORD
+from nnunetv2_cads.encoder_file.record import PRETRAINING, EncoderRecord
+from nnunetv2_cads.encoder_file.safe_files import CheckpointFileError, check_tensor, load_archive
+from nnunetv2_cads.encoder_file.write import write_encoder_file
 from pretraining import __version__
 from pretraining.config import PretrainConfig
 from pretraining.method.optimisation import GROUP_SETTINGS
 from pretraining.method.pretrainer import Pretrainer
-from pretraining.store.store import CLIP_HU, SPACING_MM
 from pretraining.system.errors import UserError, environment_error, is_environment_error
 from pretraining.system.files import atomic_path
-from pretraining.views.make_views import HU_SCALE
 
 FORMAT_VERSION = 1
 _RUN = "run"
@@ -48,7 +42,10 @@ def save_checkpoint(path: Path, pretrainer: Pretrainer, store_fingerprint: str) 
         "steps_per_epoch": pretrainer.steps_per_epoch,
         "package_version": __version__,
     }
-    _save(path, {**pretrainer.state_dict(), _RUN: run, RECORD: encoder_record(pretrainer.config, pretrainer.step)})
+    _save(
+        path,
+        {**pretrainer.state_dict(), _RUN: run, RECORD: encoder_record(pretrainer.config, pretrainer.step).to_file()},
+    )
 
 
 def load_checkpoint(path: Path, pretrainer: Pretrainer, store_fingerprint: str) -> None:
@@ -110,32 +107,19 @@ def resume_from(path: Path, pretrainer: Pretrainer, store_fingerprint: str) -> N
     )
 
 
-def encoder_record(config: PretrainConfig, steps: int) -> dict[str, Any]:
+def encoder_record(config: PretrainConfig, steps: int) -> EncoderRecord:
     """What whoever uses the encoder must know of its pre-training."""
-    return {
-        "format_version": FORMAT_VERSION,
-        "architecture": "PVTv2-b1",
-        "axes": "zyx",
-        "crop_size": list(config.view.crop_size),
-        "spacing_mm": [SPACING_MM] * 3,
-        "clip_hu": list(CLIP_HU),
-        "intensity_scale_hu": HU_SCALE,
-        "steps": steps,
-        "batch_size": config.optim.batch_size,
-        "package_version": __version__,
-    }
+    return PRETRAINING.with_notes(
+        crop_size=list(config.view.crop_size),
+        steps=steps,
+        batch_size=config.optim.batch_size,
+        package_version=__version__,
+    )
 
 
-def save_encoder(path: Path, encoder_state: dict[str, Tensor], record: dict[str, Any]) -> None:
-    """Write an encoder (keys without prefix) as ``cads_encoder.pth`` or ``.safetensors``, by the suffix; atomically.
-
-    ``record`` is stored beside it; empty for weights of unknown origin.
-    """
-    teacher = {BACKBONE_PREFIX + key: value.detach().cpu().contiguous() for key, value in encoder_state.items()}
-    if path.suffix == SAFETENSORS:
-        _write(path, lambda file: save_safetensors(file, teacher, record), "")
-    else:
-        _save(path, {TEACHER: teacher, RECORD: record}, "")
+def save_encoder(path: Path, encoder_state: dict[str, Tensor], record: EncoderRecord) -> None:
+    """Write an encoder file (keys without prefix), ``.pth`` or ``.safetensors`` by its suffix, atomically."""
+    _write(path, lambda temporary: write_encoder_file(temporary, encoder_state, record, path.suffix), "")
 
 
 def _save(path: Path, content: dict[str, Any], after: str = ", then resume with --c") -> None:
@@ -148,7 +132,7 @@ def _save(path: Path, content: dict[str, Any], after: str = ", then resume with 
                 raise error.__context__ from None
             raise
 
-    _write(path, save, after)
+    _write(path, save, ", then go on with --c")
 
 
 def _write(path: Path, write: Callable[[Path], None], after: str) -> None:

@@ -5,12 +5,12 @@ Apart from `pretraining.preprocess`, so that workers load neither matplotlib nor
 
 import numpy as np
 
+from nnunetv2_cads.encoder_file.record import CLIP_HU, SPACING_MM
 from pretraining.ct.checks import check_extent
 from pretraining.ct.geometry import resample_cubic, resampled_shape, to_canonical
 from pretraining.ct.radiograph import ConstantRadiographError, frontal_radiograph
 from pretraining.ct.read_ct import read_ct
 from pretraining.ct.scan import Scan, UnusableScanError
-from pretraining.store.store import CLIP_HU, SPACING_MM
 from pretraining.store.writer import Source, StoreWriter
 from pretraining.system.errors import environment_error, is_environment_error
 

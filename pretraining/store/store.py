@@ -26,8 +26,6 @@ from pretraining.system.errors import UserError, environment_error, is_environme
 PRIVATE = "private"
 FORMAT = "cads-store"
 FORMAT_VERSION = 1
-SPACING_MM = 1.0
-CLIP_HU = (-1024, 1024)
 AXES = ("headward", "to the back", "to the patient's left")
 
 MANIFEST = "manifest.json"

@@ -15,6 +15,7 @@ from typing import Any
 import blosc2
 import numpy as np
 
+from nnunetv2_cads.encoder_file.record import CLIP_HU, SPACING_MM
 from pretraining import __version__
 from pretraining.store import store as layout
 from pretraining.store.store import PRIVATE
@@ -64,8 +65,8 @@ def new_manifest(volumes: dict[str, Any], complete: bool, anonymised: bool = Fal
         "format_version": layout.FORMAT_VERSION,
         "complete": complete,
         "anonymised": anonymised,
-        "spacing_mm": layout.SPACING_MM,
-        "clip_hu": list(layout.CLIP_HU),
+        "spacing_mm": SPACING_MM,
+        "clip_hu": list(CLIP_HU),
         "axes": list(layout.AXES),
         "package_version": __version__,
         "volumes": dict(sorted(volumes.items())),

@@ -14,15 +14,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from nnunetv2_cads.encoder_file.record import CLIP_HU, INTENSITY_SCALE_HU
 from pretraining.config import ViewConfig
 from pretraining.store.store import Store
 from pretraining.views.intensity import INTENSITY_AUGMENTATIONS
 from pretraining.views.subvolumes import SubVolume
 from pretraining.views.uniform_sampling import draw_patches, gather_patches
 
-HU_SCALE = 1024
-"""HU are divided by this before anything else."""
-PADDING_HU = -1024
+PADDING_HU = CLIP_HU[0]
 """Air, in what lies outside of a volume."""
 
 Box = list[tuple[int, int]]
@@ -51,7 +50,7 @@ def _make_views(
     views = []
     for box, intensity in zip(boxes, INTENSITY_AUGMENTATIONS[config.intensity], strict=True):
         part = tuple(slice(low - least, high - least) for (low, high), (least, _) in zip(box, both, strict=True))
-        view = resize_in_plane(image_hu[part], config.crop_size[1:]).mul_(1 / HU_SCALE)
+        view = resize_in_plane(image_hu[part], config.crop_size[1:]).mul_(1 / INTENSITY_SCALE_HU)
         keep = _draw_sampling_and_mirroring(config, rng)
         views.append((keep(view) if intensity is None else intensity(view, rng, keep))[None])
     return views[0], views[1]

@@ -12,7 +12,7 @@ import torch
 from few_labels import tasks
 from few_labels.data import StudyFolder
 
-from nnunetv2_cads.encoder_file.read import read_encoder_checkpoint
+from nnunetv2_cads.encoder_file.read import read_encoder_file
 
 ARMS = ("nnUNetTrainer", "CADS", "MAE", "oracle")
 
@@ -49,7 +49,7 @@ def trained(finished, tmp_path, monkeypatch):
         out = tmp_path / f"{arm}_{seed}.pth"
         encoder = experiment.encoder_path(pretraining) if pretraining else None
         experiment.train(task, 0, seed, arm, out.with_suffix(".log"), encoder=encoder, encoder_out=out)
-        return read_encoder_checkpoint(out).state
+        return read_encoder_file(out).state
 
     return train
 
@@ -79,12 +79,12 @@ def test_table_and_figure_are_written(finished):
 
 @pytest.mark.parametrize("arm", ["CADS", "MAE", "oracle"])
 def test_a_pretrained_arm_began_with_its_own_encoder(finished, arm):
-    checkpoint = read_encoder_checkpoint(finished / "runs" / arm / "cads_encoder.pth")
+    checkpoint = read_encoder_file(finished / "runs" / arm / "cads_encoder.pth")
     assert checkpoint.sha256 in (finished / "finetuned" / f"torsos__{arm}__1__0.log").read_text(encoding="utf-8")
 
 
 def test_a_frozen_encoder_is_what_it_was_and_another_one_is_not(finished, trained):
-    begun_with = read_encoder_checkpoint(finished / "runs" / "CADS" / "cads_encoder.pth").state
+    begun_with = read_encoder_file(finished / "runs" / "CADS" / "cads_encoder.pth").state
     unchanged = {}
     for arm in ("CADS_frozen", "CADS"):
         after = trained(arm, pretraining="CADS")
@@ -93,7 +93,7 @@ def test_a_frozen_encoder_is_what_it_was_and_another_one_is_not(finished, traine
 
 
 def test_a_slow_encoder_moves_less(finished, trained):
-    begun_with = read_encoder_checkpoint(finished / "runs" / "CADS" / "cads_encoder.pth").state
+    begun_with = read_encoder_file(finished / "runs" / "CADS" / "cads_encoder.pth").state
     moved = {}
     for arm in ("CADS_slow", "CADS"):
         after = trained(arm, pretraining="CADS")
@@ -102,7 +102,7 @@ def test_a_slow_encoder_moves_less(finished, trained):
 
 
 def test_the_oracle_was_taught_with_a_seed_that_no_fine_tuning_has(finished, trained):
-    oracle = read_encoder_checkpoint(finished / "runs" / "oracle" / "cads_encoder.pth").state
+    oracle = read_encoder_file(finished / "runs" / "oracle" / "cads_encoder.pth").state
     same = {}
     for seed in (0, evidence.QUICK.seeds):
         after = trained(evidence.SCRATCH, seed)

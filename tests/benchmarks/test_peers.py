@@ -8,7 +8,7 @@ from few_labels.peers.moco_v3 import MoCoV3, contrast
 from few_labels.peers.training import pretrain_peer
 from few_labels.pretrain import flops_per_sample, study_config
 
-from nnunetv2_cads.encoder_file.read import compare_encoder_state, read_encoder_checkpoint
+from nnunetv2_cads.encoder_file.read import compare_encoder_state, read_encoder_file
 from nnunetv2_cads.network_architecture import PVTv2Encoder
 from pretraining.config import PretrainConfig
 
@@ -43,7 +43,7 @@ def test_a_stopped_run_goes_on_to_the_same_encoder(small_torso_store, tmp_path, 
     def run(output):
         torch.manual_seed(0)
         peer = MaskedAutoencoder()
-        return read_encoder_checkpoint(pretrain_peer(peer, small_torso_store, config, output)).state
+        return read_encoder_file(pretrain_peer(peer, small_torso_store, config, output)).state
 
     whole = run(tmp_path / "whole")
     with monkeypatch.context() as patch:

@@ -20,6 +20,8 @@ import pytest
 import SimpleITK as sitk
 import torch
 
+from nnunetv2_cads.encoder_file.record import EncoderRecord
+from nnunetv2_cads.encoder_file.write import write_encoder_file
 from nnunetv2_cads.network_architecture import PVTv2Encoder
 
 os.environ.setdefault("nnUNet_def_n_proc", "1")  # nnU-Net reads it when it is imported, for `call`
@@ -195,8 +197,8 @@ def _write_dataset(folder: Path) -> None:
 def _write_encoder(path: Path) -> None:
     """A file as cads_export writes it, of random weights that are not the initial ones."""
     torch.manual_seed(1)
-    state = {f"backbone.{key}": value + 0.01 for key, value in PVTv2Encoder().state_dict().items()}
-    torch.save({"teacher": state, "cads": {"spacing_mm": [1.0, 1.0, 1.0], "clip_hu": [-1024, 1024]}}, path)
+    state = {key: value + 0.01 for key, value in PVTv2Encoder().state_dict().items()}
+    write_encoder_file(path, state, EncoderRecord(spacing_mm=(1.0, 1.0, 1.0), clip_hu=(-1024, 1024)))
 
 
 @pytest.fixture(scope="session")

@@ -6,8 +6,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from nnunetv2_cads.encoder_file.read import load_encoder, read_encoder_checkpoint
+from nnunetv2_cads.encoder_file.read import load_encoder, read_encoder_file
 from nnunetv2_cads.network_architecture import PVTv2Encoder
+from pretraining import __version__
 from pretraining.export import main as export
 from pretraining.train import main as pretrain
 
@@ -38,8 +39,8 @@ def test_published_layout_gives_the_same_encoder(encoder, published, tmp_path, c
     out = tmp_path / "cads_encoder.pth"
     assert export([str(published[0]), str(out)]) == 0
     assert "204 matched, 0 missing, 0 unexpected, 0 of another shape; 1 keys of the head" in capfd.readouterr().err
-    read = read_encoder_checkpoint(out)
-    assert read.record["source"] == "published layout"
+    read = read_encoder_file(out)
+    assert read.record.to_file().items() >= {"architecture": "PVTv2-b1", "source": "published layout"}.items()
     loaded = PVTv2Encoder(drop_path_rate=0.0).eval()
     assert len(load_encoder(loaded, read.state).matched) == 204
     x = torch.randn(1, 1, 16, 48, 48)
@@ -57,17 +58,17 @@ def run(small_store, tmp_path_factory):
 
 
 def test_a_run_and_its_checkpoint_give_the_encoder_that_the_run_wrote(run, tmp_path):
-    written = read_encoder_checkpoint(run / "cads_encoder.pth")
+    written = read_encoder_file(run / "cads_encoder.pth")
     unfinished = tmp_path / "unfinished"
     unfinished.mkdir()
     shutil.copy(run / "checkpoint_latest.pth", unfinished)
     for index, source in enumerate((run, run / "checkpoint_latest.pth", unfinished)):
         out = tmp_path / f"{index}.pth"
         assert export([str(source), str(out)]) == 0
-        read = read_encoder_checkpoint(out)
+        read = read_encoder_file(out)
         assert read.state.keys() == written.state.keys()
         assert all(torch.equal(value, written.state[key]) for key, value in read.state.items())
-        assert {**read.record, "exported_by": ""} == {**written.record, "exported_by": ""}
+        assert read.record == written.record.with_notes(exported_by=__version__)
 
 
 def test_what_a_killed_export_left_is_removed_by_the_next_of_the_same_name(published, tmp_path):
@@ -83,7 +84,7 @@ def test_the_suffix_chooses_safetensors_which_export_reads_back(encoder, publish
     for source, out in zip([published[0], *files], files, strict=False):
         assert export([str(source), str(out)]) == 0
     assert set(load_file(files[1])) == {f"backbone.{key}" for key in encoder.state_dict()}
-    first, *others = [read_encoder_checkpoint(file) for file in files]
+    first, *others = [read_encoder_file(file) for file in files]
     for other in others:
         assert other.record == first.record
         assert all(torch.equal(other.state[key], value) for key, value in first.state.items())
@@ -92,8 +93,8 @@ def test_the_suffix_chooses_safetensors_which_export_reads_back(encoder, publish
 def test_transposing_in_plane_exchanges_the_axes_of_every_map(encoder, published, tmp_path):
     out = tmp_path / "transposed.pth"
     assert export([str(published[0]), str(out), "--transpose-in-plane"]) == 0
-    read = read_encoder_checkpoint(out)
-    assert read.record["transposed_in_plane"] is True
+    read = read_encoder_file(out)
+    assert read.record.notes["transposed_in_plane"] is True
     turned = PVTv2Encoder(drop_path_rate=0.0).eval()
     load_encoder(turned, read.state)
     for x in (torch.randn(1, 1, 16, 48, 64), torch.randn(1, 1, 64, 96)):
@@ -102,8 +103,8 @@ def test_transposing_in_plane_exchanges_the_axes_of_every_map(encoder, published
                 torch.testing.assert_close(after, before.transpose(-1, -2), rtol=1e-4, atol=1e-4)
     again = tmp_path / "back.pth"
     assert export([str(out), str(again), "--transpose-in-plane"]) == 0
-    back = read_encoder_checkpoint(again)
-    assert back.record["transposed_in_plane"] is False
+    back = read_encoder_file(again)
+    assert back.record.notes["transposed_in_plane"] is False
     assert all(torch.equal(back.state[k], v) for k, v in encoder.state_dict().items())
 
 

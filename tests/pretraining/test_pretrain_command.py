@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from nnunetv2_cads.encoder_file.read import load_encoder, read_encoder_checkpoint
+from nnunetv2_cads.encoder_file.read import load_encoder, read_encoder_file
 from nnunetv2_cads.network_architecture import PVTv2Encoder
 from pretraining.config import PretrainConfig
 from pretraining.run.metrics import read_metrics
@@ -54,9 +54,9 @@ def test_a_run_writes_its_files_and_an_encoder_of_its_teacher(unbroken):
     np.testing.assert_allclose(stages, [line["loss"] for line in lines], rtol=1e-6)
     config = json.loads((unbroken / "config.json").read_text())
     assert config["optim"]["batch_size"] == 2 and config["versions"]["torch"] == torch.__version__
-    encoder = read_encoder_checkpoint(unbroken / "cads_encoder.pth")
-    assert encoder.record["crop_size"] == [16, 64, 64] and encoder.record["clip_hu"] == [-1024, 1024]
-    assert encoder.record["steps"] == 6
+    encoder = read_encoder_file(unbroken / "cads_encoder.pth")
+    assert encoder.record.notes["crop_size"] == [16, 64, 64] and encoder.record.clip_hu == (-1024, 1024)
+    assert encoder.record.notes["steps"] == 6
     report = load_encoder(PVTv2Encoder(), encoder.state)
     assert len(report.matched) == 204 and not report.missing + report.unexpected + report.mismatched
     teacher = torch.load(unbroken / "checkpoint_latest.pth", weights_only=True)["teacher"]

@@ -29,7 +29,7 @@ class MaskedAutoencoder(nn.Module):
         super().__init__()
         self.encoder = PVTv2Encoder()
         # without deep supervision only the finest head takes part
-        self.decoder = PyramidDecoder(PVTv2Encoder.channels, STRIDES[3], 1, nn.Conv3d, deep_supervision=False)
+        self.decoder = PyramidDecoder(self.encoder.channels, STRIDES[3], 1, nn.Conv3d, deep_supervision=False)
         self.mask_value = nn.Parameter(torch.zeros(()))
 
     def loss(self, view_1: Tensor, view_2: Tensor) -> Tensor:

@@ -42,7 +42,7 @@ class MoCoV3(nn.Module):
     def __init__(self, hidden_dim: int = 512, out_dim: int = 256) -> None:
         super().__init__()
         self.encoder = PVTv2Encoder()
-        self.projector = mlp((PVTv2Encoder.channels[-1], hidden_dim, hidden_dim, out_dim), last_norm=True)
+        self.projector = mlp((self.encoder.channels[-1], hidden_dim, hidden_dim, out_dim), last_norm=True)
         self.predictor = mlp((out_dim, hidden_dim, out_dim), last_norm=True)
         self.momentum_encoder, self.momentum_projector = frozen_copy(self.encoder), frozen_copy(self.projector)
 

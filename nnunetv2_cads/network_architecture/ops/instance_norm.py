@@ -20,8 +20,8 @@ NEGATIVE_SLOPE = 0.01
 EPS = 1e-5
 """PyTorch's default, and nnU-Net's."""
 NUMBERS_AT_ONCE = 2**22
-"""What a pass works on at a time: 16 MiB of each map, below malloc's 32, from where it clears new pages each time.
-Smaller parts would stay in a cache, but wait for all threads more often, which costs much more on a shared machine."""
+"""How many a pass works on at a time: 16 MiB of each map. From 32 MiB on, malloc clears new pages each time.
+Smaller parts would fit a cache, but wait for all threads more often, which costs much more on a shared machine."""
 
 
 def instance_norm_leaky_relu(
@@ -50,12 +50,12 @@ def instance_norm_leaky_relu(
 
 
 def norm_act_conv(x: Tensor, conv: nn.Module, weight: Tensor | None = None, bias: Tensor | None = None) -> Tensor:
-    """conv(`instance_norm_leaky_relu` (x, weight, bias)), one function, so that it can be computed again as one."""
+    """conv(`instance_norm_leaky_relu` (x, weight, bias)), one function that the backward pass can compute again."""
     return convolve(conv, instance_norm_leaky_relu(x, weight, bias))
 
 
 class _InstanceNormLeakyReLU(torch.autograd.Function):
-    """Keeps its inputs alone: the sign that the activation's gradient depends on is computed from them again."""
+    """Keeps only its inputs: the sign that the activation's gradient depends on is computed from them again."""
 
     @staticmethod
     def forward(ctx, x: Tensor, weight: Tensor | None, bias: Tensor | None, residual: Tensor | None) -> Tensor:
@@ -137,7 +137,7 @@ def _voxels(x: Tensor) -> int:
 
 
 def _affine(mean: Tensor, inverse_std: Tensor, weight: Tensor | None, bias: Tensor | None) -> tuple[Tensor, Tensor]:
-    """What the map without its mean is multiplied with, and what is added then, of the shape of ``mean``."""
+    """Scale and offset of the map after its mean was subtracted, in the shape of ``mean``."""
     scale = inverse_std if weight is None else inverse_std * weight.view_as(mean[:1])
     offset = torch.zeros_like(mean) if bias is None else bias.view_as(mean[:1]).expand_as(mean)
     return scale, offset

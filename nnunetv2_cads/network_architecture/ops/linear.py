@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from nnunetv2_cads.network_architecture.ops.when import is_eager_float32_on_cpu
 
 FEWEST_TOKENS = 256
-"""Below, preparing the convolution costs more than it saves."""
+"""With fewer, preparing the convolution costs more than it saves."""
 
 
 class TokenLinear(nn.Linear):
@@ -28,7 +28,7 @@ class TokenLinear(nn.Linear):
 
 
 def convolution_is_faster(x: Tensor) -> bool:
-    """Whether `multiply` and `multiply_transposed` are the faster way for numbers like those of ``x``."""
+    """Whether `multiply` and `multiply_transposed` are faster than PyTorch's operators for tensors like ``x``."""
     return is_eager_float32_on_cpu(x)
 
 

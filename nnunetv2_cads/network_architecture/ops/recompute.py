@@ -8,5 +8,5 @@ from torch.utils.checkpoint import checkpoint
 
 
 def keep_input_only(function: Callable[..., Tensor], *inputs: Any) -> Tensor:
-    """function(*inputs), keeping nothing else for the backward pass, which computes the rest again."""
+    """function(*inputs), keeping only the inputs for the backward pass, which computes the rest again."""
     return checkpoint(function, *inputs, use_reentrant=False, preserve_rng_state=False)

@@ -1,13 +1,13 @@
-"""Where the exact rewritings for the CPU apply, and the layout that they work on."""
+"""Predicates that choose the CPU fast path (eager, float32, no autocast), and its channels-last layout."""
 
 import torch
 from torch import Tensor
 
-_CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
+from nnunetv2_cads.network_architecture.ops.dimensions import OPERATORS
 
 
 def is_eager_float32_on_cpu(x: Tensor) -> bool:
-    """Whether x is computed with in float32 on a CPU, operator by operator: no autocast, no torch.compile."""
+    """Whether x is float32 on a CPU, outside of autocast and torch.compile."""
     return (
         x.device.type == "cpu"
         and x.dtype == torch.float32
@@ -17,10 +17,10 @@ def is_eager_float32_on_cpu(x: Tensor) -> bool:
 
 
 def is_autocast_on_cpu(x: Tensor) -> bool:
-    """Whether x is on a CPU and convolutions round their operands."""
+    """Whether x is on a CPU and under autocast, where convolutions round their operands."""
     return x.device.type == "cpu" and torch.is_autocast_enabled("cpu")
 
 
 def channels_last(x: Tensor) -> Tensor:
-    """(B, C, [D,] H, W) with the channels' numbers side by side; copied only where they are not yet."""
-    return x.contiguous(memory_format=_CHANNELS_LAST[x.dim()])
+    """(B, C, [D,] H, W) in channels-last layout; copied only if it is not yet."""
+    return x.contiguous(memory_format=OPERATORS[x.dim() - 2].channels_last)

@@ -2,7 +2,7 @@
 
 from nnunetv2_cads.nnunet_version import require_nnunet
 
-require_nnunet()  # before an older nnU-Net fails on what it does not have, in training and in prediction
+require_nnunet()  # before an older nnU-Net fails, in training or prediction, for lack of what we need
 
 from nnunetv2_cads.training.variants import TRAINERS  # noqa: E402
 

@@ -2,7 +2,8 @@
 
 import pytest
 
-from nnunetv2_cads.demo.folder import DemoError, DemoFolder
+from nnunetv2_cads.demo.folder import DemoFolder
+from pretraining.system.errors import UserError
 
 SETTINGS = {"seed": 0, "quick": True}
 
@@ -26,7 +27,7 @@ def test_a_damaged_record_is_named(tmp_path):
     folder = DemoFolder(tmp_path)
     folder.claim(SETTINGS, overwrite=False)
     (tmp_path / "cads_demo.json").write_text('{"seconds": 3')
-    with pytest.raises(DemoError, match=r"cads_demo\.json: damaged"):
+    with pytest.raises(UserError, match=r"cads_demo\.json: is damaged"):
         folder.claim(SETTINGS, overwrite=False)
 
 

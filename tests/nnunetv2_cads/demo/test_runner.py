@@ -7,17 +7,16 @@ import sys
 import time
 
 PROGRAM = """
-import signal, sys
+import sys
 from pathlib import Path
-from nnunetv2_cads.demo.runner import run_command
+from nnunetv2_cads.demo.runner import run_step
+from pretraining.system.signals import stop_signals_collected
 
-def stop(number, frame):
-    raise SystemExit(7)
-
-signal.signal(signal.SIGTERM, stop)
-print("running", flush=True)
 sleeper = "import os, time; print(os.getpid(), flush=True); time.sleep(60)"
-run_command([sys.executable, "-c", sleeper], {}, Path(sys.argv[1]))
+with stop_signals_collected("stopping") as received:
+    print("running", flush=True)
+    run_step([sys.executable, "-c", sleeper], {}, Path(sys.argv[1]), received)
+sys.exit(7 if received else 0)
 """
 
 
@@ -26,7 +25,7 @@ def test_a_stop_at_any_moment_leaves_no_command_running(tmp_path):
     for i in range(25):
         logs.append(tmp_path / f"{i}.log")
         program = [sys.executable, "-c", PROGRAM, str(logs[-1])]
-        with subprocess.Popen(program, stdout=subprocess.PIPE, text=True) as process:
+        with subprocess.Popen(program, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
             process.stdout.readline()
             time.sleep(i * 0.0012)  # around the moment at which the command starts
             process.send_signal(signal.SIGTERM)

@@ -12,12 +12,12 @@ import pytest
 import torch
 from pip._internal.commands import create_command
 
-import nnunetv2_cads
 from nnunetv2_cads.doctor import cli as doctor
 from nnunetv2_cads.doctor import memory as memory_checks
 from nnunetv2_cads.experiment_planning import cli
 from nnunetv2_cads.experiment_planning.memory_estimate import training_bytes
 from nnunetv2_cads.network_architecture import PVTv2Encoder
+from pretraining.system import machine
 
 RECORD = {"format_version": 1, "spacing_mm": [1.0] * 3, "clip_hu": [-1024, 1024], "intensity_scale_hu": 1024}
 INTENSITIES = {"percentile_00_5": -1024.0, "percentile_99_5": 1024.0, "mean": 0.0, "std": 1024.0}
@@ -54,7 +54,7 @@ def write_plans(folder, intensities, spacing=(1.0, 1.0, 1.0), batch_size=2):
 
 
 def report_of(capsys, *arguments):
-    """What the command prints, once it is seen that each mend in it is a command that can be given as it stands."""
+    """What the command prints, once it is seen that each fix in it is a command that can be given as it stands."""
     doctor.main([*map(str, arguments)])
     out = capsys.readouterr().out
     for line in out.splitlines():
@@ -150,10 +150,10 @@ def test_a_gpu_that_is_too_small_for_the_plans(sound):
     assert [f.level for f in memory_checks.gpu_findings("A", size + 1, 2 * size, needed, file)] == ["ok"]
     (finding,) = memory_checks.gpu_findings("A", size - 1, 2 * size, needed, file)
     assert finding.level == "warning" and "3d_fullres takes about" in finding.text
-    assert finding.mend == "cads_plan_and_preprocess -d 7 -gpu_memory_target 1"
-    check_command(finding.mend)
+    assert finding.fix == "cads_plan_and_preprocess -d 7 -gpu_memory_target 1"
+    check_command(finding.fix)
     (finding,) = memory_checks.gpu_findings("A", 5 * 2**30, 6 * 2**30, {}, None)
-    assert "5.0 of 6.0 GB free, and plans are made for 8" in finding.text and not finding.mend
+    assert "5.0 of 6.0 GB free, but plans are made for 8 by default" in finding.text and not finding.fix
     assert memory_checks.memory_needed(sound / "nothing.json", True) == memory_checks.memory_needed(None, True) == {}
 
 
@@ -168,15 +168,23 @@ def test_the_gpu_is_asked_and_compared_with_the_plans(sound, monkeypatch, capsys
 
 
 def test_too_little_ram(sound, monkeypatch, capsys):
-    table = sound / "meminfo"
-    table.write_text("MemTotal: 9999 kB\nMemAvailable:  3145728 kB\n")
-    assert memory_checks.available_ram(table) == 3 * 2**30
-    assert memory_checks.available_ram(sound / "none") is None
     write_plans(sound, INTENSITIES, batch_size=100)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr(memory_checks, "available_ram", lambda: 3 * 2**30)
+    (sound / "cgroup").mkdir()  # of a container with less than the machine has
+    for name, content in (("max", 3 * 2**30), ("current", 2**30), ("stat", f"inactive_file {2**30}")):
+        (sound / "cgroup" / f"memory.{name}").write_text(f"{content}\n")
+    (sound / "meminfo").write_text("MemTotal: 99999999 kB\nMemAvailable:  99999999 kB\n")
+    monkeypatch.setattr(machine, "_MEMINFO", sound / "meminfo")
+    monkeypatch.setattr(machine, "_CGROUP", sound / "cgroup")
     out = report_of(capsys, "-d", 7)
-    assert "3d_fullres on the CPU takes about" in out and "-> export nnUNet_n_proc_DA=2\n" in out
+    assert "memory: 3.0 GB available; 3d_fullres on the CPU takes about" in out
+    assert "-> export nnUNet_n_proc_DA=2\n" in out
+
+
+def test_a_system_that_does_not_report_its_memory(sound, monkeypatch, capsys):
+    monkeypatch.setattr(machine, "_MEMINFO", sound / "none")
+    monkeypatch.setattr(machine, "_CGROUP", sound / "none")
+    assert "ok       memory: this system does not report" in report_of(capsys)
 
 
 @pytest.mark.parametrize("name", ["torch", "nnunetv2"])
@@ -193,14 +201,13 @@ def test_packages_that_are_missing(name, sound, monkeypatch, capsys):
     assert f"{name} is not installed" in report_of(capsys)
 
 
-def test_a_module_that_is_missing_is_what_is_installed(sound, monkeypatch, capsys):
-    monkeypatch.setitem(sys.modules, "torch", None)  # as where it is not installed
-    monkeypatch.delitem(sys.modules, "nnunetv2_cads.network_architecture")
-    # Importing it anew changes this, too; nnU-Net finds a network by it.
-    monkeypatch.setattr(nnunetv2_cads, "network_architecture", nnunetv2_cads.network_architecture)
-    out = report_of(capsys)
-    assert "-> pip install 'torch>=2.6'\n" in out
-    assert "nnunetv2" not in "".join(line for line in out.splitlines() if "->" in line)
+def test_without_torch_every_check_still_reports(sound):
+    code = "import sys; sys.modules['torch'] = None; from nnunetv2_cads.doctor.cli import main; sys.exit(main())"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 1 and done.stderr == ""
+    for name in ("trainer", "encoder", "GPU", "memory"):
+        assert re.search(rf"^problem  {name}: .*torch.*\n {{8}} -> pip install 'torch>=2\.6'$", done.stdout, re.M), name
+    assert re.search("^ok       folders: nnUNet_raw", done.stdout, re.M)
 
 
 def test_versions_that_do_not_fit(sound, monkeypatch, capsys):

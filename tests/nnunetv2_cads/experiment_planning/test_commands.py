@@ -105,8 +105,12 @@ def test_bad_arguments_end_with_one_sentence(capsys, monkeypatch, tmp_path):
     description = tmp_path / "Dataset077_X" / "dataset.json"
     description.parent.mkdir()
     assert cli.main(["-d", "77"]) == 2
-    assert one_sentence(capsys).startswith(f"{description}: there is no such file; describe the data set in it")
-    for text, said in (("{", "is no JSON"), ("[]", "is no JSON"), ('{"labels": {}}', "has no channel_names, file_end")):
+    assert one_sentence(capsys).startswith(f"{description}: there is no such file; describe the dataset in it")
+    for text, said in (
+        ("{", "does not describe a dataset in JSON"),
+        ("[]", "does not describe a dataset in JSON"),
+        ('{"labels": {}}', "has no channel_names, file_end"),
+    ):
         description.write_text(text)
         assert cli.main(["-d", "77"]) == 2
         assert f"{description}: {said}" in one_sentence(capsys)
@@ -133,7 +137,7 @@ def test_a_folder_that_cannot_be_written_ends_with_one_sentence(folder, nnunet_p
     for name, value in nnunet_project.environment(nnUNet_preprocessed=str(folder)).items():
         monkeypatch.setenv(name, value)
     assert cli.main(["-d", "1", *SMALL]) == 2
-    assert re.match(f"{folder}.*: .*; see that it can be read and written", one_sentence(capsys))
+    assert re.match(f"{folder}.*: .*; make it readable and writable", one_sentence(capsys))
 
 
 @pytest.mark.skipif(os.name != "posix" or os.geteuid() != 0, reason="a file system of the test's own needs root")
@@ -149,5 +153,5 @@ def test_a_full_disk_ends_with_one_sentence(kibibytes, nnunet_project, tmp_path)
     if "unshare" in done.stderr:
         pytest.skip("unshare does not work here")
     assert done.returncode == 2, done.stderr
-    assert re.search(rf"^error: {tmp_path}: is full .*; make room", done.stderr.splitlines()[-1])
+    assert re.search(rf"^error: {tmp_path}: the disk is full .*; make room", done.stderr.splitlines()[-1])
     assert "cli.py" not in done.stderr  # no traceback of the command's

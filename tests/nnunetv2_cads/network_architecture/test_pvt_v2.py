@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from nnunetv2_cads.network_architecture import PVTv2Encoder
 from nnunetv2_cads.network_architecture.ops.depthwise import depthwise_conv3d
+from nnunetv2_cads.network_architecture.pvt_v2 import BRANCHES, SIZES
 
 MAX_ERROR, MEAN_ERROR = 1e-3, 1e-5
 MAPS = ("stem", "stage1", "stage2", "stage3", "stage4")
@@ -55,6 +56,48 @@ def test_one_dimension_holds_only_its_modules(dims):
     x = torch.randn(1, 1, *(64,) * dims)
     sum((m * torch.randn_like(m)).sum() for m in encoder(x)).backward()
     assert all(p.grad is not None for p in encoder.parameters())
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_sizes_are_those_of_timm(size):
+    import timm  # nnU-Net's networks bring it
+
+    with torch.device("meta"):
+        ours, theirs = PVTv2Encoder(spatial_dims=(2,), size=size), timm.create_model(f"pvt_v2_{size}", num_classes=0)
+    assert blocks_of(ours) == blocks_of(theirs)
+
+
+def blocks_of(network):
+    """Heads and shapes of weights of each block, in their order; kernels in space by their channels and edge."""
+    blocks = [module for module in network.modules() if hasattr(module, "attn")]
+    return [
+        (
+            block.attn.num_heads,
+            tuple(block.attn.kv.weight.shape),
+            tuple(block.mlp.fc1.weight.shape),
+            *(tuple(p.shape) for name, p in block.attn.named_parameters() if name in ("sr.weight", "sr_2D.weight")),
+        )
+        for block in blocks
+    ]
+
+
+@pytest.mark.parametrize("size", ["b0", "b2"])
+def test_other_sizes_run_in_both_dimensions(size):
+    encoder, dims = PVTv2Encoder(size=size), SIZES[size].embed_dims
+    noise = torch.rand(encoder.branches, 1)
+    with torch.no_grad():
+        for x in (torch.randn(1, 1, 16, 32, 32), torch.randn(1, 1, 32, 32)):
+            assert tuple(m.shape[1] for m in encoder(x, noise)) == encoder.channels == (dims[0], *dims)
+
+
+def test_the_published_size_is_the_default():
+    encoder = PVTv2Encoder()
+    assert (encoder.size, encoder.branches, encoder.channels) == ("b1", BRANCHES, (64, 64, 128, 320, 512))
+
+
+def test_an_unknown_size_is_refused_with_those_there_are():
+    with pytest.raises(ValueError, match="size must be one of b0, b1, b2, b3, b4, b5, got 'b6'"):
+        PVTv2Encoder(size="b6")
 
 
 @settings(max_examples=12)

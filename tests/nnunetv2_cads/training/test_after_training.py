@@ -135,7 +135,7 @@ def test_a_checkpoint_of_another_variant_goes_on_with_a_warning(models, nnunet, 
     shutil.copy(models[OURS] / "fold_0" / "checkpoint_final.pth", fold)
     discovery = {"nnUNet_extTrainer": str(Path(nnunetv2_cads_trainers.__file__).parent)}
     said = nnunet_project.call("nnUNetv2_train", 1, "3d_fullres", 0, "-tr", longer, "--val", *CPU, **discovery)
-    assert f"was written by {OURS}; from here on {longer}'s epochs and learning rates count" in said
+    assert f"was written by {OURS}; from now on {longer}'s epochs and learning rates apply" in said
     said = nnunet("nnUNetv2_train", 1, "3d_fullres", 0, "-tr", OURS, "--val", *CPU)
     assert "was written by" not in said
 
@@ -171,9 +171,9 @@ def change(**parts):
     [
         (cut_off, "is not a checkpoint of plain tensors, or is damaged"),
         (turn_a_bit, "is damaged: a checksum"),
-        (change(network_weights=[1]), "is no checkpoint of nnU-Net's"),
-        (change(optimizer_state=None), "is no checkpoint of nnU-Net's"),
-        (lambda path: torch.save(3, path), "is no checkpoint of nnU-Net's"),
+        (change(network_weights=[1]), "is not a checkpoint of nnU-Net"),
+        (change(optimizer_state=None), "is not a checkpoint of nnU-Net"),
+        (lambda path: torch.save(3, path), "is not a checkpoint of nnU-Net"),
     ],
 )
 def test_a_damaged_checkpoint_is_named_in_a_sentence(damage, part, models, nnunet):

@@ -40,7 +40,7 @@ def test_a_continued_training_has_the_rates_of_an_unbroken_one(trained):
 def validated(trained, nnunet_project, installed):
     """The result folder after a validation, without an encoder file."""
     mine = {"nnUNet_extTrainer": str(nnunet_project.trainer_folder)}
-    done = nnunet_project.run(installed.python, *TRAIN, "-tr", "TinyTrainerCADS", "--val", **mine)
+    done = nnunet_project.run(installed.python, *TRAIN, "-tr", "TinyTrainerCADS", "--val", "--npz", **mine)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "Mean Validation Dice" in done.stdout
     return trained
@@ -65,14 +65,17 @@ def test_a_zipped_model_needs_the_installed_package_alone(validated, nnunet_proj
     assert done.returncode == 0, done.stdout + done.stderr
     images = tmp_path / "images"
     images.mkdir()
-    case = nnunet_project.root / "raw" / "Dataset001_Blobs" / "imagesTr" / "case_0_0000.nii.gz"
+    known = next((validated / "fold_0" / "validation").glob("*.npz"))  # a case, as it was predicted in training
+    case = nnunet_project.root / "raw" / "Dataset001_Blobs" / "imagesTr" / f"{known.stem}_0000.nii.gz"
     (images / case.name).write_bytes(case.read_bytes())
-    arguments = ("-i", images, "-o", tmp_path / "out", *of, "-device", "cpu", "-npp", 1, "-nps", 1)
+    sequential = ("-device", "cpu", "-npp", 1, "-nps", 1, "--save_probabilities")
+    arguments = ("-i", images, "-o", tmp_path / "out", *of, *sequential)
     done = nnunet_project.run(installed.python, "nnUNetv2_predict", *arguments, **elsewhere)
     assert done.returncode == 0, done.stdout + done.stderr
-    segmentation = sitk.ReadImage(str(tmp_path / "out" / "case_0.nii.gz"))
-    assert segmentation.GetSize() == sitk.ReadImage(str(case)).GetSize()
-    assert set(np.unique(sitk.GetArrayViewFromImage(segmentation))) <= {0, 1, 2}
+    before, after = (np.load(file)["probabilities"] for file in (known, tmp_path / "out" / known.name))
+    np.testing.assert_allclose(after, before, atol=1e-3)
+    segmentation = sitk.GetArrayFromImage(sitk.ReadImage(str(tmp_path / "out" / f"{known.stem}.nii.gz")))
+    assert (segmentation == before.argmax(0)).mean() > 0.999
 
 
 @pytest.mark.parametrize("editable", [False, True], ids=["wheel", "editable"])

@@ -2,6 +2,7 @@
 
 import functools
 import hashlib
+import locale
 import pickle
 import re
 from pathlib import Path
@@ -14,8 +15,9 @@ from nnunetv2.run.load_pretrained_weights import load_pretrained_weights
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from torch import nn
 
-from nnunetv2_cads.encoder_file.record import FIELDS
-from nnunetv2_cads.encoder_file.safe_files import save_safetensors
+from nnunetv2_cads.encoder_file.read import read_encoder_file
+from nnunetv2_cads.encoder_file.record import FIELDS, EncoderRecord
+from nnunetv2_cads.encoder_file.write import write_encoder_file
 from nnunetv2_cads.network_architecture import PVTv2Encoder
 from nnunetv2_cads.network_architecture.decoder import output_sizes
 from nnunetv2_cads.network_architecture.pvt_unet import STRIDES
@@ -73,7 +75,7 @@ def test_an_unset_variable_says_what_to_do_before_anything_starts(make_trainer):
 
 
 def _save(path: Path, state: dict) -> None:
-    torch.save({"teacher": {f"backbone.{key}": value for key, value in state.items()}}, path)
+    write_encoder_file(path, state, EncoderRecord())
 
 
 def _without_a_block(path: Path) -> None:
@@ -85,6 +87,10 @@ def _wider(path: Path) -> None:
     _save(path, {**state, "norm4.weight": torch.ones(1024)})
 
 
+def _of_another_size(path: Path) -> None:
+    write_encoder_file(path, PVTv2Encoder(size="b0").state_dict(), EncoderRecord(architecture="PVTv2-b0"))
+
+
 @pytest.mark.parametrize(
     ("write", "message"),
     [
@@ -92,10 +98,14 @@ def _wider(path: Path) -> None:
         (lambda path: path.write_text("no tensors"), "not a checkpoint of plain tensors"),
         (lambda path: torch.save({"network_weights": {}}, path), "no 'teacher' entry"),
         (lambda path: _save(path, {"conv.weight": torch.ones(1)}), "none of its 1 keys belongs to the 180"),
+        (
+            _of_another_size,
+            "holds a PVTv2-b0 encoder, but the network has a PVTv2-b1; give an encoder file of PVTv2-b1",
+        ),
         (_wider, r"1 of the network's 180 .* \(first: norm4.weight \(1024,\) instead of \(512,\)\)"),
         (_without_a_block, r"32 of the network's 180 .* \(first: block4.0.norm1.weight\)"),
     ],
-    ids=["missing", "text", "nnunet", "other keys", "other shape", "incomplete"],
+    ids=["missing", "text", "nnunet", "other keys", "other size", "other shape", "incomplete"],
 )
 def test_a_file_that_does_not_fit_is_refused_in_a_sentence(write, message, make_trainer, monkeypatch, tmp_path):
     path = tmp_path / "encoder.pth"
@@ -119,7 +129,7 @@ def trainer_of_records(make_trainer, monkeypatch, tmp_path):
     trainer, path = make_trainer(), tmp_path / "encoder.pth"
     trainer.network, trainer.num_input_channels = nn.Module(), 1
     trainer.network.encoder = nn.Linear(1, 1)
-    trainer.network.encoder.input_channels = 1
+    trainer.network.encoder.input_channels, trainer.network.encoder.size = 1, "b1"
     state = {f"backbone.{key}": value for key, value in trainer.network.encoder.state_dict().items()}
     monkeypatch.setenv("nnUNet_cads_encoder", str(path))
 
@@ -162,6 +172,13 @@ def test_a_known_record_is_loaded(trainer_of_records):
     assert "nnU-Net shows zyx, the encoder saw zxy" in said and "new 7" in said
 
 
+def test_a_record_with_characters_that_the_locale_lacks_is_logged(trainer_of_records):
+    locale.setlocale(locale.LC_ALL, "C")
+    if locale.getpreferredencoding(False).lower() == "utf-8":
+        pytest.skip("this Python writes UTF-8 in every locale")
+    assert "site M\\xfcnchen" in trainer_of_records({"site": "M\u00fcnchen"})
+
+
 def test_weights_from_a_checkpoint_need_no_encoder(make_trainer, skip_nnunets_start, tmp_path):
     first = make_trainer(variants.TRAINERS["nnUNetTrainerCADS_scratch"])
     first.on_train_start()
@@ -184,14 +201,14 @@ def test_a_trainer_initialised_by_hand_still_gets_the_encoder(
     make_trainer, nnunet_project, skip_nnunets_start, monkeypatch, tmp_path
 ):
     file = tmp_path / "encoder.safetensors"
-    save_safetensors(file, torch.load(nnunet_project.encoder_file, weights_only=True)["teacher"], {})
+    saved = read_encoder_file(nnunet_project.encoder_file).state
+    write_encoder_file(file, saved, EncoderRecord())
     monkeypatch.setenv("nnUNet_cads_encoder", str(file))
     trainer = make_trainer()
     trainer.initialize()
     trainer.network = torch.compile(trainer.network)  # as nnU-Net does on a GPU; compiles nothing before a forward
     trainer.on_train_start()
-    saved = torch.load(nnunet_project.encoder_file, weights_only=True)["teacher"]
-    assert torch.equal(trainer.network._orig_mod.encoder.norm4.bias, saved["backbone.norm4.bias"])
+    assert torch.equal(trainer.network._orig_mod.encoder.norm4.bias, saved["norm4.bias"])
     trainer.set_deep_supervision_enabled(False)
     assert trainer.network._orig_mod.decoder.deep_supervision is False
 

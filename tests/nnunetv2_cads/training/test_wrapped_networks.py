@@ -61,7 +61,7 @@ def _outputs_and_gradients(network, parameters, x, amp) -> tuple[list, dict]:
 @pytest.mark.parametrize("amp", [False, True], ids=["float32", "bf16"])
 @pytest.mark.parametrize(("conv_op", "size"), [(nn.Conv2d, (33, 45)), (nn.Conv3d, (17, 33, 30))])
 def test_a_compiled_network_is_one_graph_and_learns_and_predicts_the_same(conv_op, size, amp, monkeypatch):
-    monkeypatch.setattr(pvt_v2, "DEPTHS", (1, 1, 1, 1))  # a second block is traced like the first
+    monkeypatch.setitem(pvt_v2.SIZES, "b1", pvt_v2.Size((1, 1, 1, 1)))  # a second block is traced like the first
     torch.manual_seed(0)
     torch.compiler.reset()
     network = PVTUNet(1, 3, conv_op, drop_path_rate=0.5)

@@ -1,0 +1,37 @@
+"""The operators of each number of spatial dimensions, in one table."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class Operators(NamedTuple):
+    """What differs between slices and volumes."""
+
+    conv: type[nn.Module]
+    transposed_conv: type[nn.Module]
+    transpose: Callable[..., Tensor]
+    instance_norm: type[nn.Module]
+    channels_last: torch.memory_format
+
+
+OPERATORS = {
+    2: Operators(nn.Conv2d, nn.ConvTranspose2d, F.conv_transpose2d, nn.InstanceNorm2d, torch.channels_last),
+    3: Operators(nn.Conv3d, nn.ConvTranspose3d, F.conv_transpose3d, nn.InstanceNorm3d, torch.channels_last_3d),
+}
+"""Number of spatial dimensions -> operators."""
+
+
+def dimensions_of(conv_op: type[nn.Module]) -> int:
+    """2 or 3.
+
+    Raises:
+        ValueError: ``conv_op`` is another class than ``nn.Conv2d`` and ``nn.Conv3d``.
+    """
+    for dims, operators in OPERATORS.items():
+        if conv_op is operators.conv:
+            return dims
+    raise ValueError(f"conv_op must be nn.Conv2d or nn.Conv3d, got {conv_op!r}")
