@@ -165,7 +165,7 @@ def test_names_tell_nothing_of_the_patient(tmp_path, make_body):
     ("spoil", "reason"),
     [
         (lambda files: files[9].unlink(), "5 mm between slices 9 and 10: slices are missing"),
-        (lambda files: files[3].with_name("copy.dcm").write_bytes(files[3].read_bytes()), "missing or double"),
+        (lambda files: files[3].with_name("copy.dcm").write_bytes(files[3].read_bytes()), "missing or there twice"),
     ],
 )
 def test_series_that_is_not_whole(tmp_path, make_body, spoil, reason):
@@ -192,7 +192,7 @@ def test_truncated_slice_is_named(tmp_path, make_body):
         (b"1\\1 ", b"0\\1 ", "differ in pixel spacing"),
         (b"1\\1 ", b"nan ", "cannot be read|differ in pixel spacing"),
         (b"1\\0\\0\\0\\1\\0", b"0\\0\\1\\0\\1\\0", "differ in orientation|tilted"),
-        (b"0\\0\\%d", b"0\\0\\9e9"[:5], "missing or double|tilted|differ"),
+        (b"0\\0\\%d", b"0\\0\\9e9"[:5], "missing or there twice|tilted|differ"),
         (b"0\\0\\%d", b"0\\9\\%d", "tilted|missing|differ"),
         (b"0\\0\\%d", b"x\\y\\%d", "cannot be read"),
     ],
@@ -213,7 +213,7 @@ def test_one_slice_with_another_geometry(tmp_path, make_body, old, new, reason, 
 def test_all_slices_in_one_place(tmp_path, make_body):
     write_series(tmp_path, make_body(), **{"0020|0032": "0\\0\\5"})
     ((scan,), _) = scans_of(tmp_path)
-    with pytest.raises(UnusableScanError, match="missing or double"):
+    with pytest.raises(UnusableScanError, match="missing or there twice"):
         read_ct(scan)
 
 
