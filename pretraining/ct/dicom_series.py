@@ -16,7 +16,7 @@ import numpy as np
 from pydicom.config import disable_value_validation
 from pydicom.dataset import Dataset
 from pydicom.filereader import read_dataset, read_partial
-from pydicom.tag import Tag
+from pydicom.tag import BaseTag, Tag
 
 from pretraining.ct.scan import UnusableScanError
 from pretraining.system.errors import environment_error
@@ -30,12 +30,16 @@ NOT_SLICES = tuple(
     f"1.2.840.10008.{root}."
     for root in ("1.3", "5.1.4.1.1.9", "5.1.4.1.1.11", "5.1.4.1.1.88", "5.1.4.1.1.104", "5.1.4.1.1.66", "5.1.4.1.1.481")
 )
-TEXTS = (
-    "Modality", "SequenceName", "SliceThickness", "SeriesInstanceUID", "SeriesNumber", "ImagePositionPatient",
-    "ImageOrientationPatient", "NumberOfFrames", "PixelSpacing",
-)  # fmt: skip
+TEXTS = {
+    keyword: Tag(keyword)
+    for keyword in (
+        "Modality", "SequenceName", "SliceThickness", "SeriesInstanceUID", "SeriesNumber", "ImagePositionPatient",
+        "ImageOrientationPatient", "NumberOfFrames", "PixelSpacing",
+    )
+}  # fmt: skip
 PIXELS = Tag("PixelData")
-TAGS = [*map(Tag, (*TEXTS, "SamplesPerPixel", "Rows", "Columns", "BitsAllocated")), PIXELS]
+LAST_TAG = int(PIXELS)  # tags compare slowly
+TAGS = [*TEXTS.values(), *map(Tag, ("SamplesPerPixel", "Rows", "Columns", "BitsAllocated")), PIXELS]
 # Grey or colour (refused by whoever reads the voxels), in the sizes that GDCM reads.
 SAMPLES, BITS = (None, 1, 3, 4), (1, 8, 12, 16, 24, 32)
 MAX_HEADER_BYTES = 16 * 2**20
@@ -135,7 +139,7 @@ def _parse(file: _HeaderFile) -> Slice | None:
     if str(start.file_meta.get("MediaStorageSOPClassUID", "")).startswith(NOT_SLICES):
         return None
     header = read_dataset(
-        file, *start.original_encoding, stop_when=lambda tag, vr, length: tag > PIXELS,
+        file, *start.original_encoding, stop_when=lambda tag, vr, length: int(tag) > LAST_TAG,
         defer_size=MAX_VALUE_BYTES, specific_tags=TAGS,
     )  # fmt: skip
     rows, columns, pixels = header.get("Rows"), header.get("Columns"), header.get_item(PIXELS, keep_deferred=True)
@@ -144,7 +148,7 @@ def _parse(file: _HeaderFile) -> Slice | None:
     # Compressed voxels are not found where they have no end; others must end before the file does.
     if pixels.length != UNDEFINED_LENGTH and pixels.value_tell + pixels.length > file.seek(0, io.SEEK_END):
         raise UnusableScanError(DAMAGED)
-    text = {keyword: _text(header, keyword) for keyword in TEXTS}
+    text = {keyword: _text(header, tag) for keyword, tag in TEXTS.items()}
     details = text["SeriesNumber"] + text["SequenceName"] + text["SliceThickness"]  # what GDCM calls series details
     return Slice(
         series_uid=text["SeriesInstanceUID"],
@@ -157,6 +161,6 @@ def _parse(file: _HeaderFile) -> Slice | None:
     )
 
 
-def _text(header: Dataset, keyword: str) -> str:
-    element = header.get_item(keyword, keep_deferred=True)
+def _text(header: Dataset, tag: BaseTag) -> str:
+    element = header.get_item(tag, keep_deferred=True)
     return ((element and element.value) or b"").decode("latin-1").strip(" \0")
