@@ -59,7 +59,7 @@ def preprocess(
         with stop_signals_raised():
             writer.check_folder()
             logger.info("searching %s", source)
-            scans, unusable = find_scans(source, writer.path, processes)
+            scans, unusable = find_scans(source, writer.path)
             if not scans and not unusable:
                 raise UserError(f"{source}: holds no CT scan; put NIfTI, NRRD or MHA files or DICOM series there")
             with store_lock(writer.path, part.number, part.count):

@@ -1,4 +1,9 @@
-"""What makes a scan unusable. Each reason says what was found, what is needed and what to do."""
+"""What makes a scan of any format unusable. Each reason says what was found, what is needed and what to do.
+
+What only DICOM can have (missing slices, a tilted gantry) is in `pretraining.ct.dicom_checks`.
+"""
+
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -6,6 +11,8 @@ from pretraining.ct.geometry import resampled_shape
 from pretraining.ct.scan import UnusableScanError
 
 MIN_SPACING_MM, MAX_SPACING_MM = 0.05, 20.0
+SPACING_TOLERANCE = 0.01
+"""How far two statements of one spacing may be apart, as a fraction."""
 # Sub-volumes are windows of 24 slices. In-plane, training pads with air up to its crop of 96, so 24 will do there too.
 MIN_EDGE_MM = 24
 # 1 m x 1 m x 1 m at 1 mm, 4 GB while it is resampled: a whole body is half of that. Stored voxels can be finer.
@@ -16,11 +23,21 @@ MAX_COMPRESSION = 1100
 
 SKEWED = "has axes that are not at right angles according to its header; correct its header or resample it"
 
-AIR_HU = -200
+AIR_BELOW_HU = -200
 SOFT_TISSUE_HU = (-200, 300)
 MIN_FRACTION = 0.001
 # Inverted CT has the air around the body here. No more than a tenth of a skull is as dense.
-DENSE_HU, MAX_DENSE_FRACTION = 700, 0.3
+DENSE_ABOVE_HU, MAX_DENSE_FRACTION = 700, 0.3
+
+
+def spacing_text(spacing_mm: Sequence[float]) -> str:
+    """Voxel edges in words: "0.7 x 0.7 x 2.5 mm"."""
+    return " x ".join(f"{edge:g}" for edge in spacing_mm) + " mm"
+
+
+def same_spacing(one_mm: np.ndarray | Sequence[float], other_mm: np.ndarray | Sequence[float]) -> bool:
+    """Whether two statements of one spacing agree."""
+    return np.allclose(one_mm, other_mm, rtol=SPACING_TOLERANCE, atol=0)
 
 
 def check_pixels(dimension: int, size: tuple[int, ...], components: int, pixel_type: str) -> None:
@@ -35,24 +52,37 @@ def check_pixels(dimension: int, size: tuple[int, ...], components: int, pixel_t
 
 
 def check_grid(size: tuple[int, int, int], spacing_mm: tuple[float, float, float]) -> None:
-    """Raise `UnusableScanError` where spacing or size are out of all reason; both in the same order of the axes.
+    """Raise `UnusableScanError` where spacing or size are impossible; both in the same order of the axes.
 
     To be called before the voxels are read: a header can announce more than the memory holds.
     """
     if min(size) < 1:
-        raise UnusableScanError(f"has {' x '.join(map(str, size))} voxels, which is none; export it again")
-    told = " x ".join(f"{edge:g}" for edge in spacing_mm)
+        raise UnusableScanError(f"has {' x '.join(map(str, size))} voxels, so it is empty; export it again")
     if not all(np.isfinite(edge) and MIN_SPACING_MM <= edge <= MAX_SPACING_MM for edge in spacing_mm):
         raise UnusableScanError(
-            f"has a voxel spacing of {told} mm, possible are {MIN_SPACING_MM:g} to {MAX_SPACING_MM:g} mm; "
-            "correct the spacing in its header or export it again"
+            f"has a voxel spacing of {spacing_text(spacing_mm)}, possible are {MIN_SPACING_MM:g} to "
+            f"{MAX_SPACING_MM:g} mm; correct the spacing in its header or export it again"
         )
     voxels = int(np.prod([int(edge) for edge in size], dtype=object))
     resampled = int(np.prod(resampled_shape(size, spacing_mm), dtype=object))
     if voxels > MAX_STORED_VOXELS or resampled > MAX_RESAMPLED_VOXELS:
         raise UnusableScanError(
-            f"claims {' x '.join(map(str, size))} voxels of {told} mm, more than any CT has (at most "
+            f"claims {' x '.join(map(str, size))} voxels of {spacing_text(spacing_mm)}, more than any CT has (at most "
             f"{MAX_RESAMPLED_VOXELS:.0e} voxels at 1 mm); correct its header or crop it"
+        )
+
+
+def check_stated_spacing(stated_mm: Sequence[float] | None, read_mm: Sequence[float]) -> None:
+    """Raise `UnusableScanError` unless a header states the spacing that ITK has read; ``None`` where it states none.
+
+    ITK takes 1 mm, without a word, where a header states no spacing or one that it cannot compute with.
+    """
+    if stated_mm is None:
+        raise UnusableScanError("states no voxel spacing; export it again, with its geometry")
+    if not same_spacing(stated_mm, read_mm):
+        raise UnusableScanError(
+            f"states a voxel spacing of {spacing_text(stated_mm)}, which ITK reads as {spacing_text(read_mm)}; "
+            "correct its header"
         )
 
 
@@ -103,7 +133,7 @@ def check_values(values: np.ndarray) -> None:
     if low == high:
         raise UnusableScanError(f"has the same value {low:g} in every voxel; export it again")
     wanted = MIN_FRACTION * values.size
-    if np.count_nonzero(values < AIR_HU) < wanted:
+    if np.count_nonzero(values < AIR_BELOW_HU) < wanted:
         raise UnusableScanError(
             f"has values from {low:g} to {high:g} and no air, so they are not HU; {_advice(low, high)}"
         )
@@ -113,9 +143,9 @@ def check_values(values: np.ndarray) -> None:
             f"has values from {low:g} to {high:g} but no soft tissue ({SOFT_TISSUE_HU[0]} to {SOFT_TISSUE_HU[1]} HU), "
             "so they are not HU; apply the rescale slope and intercept exactly once"
         )
-    if np.count_nonzero(values > DENSE_HU) > MAX_DENSE_FRACTION * values.size:
+    if np.count_nonzero(values > DENSE_ABOVE_HU) > MAX_DENSE_FRACTION * values.size:
         raise UnusableScanError(
-            f"has more than {MAX_DENSE_FRACTION:.0%} of its voxels above {DENSE_HU} HU, as dense bone, so its "
+            f"has more than {MAX_DENSE_FRACTION:.0%} of its voxels above {DENSE_ABOVE_HU} HU, as dense bone, so its "
             "intensities are most likely inverted; export the original CT"
         )
 

@@ -7,31 +7,22 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from pretraining.ct.dicom_series import SECONDS_WITHOUT_BAR, find_series
-from pretraining.ct.scan import Scan, is_text, volume_id
+from pretraining.ct.dicom_series import DICOM_SUFFIXES, Slice, read_slice
+from pretraining.ct.scan import Scan, UnusableScanError, is_text, volume_id
 from pretraining.system.errors import UserError
 
 VOLUME_SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd")
-DICOM_SUFFIXES = (".dcm", ".ima")
-
-# Storage classes of DICOM files without slices: media directories, waveforms, presentation states, reports and
-# documents, raw data and segmentations, radiotherapy objects.
-NOT_SLICES = tuple(
-    f"1.2.840.10008.{root}."
-    for root in ("1.3", "5.1.4.1.1.9", "5.1.4.1.1.11", "5.1.4.1.1.88", "5.1.4.1.1.104", "5.1.4.1.1.66", "5.1.4.1.1.481")
-)
+SECONDS_WITHOUT_BAR = 5
 
 
-def find_scans(source: Path, store: Path, processes: int = 1) -> tuple[list[Scan], dict[str, str]]:
-    """Every scan in ``source``, a file or a folder with all below it, and what looked like one but cannot be.
+def find_scans(source: Path, store: Path) -> tuple[list[Scan], dict[str, str]]:
+    """Every scan in ``source``, a file or a folder with all below it, and what looked like one but cannot be used.
 
-    Hidden files, links that lead round in a circle, and the store itself are passed over; so is, silently, all that
-    is no image.
+    Passed over are hidden files, links that lead round in a circle, the store itself, and whatever is no image.
 
     Args:
         source: where to search.
         store: the store's folder.
-        processes: how many read DICOM headers at a time.
 
     Returns:
         The scans, sorted by name, and the reason for each file that looked like a scan and is none.
@@ -42,7 +33,7 @@ def find_scans(source: Path, store: Path, processes: int = 1) -> tuple[list[Scan
     """
     try:
         if source.is_file():
-            return [_single_scan(source)], {}
+            return _single_scan(source)
         if not source.is_dir():
             raise UserError(f"{source}: no such file or folder; give the folder of your CT scans as INPUT")
         if source.resolve() == store.resolve():
@@ -52,35 +43,55 @@ def find_scans(source: Path, store: Path, processes: int = 1) -> tuple[list[Scan
         raise UserError(f"{source}: cannot be read ({error.strerror}); check its permissions") from None
     scans: list[Scan] = []
     unusable: dict[str, str] = {}
-    slices: list[Path] = []
+    # Slices of one series in several folders, or of several sizes, are several series.
+    series: dict[tuple, list[tuple[float, Path, str]]] = defaultdict(list)
     files = _walk(source, store.resolve())
     for path in tqdm(files, desc="searching", unit="file", delay=SECONDS_WITHOUT_BAR, dynamic_ncols=True):
         relative = path.relative_to(source).as_posix()
-        stem = _without_suffix(relative)
-        if not _may_be_read(path):
-            if stem is not None or _has_dicom_suffix(path):
-                unusable[relative] = "is no regular file (a pipe, socket or device); remove it"
-        elif stem is None and not _is_slice(path):
+        try:
+            found = _look_at(path, relative)
+        except UnusableScanError as error:
+            unusable[relative] = str(error)
             continue
-        elif not is_text(relative):
-            unusable[relative] = "has a name that is not valid UTF-8, which ITK cannot open; rename it"
-        elif stem is None:
-            slices.append(path)
-        else:
-            scans.append(Scan(volume_id(stem), relative, (path,)))
-    series, unreadable = find_series(slices, processes)
-    scans.extend(_series_scan(source, identifier, paths) for identifier, paths in series)
-    unusable.update({path.relative_to(source).as_posix(): str(reason) for path, reason in unreadable.items()})
+        if isinstance(found, Scan):
+            scans.append(found)
+        elif found is not None:
+            key = (path.parent, found.series_uid, found.size[:2])
+            series[key].append((found.place_mm, path, found.identifier))
+    scans.extend(_series_scan(source, sorted(slices)) for slices in series.values())
     return sorted(scans, key=lambda scan: scan.name), unusable
 
 
-def _single_scan(source: Path) -> Scan:
-    """The scan that INPUT itself is."""
-    stem, is_dicom = _without_suffix(source.name), _is_slice(source)
-    if stem is None and not is_dicom:
-        with source.open("rb"):  # where it may not be read, that is the news
+def _single_scan(source: Path) -> tuple[list[Scan], dict[str, str]]:
+    """What `find_scans` returns where INPUT is a file."""
+    try:
+        found = _look_at(source, source.name)
+    except UnusableScanError as error:
+        return [], {source.name: str(error)}
+    if found is None:
+        with source.open("rb"):  # where it may not be read, that is what to report
             raise UserError(f"{source}: is no CT file; give NIfTI, NRRD, MHA or DICOM, or a folder of them, as INPUT")
-    return Scan(volume_id(stem or source.stem), source.name, (source,), is_dicom=is_dicom)
+    if isinstance(found, Slice):
+        found = Scan(volume_id(source.stem), source.name, (source,), is_dicom=True)
+    return [found], {}
+
+
+def _look_at(path: Path, relative: str) -> Scan | Slice | None:
+    """What a file holds, by its suffix or its first bytes; None where it is no image.
+
+    Raises:
+        UnusableScanError: it looks like a scan or slice, but cannot be used.
+        UserError: no more files can be opened.
+    """
+    stem = _without_suffix(relative)
+    if not _may_be_read(path):
+        if stem is None and path.suffix.lower() not in DICOM_SUFFIXES:
+            return None
+        raise UnusableScanError("is no regular file (a pipe, socket or device); remove it")
+    found = read_slice(path) if stem is None else Scan(volume_id(stem), relative, (path,))
+    if found is not None and not is_text(relative):
+        raise UnusableScanError("has a name that is not valid UTF-8, which ITK cannot open; rename it")
+    return found
 
 
 def _without_suffix(name: str) -> str | None:
@@ -112,31 +123,17 @@ def _may_be_read(path: Path) -> bool:
         return True
 
 
-def _has_dicom_suffix(path: Path) -> bool:
-    return path.suffix.lower() in DICOM_SUFFIXES
-
-
-def _is_slice(path: Path) -> bool:
-    """Whether a file is or claims to be a DICOM image, by its first bytes (the suffix where they do not tell)."""
-    try:
-        with path.open("rb") as file:
-            head = file.read(1024)
-    except OSError:
-        return _has_dicom_suffix(path)
-    if head[128:132] != b"DICM":
-        return _has_dicom_suffix(path)
-    tag = head.find(b"\x02\x00\x02\x00UI")  # (0002,0002): the storage class
-    length = int.from_bytes(head[tag + 6 : tag + 8], "little") if tag >= 0 else 0
-    storage_class = head[tag + 8 : tag + 8 + length].decode("ascii", "replace")
-    return path.name != "DICOMDIR" and not storage_class.startswith(NOT_SLICES)
-
-
-def _series_scan(source: Path, identifier: str, paths: tuple[Path, ...]) -> Scan:
+def _series_scan(source: Path, slices: list[tuple[float, Path, str]]) -> Scan:
     """The scan that a DICOM series is, whose files are all in one folder.
 
-    Its name carries a hash of the series' identifier: the same whatever else comes into the folder, and telling
-    nothing of the patient.
+    Its name has a hash of the series' identifier: the same whatever else comes into the folder, and without anything
+    of the patient.
+
+    Args:
+        source: where the scan was found.
+        slices: place in mm, file and identifier of the series, of each slice in order along the patient.
     """
+    paths, identifier = tuple(path for _, path, _ in slices), slices[0][2]
     relative = paths[0].parent.relative_to(source).as_posix()
     prefix = "" if relative == "." else f"{relative}/"
     name = f"{prefix}series-{hashlib.sha256(identifier.encode()).hexdigest()[:8]}"

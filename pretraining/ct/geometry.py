@@ -1,7 +1,7 @@
 """One grid for every scan: canonical axes first, then cubic voxels of 1 mm.
 
-Reordering the axes before anything is interpolated is what makes the result independent of how the scan was stored:
-method, section 1; the published code skips it.
+Axes are reordered before anything is interpolated, so that the result does not depend on the orientation in which a
+scan is stored (method, section 1). The published code does not do this.
 """
 
 from itertools import permutations
@@ -19,7 +19,7 @@ def canonical_axes(direction: np.ndarray) -> tuple[tuple[int, int, int], tuple[b
     An oblique scan keeps its voxel grid: each array axis goes to the body axis it is nearest to.
 
     Args:
-        direction: 3 x 3 direction cosines as SimpleITK gives them: column i is the way that index i (x, y, z) runs in
+        direction: 3 x 3 direction cosines as SimpleITK gives them: column i is the direction of index i (x, y, z) in
             the patient, in the order left, back, head.
 
     Returns:
@@ -66,9 +66,8 @@ def resample_cubic(
     """Resample to cubic voxels with interpolating cubic B-splines, the centre of the volume staying where it is.
 
     The spline's transform and its evaluation are linear and separable, so each axis is one banded matrix product:
-    the same numbers as SimpleITK's `sitkBSpline`, in float32 and a fraction of the time. The edge is mirrored, and
-    nothing is low-passed before thick voxels are made thin or thin ones thick (method, section 1.1: cubic
-    interpolation).
+    the same numbers as SimpleITK's `sitkBSpline`, in float32 and a fraction of the time. The edge is mirrored. There
+    is no low-pass filter before downsampling (method, section 1.1: cubic interpolation).
 
     Args:
         volume: (z, y, x), any real type.
@@ -80,7 +79,7 @@ def resample_cubic(
     """
     result = np.ascontiguousarray(volume, dtype=np.float32)
     target = resampled_shape(volume.shape, spacing_mm, new_spacing_mm)
-    # The axis that shrinks most goes first: the others then have less to do.
+    # The axis that shrinks most comes first: the others then have fewer voxels to resample.
     for axis in sorted(range(3), key=lambda k: target[k] / volume.shape[k]):
         result = _resample_axis(result, axis, spacing_mm[axis] / new_spacing_mm, target[axis])
     return result
@@ -112,7 +111,7 @@ def _resample_axis(volume: np.ndarray, axis: int, spacing: float, size: int) -> 
 
 
 def spline_matrix(size: int, positions: np.ndarray) -> np.ndarray:
-    """The matrix that takes ``size`` samples to the values of their interpolating cubic spline at ``positions``.
+    """The matrix that maps ``size`` samples to the values of their interpolating cubic spline at ``positions``.
 
     Args:
         size: number of samples, at the positions 0 .. size - 1; the signal is mirrored about the first and the last.
@@ -121,7 +120,7 @@ def spline_matrix(size: int, positions: np.ndarray) -> np.ndarray:
     Returns:
         (n, size) float64; rows sum to 1.
     """
-    # B-splines do not pass through their coefficients: samples are what the splines give at 0 .. size - 1.
+    # B-splines do not pass through their coefficients: the samples are the spline's values at 0 .. size - 1.
     return np.linalg.solve(_b_splines(size, np.arange(size)).T, _b_splines(size, positions).T).T
 
 

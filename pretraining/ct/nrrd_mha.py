@@ -1,66 +1,79 @@
-"""The text headers of NRRD and MetaImage files, and the voxel spacing as they state it.
+"""NRRD and MetaImage files, read by ITK; what ITK does not compare is compared here, with the file's text header.
 
-ITK takes 1 mm, without a word, where a header states no spacing or one that it cannot compute with.
+Where a header states no spacing, or one that it cannot compute with, ITK takes 1 mm without a word. It gives what it
+could unpack of damaged MetaImage voxels, and compares no checksum of NRRD.
 """
 
 import re
 import zlib
+from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
+import SimpleITK as sitk
 
-from pretraining.ct.scan import UnusableScanError
+from pretraining.ct.checks import check_grid, check_stated_spacing
 
 MAX_HEADER_BYTES = 2**20
-SPACING_TOLERANCE = 0.01
+BLOCK_BYTES = 2**20
+GZIP_OR_ZLIB = 47  # zlib's way to ask for either, by what the stream begins with
 _VECTOR = re.compile(r"\(([^)]*)\)")
 
 
-def check_spacing(path: Path, spacing_xyz_mm: tuple[float, float, float]) -> None:
-    """Raise `UnusableScanError` unless the header of a file states the spacing that ITK has read."""
-    stated = _nrrd_spacing(path) if is_nrrd(path) else _metaimage_spacing(path)
-    if stated is None:
-        raise UnusableScanError("states no voxel spacing; export it again, with its geometry")
-    if not np.allclose(stated, spacing_xyz_mm, rtol=SPACING_TOLERANCE, atol=0):
-        told = [" x ".join(f"{edge:g}" for edge in edges) for edges in (stated, spacing_xyz_mm)]
-        raise UnusableScanError(f"states a voxel spacing of {told[0]} mm, which ITK reads as {told[1]} mm; correct it")
+@dataclass(frozen=True)
+class TextHeader:
+    """The header of a file: its lines, by what is before the separator, and the byte after it, where voxels begin."""
+
+    path: Path
+    is_nrrd: bool
+    fields: dict[str, str]
+    end: int
 
 
-def _nrrd_spacing(path: Path) -> list[float] | None:
-    header = fields(path)
-    if "space directions" in header:
-        vectors = [_numbers(vector) for vector in _VECTOR.findall(header["space directions"])]
-        with np.errstate(over="ignore", invalid="ignore"):
-            return _three([float(np.linalg.norm(vector)) for vector in vectors])
-    return _three(_numbers(header.get("spacings", "")))
+def read_nrrd_or_mha(path: Path, reader: sitk.ImageFileReader) -> tuple[np.ndarray, tuple[float, float, float]]:
+    """Voxels, (z, y, x), and their edges in mm along x, y, z, of a file whose header ``reader`` has read.
+
+    Raises:
+        UnusableScanError: the header does not pass the checks, or does not state the spacing that ITK has read.
+        OSError, EOFError, ValueError, RuntimeError, zlib.error: the voxels are not whole.
+    """
+    spacing = reader.GetSpacing()
+    check_grid(reader.GetSize(), spacing)
+    header = read_header(path)
+    check_stated_spacing(stated_spacing(header), spacing)
+    values = sitk.GetArrayFromImage(reader.Execute())
+    _check_packed(header, values.nbytes)
+    return values, spacing
 
 
-def _metaimage_spacing(path: Path) -> list[float] | None:
-    header = fields(path)
-    return _three(_numbers(header.get("ElementSpacing") or header.get("ElementSize") or ""))
-
-
-def fields(path: Path) -> dict[str, str]:
-    """The header's lines, by what stands before the separator; it ends with an empty line, or where voxels begin."""
-    separator = ":" if is_nrrd(path) else "="
+def read_header(path: Path) -> TextHeader:
+    """Read a header, which ends with an empty line, or where the voxels of MetaImage begin."""
+    is_nrrd = path.suffix.lower() in (".nrrd", ".nhdr")
+    found: dict[str, str] = {}
     with path.open("rb") as file:
-        text = file.read(MAX_HEADER_BYTES).decode("latin-1")
-    found = {}
-    for line in text.splitlines():
-        key, separated, value = line.partition(separator)
-        if not line:
-            break
-        if separated:
-            found.setdefault(key.strip(), value.strip())
-        if key.strip() == "ElementDataFile":
-            break
-    return found
+        while line := file.readline(MAX_HEADER_BYTES).rstrip(b"\r\n"):
+            key, separated, value = line.decode("latin-1").partition(":" if is_nrrd else "=")
+            key = key.strip()
+            if separated:
+                found.setdefault(key, value.strip())
+            if key == "ElementDataFile" or file.tell() > MAX_HEADER_BYTES:
+                break
+        return TextHeader(path, is_nrrd, found, file.tell())
 
 
-def is_nrrd(path: Path) -> bool:
-    """Whether a file has a suffix of NRRD; those of MetaImage are the others with a text header."""
-    return path.suffix.lower() in (".nrrd", ".nhdr")
+def stated_spacing(header: TextHeader) -> list[float] | None:
+    """Voxel edges in mm along x, y, z, as the header states them; None where it does not."""
+    fields = header.fields
+    if not header.is_nrrd:
+        edges = _numbers(fields.get("ElementSpacing") or fields.get("ElementSize") or "")
+    elif "space directions" in fields:
+        vectors = [_numbers(vector) for vector in _VECTOR.findall(fields["space directions"])]
+        with np.errstate(over="ignore", invalid="ignore"):
+            edges = [float(np.linalg.norm(vector)) for vector in vectors]
+    else:
+        edges = _numbers(fields.get("spacings", ""))
+    return edges[:3] if len(edges) >= 3 else None  # a fourth axis of length 1 is dropped
 
 
 def _numbers(text: str) -> list[float]:
@@ -71,50 +84,41 @@ def _numbers(text: str) -> list[float]:
         return []
 
 
-def _three(numbers: list[float]) -> list[float] | None:
-    """The first three, for a fourth axis of length 1 is dropped; None where there are fewer."""
-    return numbers[:3] if len(numbers) >= 3 else None
-
-
-BLOCK_BYTES = 2**20
-GZIP_OR_ZLIB = 47  # zlib's way to ask for either, by what the stream begins with
-_END_OF_NRRD, _END_OF_METAIMAGE = re.compile(rb"\n\r?\n"), re.compile(rb"^ElementDataFile[ \t]*=[^\n]*\n", re.MULTILINE)
-
-
-def check_packed(path: Path, nbytes: int) -> None:
-    """Compare the compressed voxels of a file with their checksum and with the ``nbytes`` that they unpack to.
+def _check_packed(header: TextHeader, nbytes: int) -> None:
+    """Compare compressed voxels with their checksum and with the ``nbytes`` that they unpack to.
 
     Passes over voxels that are not compressed, and over those in several files.
 
     Raises:
         OSError, EOFError, ValueError, zlib.error: they are not whole.
     """
-    header = fields(path)
-    file = _packed_in(path, header)
+    file = _packed_file(header)
     if file is None:
         return
+    is_attached = file == header.path
     with file.open("rb") as stream:
-        if file == path:
-            end = (_END_OF_NRRD if is_nrrd(path) else _END_OF_METAIMAGE).search(stream.read(MAX_HEADER_BYTES))
-            stream.seek(end.end() if end else 0)
+        stream.seek(header.end if is_attached else 0)
         used = _unpack(stream, nbytes)
-    # Where a MetaImage file with voxels of its own does not say how many they are, ITK begins with the header.
-    stated = header.get("CompressedDataSize", "0" if file == path and not is_nrrd(path) else used)
+    # Where a MetaImage file with voxels of its own does not state how many bytes they have, ITK begins with the header.
+    stated = header.fields.get("CompressedDataSize", "0" if is_attached and not header.is_nrrd else used)
     if int(stated) < used:
         raise ValueError(f"the header announces {stated} of {used} compressed bytes")
 
 
-def _packed_in(path: Path, header: dict[str, str]) -> Path | None:
+def _packed_file(header: TextHeader) -> Path | None:
     """The file that holds the compressed voxels; None where they are not compressed, or in several files."""
-    if is_nrrd(path):
-        packed = header.get("encoding", "").lower() in ("gzip", "gz") and not {"line skip", "byte skip"} & header.keys()
-        name = header.get("data file") or header.get("datafile") or path.name
+    fields = header.fields
+    if header.is_nrrd:
+        is_packed = (
+            fields.get("encoding", "").lower() in ("gzip", "gz") and not {"line skip", "byte skip"} & fields.keys()
+        )
+        name = fields.get("data file") or fields.get("datafile") or header.path.name
     else:
-        packed = header.get("CompressedData", "").lower().startswith(("t", "1"))
-        name = header.get("ElementDataFile", "LOCAL")
-        name = path.name if name.lower() == "local" else name
-    file = path.parent / name
-    return file if packed and file.is_file() else None
+        is_packed = fields.get("CompressedData", "").lower().startswith(("t", "1"))
+        name = fields.get("ElementDataFile", "LOCAL")
+        name = header.path.name if name.lower() == "local" else name
+    file = header.path.parent / name
+    return file if is_packed and file.is_file() else None
 
 
 def _unpack(stream: BinaryIO, nbytes: int) -> int:
@@ -128,7 +132,7 @@ def _unpack(stream: BinaryIO, nbytes: int) -> int:
         before = unpacked
         unpacked += len(unpacker.decompress(block, BLOCK_BYTES))
         if unpacked > nbytes or (not block and unpacked == before):
-            raise EOFError(f"{unpacked} bytes of {nbytes} unpacked")
-    if unpacked != nbytes:
+            break
+    if unpacked != nbytes or not unpacker.eof:
         raise EOFError(f"{unpacked} bytes of {nbytes} unpacked")
     return used - len(unpacker.unused_data)

@@ -9,16 +9,16 @@ SLAB_MM = 4
 
 
 class ConstantRadiographError(ValueError):
-    """Every ray has the same integral, so there is no picture to scale."""
+    """Every ray has the same integral, so the radiograph cannot be scaled to [-1, 1]."""
 
 
 def frontal_radiograph(volume_hu: np.ndarray, focal_distance_mm: float = FOCAL_DISTANCE_MM) -> np.ndarray:
     """Radiograph of a whole volume: integral of HU + 1024 along the rays, scaled to [-1, 1].
 
-    The focal point stands in front of the patient, ``focal_distance_mm`` from the volume's centre; the detector of
-    1 mm pixels (slices x width of them) stands as many mm behind the centre as the volume has slices. Instead of
-    tracing rays, coronal slabs of 4 mm are summed, each scaled by its own magnification: within a slab a ray of
-    this nearly parallel beam strays by less than a twentieth of a voxel.
+    The focal point is in front of the patient, ``focal_distance_mm`` from the volume's centre. The detector has
+    slices x width pixels of 1 mm, and is as many mm behind the centre as the volume has slices. Instead of tracing
+    rays, coronal slabs of 4 mm are summed, each scaled by its own magnification: within a slab a ray of this nearly
+    parallel beam moves sideways by less than a twentieth of a voxel.
 
     Args:
         volume_hu: (slices, height, width) HU, not below -1024, at 1 mm, axes (z headward, y to the back, x to the
@@ -44,7 +44,7 @@ def frontal_radiograph(volume_hu: np.ndarray, focal_distance_mm: float = FOCAL_D
         scale = distance_mm / detector_mm
         picture = _interpolate_rows(picture, rows_mm * scale + (slices - 1) / 2)
         integral += _interpolate_rows(picture.T, columns_mm * scale + (width - 1) / 2).T
-    # A slanting ray crosses each millimetre of depth over a longer path.
+    # An oblique ray has a longer path through each millimetre of depth.
     integral *= np.sqrt(1 + (rows_mm[:, None] ** 2 + columns_mm**2) / detector_mm**2)
     low, high = integral.min(), integral.max()
     if not high > low:

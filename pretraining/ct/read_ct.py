@@ -5,7 +5,6 @@ SimpleITK reads the geometry of every format, so that it is what nnU-Net will se
 """
 
 import errno
-import math
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,16 +12,15 @@ from pathlib import Path
 import numpy as np
 import SimpleITK as sitk
 
-from pretraining.ct import nifti
-from pretraining.ct.checks import SKEWED, check_direction, check_grid, check_pixels, check_stored_bytes, check_values
-from pretraining.ct.dicom_series import ORIENTATION, PIXEL_SPACING, POSITION, numbers
-from pretraining.ct.nrrd_mha import SPACING_TOLERANCE, check_packed, check_spacing
+from pretraining.ct import checks
+from pretraining.ct.dicom_checks import check_series
+from pretraining.ct.dicom_series import numbers, read_slice
+from pretraining.ct.nifti import is_nifti, read_nifti
+from pretraining.ct.nrrd_mha import read_nrrd_or_mha
 from pretraining.ct.scan import Scan, UnusableScanError
 from pretraining.system.errors import environment_error
 
 UNREADABLE = "cannot be read, it is truncated, damaged or not what its suffix says; copy or export it again"
-SLICE_GAP_TOLERANCE = 0.1
-MAX_TILT = 0.05
 
 
 @dataclass(frozen=True)
@@ -32,7 +30,7 @@ class CTImage:
     Attributes:
         values: HU, (z, y, x) in SimpleITK's order of the axes, in the file's own number type where it can be.
         spacing_xyz_mm: voxel edges along x, y, z.
-        direction: 3 x 3 direction cosines; column i is the way of index i in the patient (left, back, head).
+        direction: 3 x 3 direction cosines; column i is the direction of index i in the patient (left, back, head).
     """
 
     values: np.ndarray
@@ -56,9 +54,9 @@ def read_ct(scan: Scan) -> CTImage:
         if isinstance(error, PermissionError):
             raise UnusableScanError("cannot be read, permission denied; check its permissions") from None
         if "orthonormal" in str(error):
-            raise UnusableScanError(SKEWED) from None
+            raise UnusableScanError(checks.SKEWED) from None
         raise UnusableScanError(UNREADABLE) from None
-    check_values(image.values)
+    checks.check_values(image.values)
     return image
 
 
@@ -69,75 +67,31 @@ def _read_file(path: Path) -> CTImage:
     reader.ReadImageInformation()
     size = reader.GetSize()
     pixel_type = sitk.GetPixelIDValueAsString(reader.GetPixelID())
-    check_pixels(reader.GetDimension(), size, reader.GetNumberOfComponents(), pixel_type)
-    spacing = nifti.read_spacing(path) if nifti.is_nifti(path) else reader.GetSpacing()
-    check_grid(size, spacing)
+    checks.check_pixels(reader.GetDimension(), size, reader.GetNumberOfComponents(), pixel_type)
     direction = np.array(reader.GetDirection()).reshape(3, 3)
-    check_direction(direction)
-    if nifti.is_nifti(path):  # the others may have their voxels in another file; ITK looks before it takes memory
-        check_stored_bytes(size, path.stat().st_size)
-        values = nifti.read_values(path, size)
-    else:
-        check_spacing(path, spacing)
-        values = sitk.GetArrayFromImage(reader.Execute())
-        check_packed(path, values.nbytes)
+    checks.check_direction(direction)
+    values, spacing = read_nifti(path, size) if is_nifti(path) else read_nrrd_or_mha(path, reader)
     return CTImage(values, spacing, direction)
 
 
 def _read_series(files: tuple[Path, ...]) -> CTImage:
-    """Read the slices of a DICOM series, given in order along the patient."""
-    _check_slice_header(files)
+    """Read the slices of a DICOM series, given in order along the patient; the voxels only after the headers."""
+    slices = [read_slice(file) for file in files]
+    if None in slices:
+        raise ValueError("files have changed since they were found")
+    check_series(slices)
+    columns, rows, _ = slices[0].size  # that of all (`find_scans`)
+    size = (columns, rows, sum(slice_.size[2] for slice_ in slices))
+    stated = tuple(numbers(slices[0].pixel_spacing)[::-1]) if slices[0].pixel_spacing else None
+    checks.check_grid(size, (*(stated or (1.0, 1.0)), 1.0))
+    checks.check_stored_bytes(size, sum(file.stat().st_size for file in files))
     reader = sitk.ImageSeriesReader()
     reader.SetFileNames([str(file) for file in files])
-    reader.MetaDataDictionaryArrayUpdateOn()
     image = reader.Execute()
-    keys = reader.GetMetaDataKeys(0)
-    modality = reader.GetMetaData(0, "0008|0060").strip() if "0008|0060" in keys else "CT"
-    if modality not in ("CT", "OT"):
-        raise UnusableScanError(f"is of modality {modality}, not CT; leave it out")
-    check_pixels(
-        image.GetDimension(), image.GetSize(), image.GetNumberOfComponentsPerPixel(), image.GetPixelIDTypeAsString()
-    )
-    if len(files) > 1:
-        _check_slices(reader, len(files), image.GetSpacing()[:2])
-    check_grid(image.GetSize(), image.GetSpacing())
-    return CTImage(sitk.GetArrayFromImage(image), image.GetSpacing(), np.array(image.GetDirection()).reshape(3, 3))
-
-
-def _check_slice_header(files: tuple[Path, ...]) -> None:
-    """Refuse a series of absurd size before its voxels are read; all its slices have one size (`find_scans`)."""
-    reader = sitk.ImageFileReader()
-    reader.SetFileName(str(files[0]))
-    reader.ReadImageInformation()
-    width, height, *frames = reader.GetSize()
-    size = (width, height, math.prod(frames) * len(files))
-    check_grid(size, (*reader.GetSpacing()[:2], 1.0))
-    check_stored_bytes(size, sum(file.stat().st_size for file in files))
-
-
-def _check_slices(reader: sitk.ImageSeriesReader, count: int, spacing_xy_mm: tuple[float, float]) -> None:
-    """Raise `UnusableScanError` where slices of a series are missing, double, or do not lie in one grid."""
-    tags = (POSITION, ORIENTATION, PIXEL_SPACING)
-    if not all(tag in reader.GetMetaDataKeys(index) for index in range(count) for tag in tags):
-        raise UnusableScanError(
-            "has slices without position, orientation or pixel spacing; export the original CT series"
-        )
-    positions, cosines, edges = (
-        np.array([numbers(reader.GetMetaData(index, tag)) for index in range(count)]) for tag in tags
-    )
-    if not np.allclose(edges, spacing_xy_mm[::-1], rtol=SPACING_TOLERANCE, atol=0):  # ITK takes 1 mm for 0
-        raise UnusableScanError("has slices that differ in pixel spacing, or state none; export the whole series again")
-    if not np.allclose(cosines, cosines[0], rtol=0, atol=MAX_TILT):
-        raise UnusableScanError("has slices that differ in orientation; export each orientation as a series of its own")
-    normal = np.cross(cosines[0, :3], cosines[0, 3:])
-    steps = np.diff(positions, axis=0)
-    if np.linalg.norm(steps - np.outer(steps @ normal, normal)) > MAX_TILT * np.linalg.norm(steps):
-        raise UnusableScanError("was taken with a tilted gantry; straighten it (resample it to upright slices)")
-    gaps = np.abs(steps @ normal)
-    usual = float(np.median(gaps))
-    worst = int(np.argmax(np.abs(gaps - usual)))
-    if not usual > 0 or not abs(gaps[worst] - usual) <= SLICE_GAP_TOLERANCE * usual:  # also where one is NaN
-        raise UnusableScanError(
-            f"has slices {usual:g} mm apart but {gaps[worst]:g} mm between slices {worst + 1} and {worst + 2}: slices "
-            "are missing or double; export the whole series again"
-        )
+    pixel_type = image.GetPixelIDTypeAsString()
+    checks.check_pixels(image.GetDimension(), image.GetSize(), image.GetNumberOfComponentsPerPixel(), pixel_type)
+    spacing = image.GetSpacing()
+    if len(slices) > 1:
+        checks.check_stated_spacing(stated, spacing[:2])
+    checks.check_grid(image.GetSize(), spacing)
+    return CTImage(sitk.GetArrayFromImage(image), spacing, np.array(image.GetDirection()).reshape(3, 3))

@@ -1,4 +1,4 @@
-"""What a scan is before it is read: its files, and the name it will have in the store."""
+"""A scan before it is read: its files, its name in the store, and why it could not be used."""
 
 import hashlib
 import os
@@ -18,14 +18,14 @@ class UnusableScanError(Exception):
 
 @dataclass(frozen=True)
 class Scan:
-    """One CT volume to be.
+    """One scan: what becomes a volume of the store.
 
     Attributes:
         volume_id: its name in the store.
-        name: the file, or the DICOM folder and series, relative to INPUT: what messages call it.
+        name: the file, or the DICOM folder and series, relative to INPUT; messages call it so.
         files: the file, or the slices of a DICOM series in order.
         is_dicom: whether the files are a DICOM series.
-        stored_name: what the store says of where it comes from; empty for ``name``.
+        stored_name: what the store records as its source; empty for ``name``.
     """
 
     volume_id: str
@@ -36,14 +36,14 @@ class Scan:
 
     @property
     def source(self) -> str:
-        """Where it comes from, as the store has it."""
+        """What the store records as its source."""
         return self.stored_name or self.name
 
     def stat(self) -> tuple[int, int]:
         """Size in bytes (sum) and time of the last change in ns (latest) of the files.
 
         Raises:
-            UnusableScanError: a file is not there (any more), or a link leads nowhere.
+            UnusableScanError: a file is missing, or a link leads nowhere.
         """
         try:
             stats = [file.stat() for file in self.files]
@@ -62,7 +62,7 @@ class Scan:
 
 
 def name_bytes(name: str) -> bytes:
-    """A file's name for hashing; names need not be valid text."""
+    """A file's name as bytes, for hashing; names need not be valid text."""
     return name.encode("utf-8", "surrogateescape")
 
 
@@ -80,7 +80,7 @@ def volume_id(relative: str) -> str:
     """A name for a file of the store, from a path relative to INPUT without its suffix.
 
     Folders are joined by two underscores; letters and digits of any script stay, and so do dots, dashes and
-    underscores; all else becomes an underscore. Two different paths can get one name: the caller looks out for that.
+    underscores; all else becomes an underscore. Two different paths can get one name, which the caller must check.
     """
     name = unicodedata.normalize("NFC", relative).replace(os.sep, "__").replace("/", "__")
     name = re.sub(r"[^\w.-]", "_", name).lstrip(".") or "scan"
@@ -90,7 +90,7 @@ def volume_id(relative: str) -> str:
 
 
 def reason_of(error: Exception) -> str:
-    """Why a scan failed, in words, from what ended its task in a process."""
+    """Why a scan failed, in words, from the error that ended its task in a worker."""
     if isinstance(error, UnusableScanError):
         return str(error)
     if isinstance(error, WorkerDiedError) and error.crashed:

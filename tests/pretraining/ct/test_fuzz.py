@@ -11,8 +11,9 @@ import SimpleITK as sitk
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
+from pretraining.ct.checks import check_stated_spacing
 from pretraining.ct.find_scans import find_scans
-from pretraining.ct.nrrd_mha import check_spacing
+from pretraining.ct.nrrd_mha import read_header, stated_spacing
 from pretraining.ct.read_ct import CTImage, read_ct
 from pretraining.ct.scan import Scan, UnusableScanError
 from pretraining.store.failures import Failures
@@ -136,7 +137,7 @@ def test_text_headers_of_any_bytes(tmp_path, suffix, content, spacing):
     path = tmp_path / f"a{suffix}"
     path.write_bytes(content)
     with pytest.raises(UnusableScanError):
-        check_spacing(path, spacing)
+        check_stated_spacing(stated_spacing(read_header(path)), spacing)
 
 
 @pytest.mark.parametrize(("suffix", "line"), [(".nrrd", b"space directions"), (".mha", b"ElementSpacing")])
