@@ -15,6 +15,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from pretraining.config import PRESETS, PretrainConfig, add_setting_flags
 from pretraining.method.pretrainer import Pretrainer
+from pretraining.plain.train import train_plain
 from pretraining.run.checkpoint import encoder_record, load_checkpoint, save_checkpoint, save_encoder
 from pretraining.run.estimate import estimate
 from pretraining.run.folder import CHECKPOINT, ENCODER, METRICS, PROGRESS, check_shares, prepare_output, saved_device
@@ -216,13 +217,18 @@ def _command(argv: list[str]) -> int:
     parser.add_argument("output", metavar="OUTPUT", type=Path, help="folder of the run; new, except with --c")
     parser.add_argument("--c", action="store_true", help="continue the run in OUTPUT exactly where it stopped")
     parser.add_argument("--estimate", action="store_true", help="say what the run would cost, and write nothing")
+    parser.add_argument("--plain", action="store_true", help="train with plain CADS, written to be read: slow, no --c")
     parser.add_argument("--preset", choices=sorted(PRESETS), help="published (default), small (one GPU), demo (CPU)")
     add_setting_flags(parser)
     arguments = vars(parser.parse_args(argv))
     store, output, go_on = arguments.pop("store"), arguments.pop("output"), arguments.pop("c")
-    only_estimate = arguments.pop("estimate")
+    only_estimate, plain = arguments.pop("estimate"), arguments.pop("plain")
     preset = PRESETS[arguments.pop("preset", None) or "published"]
     settings = {**preset, **arguments}
+    if plain:
+        if go_on or only_estimate:
+            raise UserError("--plain has neither --c nor --estimate; leave them out")
+        return train_plain(store, output, PretrainConfig().replace(**settings))
     device = settings.get("device") or (saved_device(output) if go_on else "auto")
     with no_memory_as_error(), start_processes(device) as processes:
         if only_estimate:

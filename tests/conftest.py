@@ -1,6 +1,6 @@
 """Shared fixtures: data from outside the repository, and reference weights.
 
-A test that needs outside data is skipped, with the reason, where they are missing.
+A test that needs outside data is skipped where they are missing; a line at the end of the run says so.
 """
 
 import os
@@ -17,6 +17,7 @@ if "PYTEST_XDIST_WORKER_COUNT" in os.environ:
 
 import locale
 import zlib
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -32,6 +33,15 @@ settings.register_profile("explore", derandomize=False, deadline=None)
 settings.load_profile("repeatable")
 
 
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say in one line how many tests were skipped because data from outside the repository are missing."""
+    reasons = [report.longrepr[2].removeprefix("Skipped: ") for report in terminalreporter.stats.get("skipped", ())]
+    missing = Counter(reason for reason in reasons if "CADS_" in reason)
+    if missing:
+        lines = [f"{count} tests were skipped: {reason}" for reason, count in sorted(missing.items())]
+        terminalreporter.write_line("; ".join(lines))
+
+
 @pytest.fixture(autouse=True)
 def same_locale() -> Iterator[None]:
     """ITK sets the process's locale where it writes DICOM; no test may depend on what ran before it."""
@@ -45,18 +55,18 @@ def reference_dir() -> Path:
     """The folder of reference numbers that the environment variable CADS_REFERENCE_DIR names."""
     folder = os.environ.get("CADS_REFERENCE_DIR")
     if not folder:
-        pytest.skip("CADS_REFERENCE_DIR is not set: no reference numbers to compare with")
+        pytest.skip("CADS_REFERENCE_DIR is not set (recorded numbers of the published code)")
     return Path(folder).resolve()
 
 
 @pytest.fixture(scope="session")
 def ct_dir() -> Path:
-    """The folder of real CT scans: CADS_CT_DIR, or `ct` beside the reference numbers."""
+    """The folder of real CT scans that CADS_CT_DIR names, or `ct` beside that of the reference numbers."""
     folder = os.environ.get("CADS_CT_DIR")
     if not folder and os.environ.get("CADS_REFERENCE_DIR"):
         folder = Path(os.environ["CADS_REFERENCE_DIR"]).resolve().parent / "ct"
     if not folder or not Path(folder).is_dir():
-        pytest.skip("neither CADS_CT_DIR nor a folder `ct` beside CADS_REFERENCE_DIR: no real CT scans to test on")
+        pytest.skip("CADS_CT_DIR is not set (real CT scans)")
     return Path(folder).resolve()
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import SimpleITK as sitk
+from tiny_run import TINY_RUN
 
 import pretraining
 
@@ -32,10 +33,7 @@ def refuse(event, arguments):
 
 sys.addaudithook(refuse)
 """
-TINY = [
-    "--preset=demo", "--batch-size=2", "--head-out-dim=32", "--head-hidden-dim=32", "--head-bottleneck-dim=16",
-    "--epochs=1", "--epoch-samples=2", "--warmup-epochs=0", "--device=cpu", "--num-workers=1",
-]  # fmt: skip
+TINY = [*TINY_RUN, "--epochs=1", "--epoch-samples=2", "--warmup-epochs=0"]
 
 
 @pytest.fixture

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import SimpleITK as sitk
+from tiny_run import TINY_RUN
 
 import pretraining
 from pretraining.store.store import Store, read_manifest
@@ -21,10 +22,7 @@ HEADER = {
 }  # fmt: skip
 TOLD_BY_HEADER = [value for tag, value in HEADER.items() if tag not in ("0008|0060", "0008|0016")]
 TOLD_BY_FOLDERS = ["Erika_Mustermann", "born_1964", "abdomen_of_erika"]
-TINY = [
-    "--preset=demo", "--batch-size=2", "--head-out-dim=32", "--head-hidden-dim=32", "--head-bottleneck-dim=16",
-    "--epochs=1", "--epoch-samples=2", "--warmup-epochs=0", "--device=cpu", "--num-workers=0",
-]  # fmt: skip
+TINY = [*TINY_RUN, "--epochs=1", "--epoch-samples=2", "--warmup-epochs=0", "--num-workers=0"]
 
 
 def run(name: str, *arguments) -> tuple[int, str]:
