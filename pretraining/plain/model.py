@@ -24,11 +24,6 @@ BLOCKS = 2
 """Blocks of each of the four stages."""
 
 
-def uniform(count: int, device: torch.device) -> Tensor:
-    """Uniform numbers in [0, 1), one for each sample: they decide stochastic depth."""
-    return torch.rand(count, device=device)
-
-
 class Attention(nn.Module):
     """softmax(q k^T / sqrt(d)) v; keys and values come from a map reduced ``reduction`` times along each axis."""
 
@@ -94,7 +89,7 @@ class Block(nn.Module):
     def _drop_path(self, x: Tensor) -> Tensor:
         if self.drop == 0 or not self.training:
             return x
-        kept = uniform(len(x), x.device) < 1 - self.drop
+        kept = torch.rand(len(x), device=x.device) < 1 - self.drop
         return x * kept.reshape(-1, 1, 1) / (1 - self.drop)
 
 

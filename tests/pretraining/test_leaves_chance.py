@@ -1,8 +1,8 @@
 """Pre-training learns: through the real command, on synthetic bodies, it leaves the chance level of the loss.
 
 Small outputs (K = 64), views that are nearly alike, and a teacher that follows fast make 24 steps enough. Measured: the
-loss falls from 5.0 to 3.8 (ln K is 4.16), the two views of a sub-volume agree in 31% of the cases (an untrained teacher:
-13%), and the mutual information stays at 1.5 nats. Without the loss's gradient the loss stays above ln K.
+loss falls from 5.0 to 3.8 (ln K is 4.16), the two views of a sub-volume agree in 31% of the cases (at first in 13%),
+and the mutual information stays at 1.5 nats. Without the loss's gradient the loss stays above ln K.
 """
 
 import math

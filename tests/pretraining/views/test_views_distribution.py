@@ -111,6 +111,16 @@ def test_intensities_have_the_distribution_of_the_plain_pipeline(plain_statistic
         assert min(result.values()) > P_VALUE, f"view {view}: {result}"
 
 
+def test_weak_intensities_have_the_distribution_of_the_plain_pipeline():
+    config = dataclasses.replace(CONFIG, intensity="weak")
+    volume, views, seeds = texture_hu(), Views(config), range(DRAWS_OF_WRONG_ONES)
+    ours = [our_views(config, volume, seed) for seed in seeds]
+    theirs = [plain_views(views, volume, seed) for seed in seeds]
+    for view in range(2):
+        result = p_values(*([intensity_statistics(pair[view]) for pair in side] for side in (ours, theirs)))
+        assert min(result.values()) > P_VALUE, f"view {view + 1}: {result}"
+
+
 def test_places_have_the_distribution_of_the_plain_pipeline():
     config = dataclasses.replace(CONFIG, crop_size=(16, 32, 32), intensity="none", uniform_sampling=False)
     ramps = [np.broadcast_to(8 * index, SHAPE).astype(np.int16) for index in np.indices(SHAPE, sparse=True)]
