@@ -7,10 +7,10 @@ import os
 
 from pretraining.system.machine import core_count
 
-# Before torch is imported, and for every command that a test starts: threads of OpenMP otherwise spin while they wait
-# for each other, which takes most of the time where a test has several processes, or the machine other work.
+# Set before torch is imported, and for every command that a test starts. Otherwise threads of OpenMP spin while they
+# wait for each other, which takes most of the time where a test has several processes or the machine other work.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-# The processes that run tests share the cores. Only they decide: what their parent set, they would inherit.
+# The processes that run tests share the cores. Set by them alone: they would inherit what their parent sets.
 if "PYTEST_XDIST_WORKER_COUNT" in os.environ:
     share = core_count() // int(os.environ["PYTEST_XDIST_WORKER_COUNT"])
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, share)))
@@ -26,8 +26,8 @@ import pytest
 import torch
 from hypothesis import settings
 
-# The gate must not fail on some days only: examples follow from the test alone. `--hypothesis-profile=explore` looks
-# for new ones; one that fails is then written down as an @example.
+# Every run tries the same examples, so that no test fails on some days only. `--hypothesis-profile=explore` looks for
+# new ones; one that fails is then written down as an @example.
 settings.register_profile("repeatable", derandomize=True, deadline=None)
 settings.register_profile("explore", derandomize=False, deadline=None)
 settings.load_profile("repeatable")
@@ -72,7 +72,7 @@ def ct_dir() -> Path:
 
 @pytest.fixture(scope="session")
 def set_reference_weights() -> Callable[[torch.nn.Module], None]:
-    """Sets every tensor of a module, by its key, to the weights that the reference numbers were recorded with."""
+    """Set every tensor of a module, by its key, to the weights that the reference numbers were recorded with."""
 
     def tensor(key: str, shape: torch.Size) -> torch.Tensor:
         x = np.random.default_rng(zlib.crc32(key.encode())).standard_normal(shape)

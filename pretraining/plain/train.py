@@ -115,5 +115,7 @@ def save_encoder(path: Path, trainer: PlainTrainer) -> None:
         "batch_size": config.optim.batch_size,
         "package_version": __version__,
     }
-    torch.save({TEACHER: {BACKBONE_PREFIX + k: v.cpu() for k, v in encoder.items()}, RECORD: record}, path)
+    unfinished = path.with_suffix(".unfinished")
+    torch.save({TEACHER: {BACKBONE_PREFIX + k: v.cpu() for k, v in encoder.items()}, RECORD: record}, unfinished)
+    unfinished.replace(path)
     logger.info("encoder: %s\nfine-tune from it with: export nnUNet_cads_encoder=%s", path, path.absolute())
