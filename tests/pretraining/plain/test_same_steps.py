@@ -75,4 +75,4 @@ def assert_same(what: str, ours: dict[str, torch.Tensor], theirs: dict[str, torc
     for name, value in theirs.items():
         difference = ours[name].double() - value.double()
         rms, worst = difference.square().mean().sqrt().item(), difference.abs().max().item()
-        assert rms < RMS and worst < WORST, f"{what}: {name} differs by {rms:.1e} (root mean square), {worst:.1e} (worst)"
+        assert rms < RMS and worst < WORST, f"{what}: {name} differs by {rms:.1e} (RMS), {worst:.1e} (worst)"
