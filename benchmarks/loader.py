@@ -2,11 +2,12 @@
 
     python benchmarks/loader.py [SOURCE] [--quick]
 
-SOURCE is a store or a folder of CT scans; without it, small synthetic torsos are made. Both sides make the views of the
-published preset from the same sub-volumes, in turns, in one process with one thread, every file in memory. Then a
-training on the CPU (batch 16, head width 60,000; with --quick 4 and 4,096) runs with one worker process. The last line
-is a JSON object: ``loader``, the plain loader's CPU time over ours, and ``data_wait_share``, the part of the training
-steps' time that they waited for data.
+The plain one is `pretraining.plain.loader`, reading as the published pipeline does: each sub-volume is a gzipped
+NIfTI of its own, inflated whole to float64. SOURCE is a store or a folder of CT scans; without it, small synthetic
+torsos are made. Both sides make the views of the published preset from the same sub-volumes, in turns, in one process
+with one thread, every file in memory. Then a training on the CPU (batch 16, head width 60,000; with --quick 4 and
+4,096) runs with one worker process. The last line is a JSON object: ``loader``, the plain loader's CPU time over
+ours, and ``data_wait_share``, the part of the training steps' time that they waited for data.
 """
 
 import argparse
@@ -17,6 +18,7 @@ import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
+import nibabel
 import numpy as np
 import SimpleITK as sitk
 import torch
@@ -24,11 +26,12 @@ import torch
 from nnunetv2_cads.demo.torsos.torso import TorsoConfig, make_torso
 from pretraining.config import PretrainConfig
 from pretraining.method.pretrainer import Pretrainer
-from pretraining.plain.loader import PlainLoader, write_windows
+from pretraining.plain.loader import Views
 from pretraining.preprocess import main as preprocess
 from pretraining.store.store import Store, manifest_path
 from pretraining.system.machine import keep_freed_memory
 from pretraining.views.loader import ViewStream, make_loader
+from pretraining.views.subvolumes import SubVolume
 
 BODY_SCALE = (
     0.6  # 140 x 200 mm: windows of half a million voxels, fewer than those of an adult, so fast to read plainly
@@ -53,6 +56,19 @@ def open_source(source: Path | None, folder: Path, torsos: int) -> Store:
     return Store.open(folder / "store")
 
 
+def write_subvolumes(store: Store, subvolumes: list[SubVolume], folder: Path) -> list[tuple[Path, Path]]:
+    """Write each sub-volume as int16 HU to a gzipped NIfTI of its own, axes (x, y, z); radiographs once per volume."""
+    files = []
+    for number, subvolume in enumerate(subvolumes):
+        image, radiograph = folder / f"{number}.nii.gz", folder / f"{subvolume.volume_id}.npy"
+        region = tuple(slice(*limits) for limits in (subvolume.slices, subvolume.rows, subvolume.columns))
+        voxels = store.window(subvolume.volume_id, region)
+        nibabel.save(nibabel.Nifti1Image(voxels.transpose(), np.eye(4)), image)
+        np.save(radiograph, store.radiograph(subvolume.volume_id))
+        files.append((image, radiograph))
+    return files
+
+
 def times_per_sample(load: Callable[[object], object], items: Iterable[object]) -> tuple[float, float]:
     """CPU and wall seconds, means over the items."""
     items = list(items)
@@ -69,8 +85,12 @@ def compare_loaders(store: Store, folder: Path, windows: int, rounds: int) -> fl
     chosen = np.random.default_rng(0).permutation(len(stream.subvolumes))[:windows]
     stream.subvolumes = [stream.subvolumes[number] for number in chosen]  # so that a pass visits each of these once
     stream.samples_per_pass = len(stream.subvolumes)
-    files = write_windows(store, stream.subvolumes, folder)
-    plain = PlainLoader(config.view)
+    files = write_subvolumes(store, stream.subvolumes, folder)
+    views = Views(config.view)
+
+    def plain(paths: tuple[Path, Path]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        return views(nibabel.load(paths[0]).get_fdata().transpose(), np.load(paths[1]))
+
     np.random.seed(0)  # noqa: NPY002 (the plain loader draws from the global generator)
     times: dict[str, list[tuple[float, float]]] = {"plain": [], "ours": []}
     for i in range(rounds + 1):  # the first round warms up

@@ -22,7 +22,6 @@ from turns import Answer, Turns, serve
 
 from pretraining.config import PretrainConfig
 from pretraining.method.pretrainer import Pretrainer
-from pretraining.method.schedules import rates
 from pretraining.plain.step import PlainTrainer
 from pretraining.run.estimate import flops_per_step, random_views
 from pretraining.system.machine import keep_freed_memory, peak_memory, reset_peak_memory, resident_memory
@@ -45,14 +44,12 @@ def be_side(side: str, config: PretrainConfig) -> None:
     imported = resident_memory()
     if side != "plain":
         keep_freed_memory()
-    clock = Pretrainer(config, 10, CPU)  # its rates are both sides'
+    trainer = Pretrainer(config, 10, CPU)
     if side == "plain":
-        trainer = PlainTrainer(config)
-        trainer.student.load_state_dict(clock.student.state_dict())
-        trainer.teacher.load_state_dict(clock.teacher.state_dict())
-        clock.student = clock.teacher = clock.optimizer = clock._student = clock._teacher = None
-    else:
-        trainer = clock
+        ours, trainer = trainer, PlainTrainer(config, 10)
+        trainer.student.load_state_dict(ours.student.state_dict())
+        trainer.teacher.load_state_dict(ours.teacher.state_dict())
+        del ours
 
     def answer(question: int | str) -> Answer:
         if question == CEILING:
@@ -63,8 +60,7 @@ def be_side(side: str, config: PretrainConfig) -> None:
         views = random_views(config, config.optim.batch_size)
         start = time.perf_counter()
         if side == "plain":
-            loss = trainer.train_step(*views, rates(config, clock.step, clock.steps_per_epoch))
-            clock.step += 1
+            loss = statistics.mean(trainer.train_step(*views))
         else:
             loss = trainer.train_step(*views).loss.item()
         seconds, peak = time.perf_counter() - start, peak_memory(CPU) - imported

@@ -14,6 +14,7 @@ import torch
 
 from pretraining.config import PRESETS, PretrainConfig, add_setting_flags
 from pretraining.method.pretrainer import Pretrainer
+from pretraining.plain.train import train_plain
 from pretraining.run.checkpoint import encoder_record, resume_from, save_encoder
 from pretraining.run.estimate import estimate
 from pretraining.run.folder import CHECKPOINT, ENCODER, METRICS, PROGRESS, RunFolder, check_batch_size
@@ -21,6 +22,7 @@ from pretraining.run.run import open_run
 from pretraining.store.store import Store
 from pretraining.system.command import run_command
 from pretraining.system.devices import choose_device, prepare_device, start_processes
+from pretraining.system.errors import UserError
 from pretraining.system.processes import LostRankError, Processes
 from pretraining.system.torch_errors import no_memory_as_error
 from pretraining.views.batches import batches
@@ -150,12 +152,17 @@ def _command(argv: list[str]) -> int:
         "--c", action="store_true", help="resume the run in OUTPUT exactly where it stopped; begin it if there is none"
     )
     parser.add_argument("--estimate", action="store_true", help="report what the run would cost, and write nothing")
+    parser.add_argument("--plain", action="store_true", help="train with plain CADS, written to be read: slow, no --c")
     parser.add_argument("--preset", choices=sorted(PRESETS), help="published (default), small (one GPU), demo (CPU)")
     add_setting_flags(parser)
     arguments = vars(parser.parse_args(argv))
     store, output, resume = arguments.pop("store"), arguments.pop("output"), arguments.pop("c")
-    only_estimate, preset = arguments.pop("estimate"), arguments.pop("preset") or "published"
-    settings = {**PRESETS[preset], **arguments}
+    only_estimate, plain = arguments.pop("estimate"), arguments.pop("plain")
+    settings = {**PRESETS[arguments.pop("preset") or "published"], **arguments}
+    if plain:
+        if resume or only_estimate:
+            raise UserError("--plain has neither --c nor --estimate; leave them out")
+        return train_plain(store, output, PretrainConfig().replace(**settings))
     if only_estimate:
         return estimate_run(store, PretrainConfig().replace(**settings))
     return train(store, output, settings, resume)

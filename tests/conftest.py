@@ -1,22 +1,23 @@
 """Shared fixtures: data from outside the repository, and reference weights.
 
-A test that needs outside data is skipped, with the reason, where they are missing.
+A test that needs outside data is skipped where they are missing; a line at the end of the run says so.
 """
 
 import os
 
 from pretraining.system.machine import core_count
 
-# Before torch is imported, and for every command that a test starts: threads of OpenMP otherwise spin while they wait
-# for each other, which takes most of the time where a test has several processes, or the machine other work.
+# Set before torch is imported, and for every command that a test starts. Otherwise threads of OpenMP spin while they
+# wait for each other, which takes most of the time where a test has several processes or the machine other work.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-# The processes that run tests share the cores. Only they decide: what their parent set, they would inherit.
+# The processes that run tests share the cores. Set by them alone: they would inherit what their parent sets.
 if "PYTEST_XDIST_WORKER_COUNT" in os.environ:
     share = core_count() // int(os.environ["PYTEST_XDIST_WORKER_COUNT"])
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, share)))
 
 import locale
 import zlib
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -25,11 +26,20 @@ import pytest
 import torch
 from hypothesis import settings
 
-# The gate must not fail on some days only: examples follow from the test alone. `--hypothesis-profile=explore` looks
-# for new ones; one that fails is then written down as an @example.
+# Every run tries the same examples, so that no test fails on some days only. `--hypothesis-profile=explore` looks for
+# new ones; one that fails is then written down as an @example.
 settings.register_profile("repeatable", derandomize=True, deadline=None)
 settings.register_profile("explore", derandomize=False, deadline=None)
 settings.load_profile("repeatable")
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say in one line how many tests were skipped because data from outside the repository are missing."""
+    reasons = [report.longrepr[2].removeprefix("Skipped: ") for report in terminalreporter.stats.get("skipped", ())]
+    missing = Counter(reason for reason in reasons if "CADS_" in reason)
+    if missing:
+        lines = [f"{count} tests were skipped: {reason}" for reason, count in sorted(missing.items())]
+        terminalreporter.write_line("; ".join(lines))
 
 
 @pytest.fixture(autouse=True)
@@ -45,24 +55,24 @@ def reference_dir() -> Path:
     """The folder of reference numbers that the environment variable CADS_REFERENCE_DIR names."""
     folder = os.environ.get("CADS_REFERENCE_DIR")
     if not folder:
-        pytest.skip("CADS_REFERENCE_DIR is not set: no reference numbers to compare with")
+        pytest.skip("CADS_REFERENCE_DIR is not set (recorded numbers of the published code)")
     return Path(folder).resolve()
 
 
 @pytest.fixture(scope="session")
 def ct_dir() -> Path:
-    """The folder of real CT scans: CADS_CT_DIR, or `ct` beside the reference numbers."""
+    """The folder of real CT scans that CADS_CT_DIR names, or `ct` beside that of the reference numbers."""
     folder = os.environ.get("CADS_CT_DIR")
     if not folder and os.environ.get("CADS_REFERENCE_DIR"):
         folder = Path(os.environ["CADS_REFERENCE_DIR"]).resolve().parent / "ct"
     if not folder or not Path(folder).is_dir():
-        pytest.skip("neither CADS_CT_DIR nor a folder `ct` beside CADS_REFERENCE_DIR: no real CT scans to test on")
+        pytest.skip("CADS_CT_DIR is not set (real CT scans)")
     return Path(folder).resolve()
 
 
 @pytest.fixture(scope="session")
 def set_reference_weights() -> Callable[[torch.nn.Module], None]:
-    """Sets every tensor of a module, by its key, to the weights that the reference numbers were recorded with."""
+    """Set every tensor of a module, by its key, to the weights that the reference numbers were recorded with."""
 
     def tensor(key: str, shape: torch.Size) -> torch.Tensor:
         x = np.random.default_rng(zlib.crc32(key.encode())).standard_normal(shape)

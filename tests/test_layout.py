@@ -18,9 +18,9 @@ ROOMS = (
     "pretraining.config",
     "pretraining.ct",
     "pretraining.store",
+    "pretraining.plain",  # left of what it is compared with, so that it stays independent
     "pretraining.views",
     "pretraining.method",
-    "pretraining.plain",
     "pretraining.run",
     "pretraining.probing",
     "pretraining.preprocess",

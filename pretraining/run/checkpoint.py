@@ -122,7 +122,7 @@ def save_encoder(path: Path, encoder_state: dict[str, Tensor], record: EncoderRe
     _write(path, lambda temporary: write_encoder_file(temporary, encoder_state, record, path.suffix), "")
 
 
-def _save(path: Path, content: dict[str, Any], after: str = ", then resume with --c") -> None:
+def _save(path: Path, content: dict[str, Any]) -> None:
     def save(temporary: Path) -> None:
         try:
             with temporary.open("wb") as file:  # given a path, torch would hide that the disk is full
@@ -132,7 +132,7 @@ def _save(path: Path, content: dict[str, Any], after: str = ", then resume with 
                 raise error.__context__ from None
             raise
 
-    _write(path, save, ", then go on with --c")
+    _write(path, save, ", then resume with --c")
 
 
 def _write(path: Path, write: Callable[[Path], None], after: str) -> None:

@@ -14,7 +14,7 @@ from pretraining.preprocess import main as preprocess
 
 @pytest.fixture(scope="session")
 def make_body() -> Callable[..., sitk.Image]:
-    """Make a body as an image in SimpleITK's own axes: x to the patient's left, y to the back, z headward."""
+    """Makes a body as an image in SimpleITK's own axes: x to the patient's left, y to the back, z headward."""
 
     def make(shape=(30, 36, 44), spacing_xyz_mm=(1.0, 1.0, 1.0), seed=0) -> sitk.Image:
         z, y, x = np.meshgrid(*(np.linspace(-1, 1, edge) for edge in shape), indexing="ij")
@@ -44,7 +44,7 @@ def small_store(tmp_path_factory: pytest.TempPathFactory, make_body: Callable[..
 
 @pytest.fixture(scope="session")
 def with_mount() -> Callable[[str, Path, list[str]], list[str]]:
-    """Make of a command one with a file system of its own at a folder; nobody else sees it, and it goes with it."""
+    """Makes a command run with a file system of its own at a folder; no other process sees it, and it ends with it."""
     trial = ["unshare", "-m", "mount", "-t", "tmpfs", "tmpfs", "/mnt"]
     if shutil.which("unshare") is None or subprocess.run(trial, capture_output=True).returncode != 0:
         pytest.skip("file systems of a test's own need root and unshare")
@@ -57,7 +57,7 @@ def with_mount() -> Callable[[str, Path, list[str]], list[str]]:
 
 @pytest.fixture(scope="session")
 def read_only(with_mount: Callable[[str, Path, list[str]], list[str]]) -> Callable[[Path, list[str]], list[str]]:
-    """Make of a command one that finds a folder read-only, root or not."""
+    """Makes a command find a folder read-only, even as root."""
 
     def make(folder: Path, words: list[str]) -> list[str]:
         remount = ["sh", "-c", 'mount -o remount,bind,ro "$0" && exec "$@"', str(folder), *words]

@@ -11,14 +11,12 @@ import time
 import numpy as np
 import pytest
 import torch
+from tiny_run import TINY_RUN
 
 from pretraining.run.metrics import read_metrics
 from pretraining.train import main as pretrain
 
-TINY = [
-    "--preset=demo", "--batch-size=4", "--head-out-dim=32", "--head-hidden-dim=32", "--head-bottleneck-dim=16",
-    "--epochs=2", "--epoch-samples=12", "--warmup-epochs=1", "--log-every=1", "--device=cpu", "--num-workers=1",
-]  # fmt: skip
+TINY = [*TINY_RUN, "--batch-size=4", "--epochs=2", "--epoch-samples=12"]
 HEALTH = {"loss": 1e-4, "loss_stage1": 1e-4, "loss_stage4": 1e-4, "teacher_entropy": 1e-4, "mutual_information": 1e-3,
           "view_agreement": 1e-4, "gradient_norm": 1e-3, "feature_spread": 1e-4, "feature_rank": 1e-3}  # fmt: skip
 """What must agree, and how closely (relative); AdamW makes much of the last bits."""

@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 import SimpleITK as sitk
 import torch
+from tiny_run import TINY_RUN
 
 import pretraining
 from pretraining.run.folder import CHECKPOINT
@@ -26,11 +27,7 @@ from pretraining.system.torch_errors import worker_failures_as_errors
 
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(pretraining.__file__).parents[1])}
 RUN = "import sys; from pretraining.{0} import main; sys.exit(main())"
-TINY = [
-    "--preset=demo", "--batch-size=2", "--head-out-dim=32", "--head-hidden-dim=32", "--head-bottleneck-dim=16",
-    "--epochs=2", "--epoch-samples=2", "--warmup-epochs=1", "--log-every=1", "--device=cpu",
-    "--crop-size", "16", "64", "64",
-]  # fmt: skip
+TINY = [*TINY_RUN, "--epochs=2", "--epoch-samples=2"]
 RESUME = ("--c", "--max-hours=0")
 
 

@@ -1,7 +1,7 @@
-"""The commands ask for no network: with every way to one closed, they do their work, and nothing was tried.
+"""The commands use no network: with every way to one closed, they do their work, and none of them tried.
 
-Where the tests run as root, the commands are also in a network namespace that holds nothing: what libraries written in
-C try, Python's audit events do not show.
+Where the tests run as root, the commands are also in an empty network namespace, because Python's audit events do not
+show what libraries written in C try.
 """
 
 import json
@@ -12,12 +12,13 @@ from pathlib import Path
 
 import pytest
 import SimpleITK as sitk
+from tiny_run import TINY_RUN
 
 import pretraining
 
 PREDICT = "nnunetv2.inference.predict_from_raw_data.predict_entry_point"
 REPOSITORY = Path(pretraining.__file__).parents[1]
-# Python's audit events see each use of a socket, also by libraries; AF_UNIX (1) is how processes of one machine talk.
+# Python's audit events show each use of a socket, also by libraries; AF_UNIX (1) is for processes of one machine.
 CLOSED = """
 import os, sys
 
@@ -32,10 +33,7 @@ def refuse(event, arguments):
 
 sys.addaudithook(refuse)
 """
-TINY = [
-    "--preset=demo", "--batch-size=2", "--head-out-dim=32", "--head-hidden-dim=32", "--head-bottleneck-dim=16",
-    "--epochs=1", "--epoch-samples=2", "--warmup-epochs=0", "--device=cpu", "--num-workers=1",
-]  # fmt: skip
+TINY = [*TINY_RUN, "--epochs=1", "--epoch-samples=2", "--warmup-epochs=0"]
 
 
 @pytest.fixture
@@ -79,7 +77,7 @@ def write_dataset(folder, make_body) -> None:
     (folder / "dataset.json").write_text(json.dumps(description))
 
 
-def test_fine_tuning_asks_for_no_network(closed, make_body, tmp_path):
+def test_fine_tuning_uses_no_network(closed, make_body, tmp_path):
     folders = {f"nnUNet_{name}": str(tmp_path / name) for name in ("raw", "preprocessed", "results")}
     write_dataset(tmp_path / "raw" / "Dataset001_Body", make_body)
     here = {**folders, "nnUNet_def_n_proc": "1", "nnUNet_n_proc_DA": "1"}
@@ -98,7 +96,7 @@ def test_fine_tuning_asks_for_no_network(closed, make_body, tmp_path):
     assert not (tmp_path / "attempts").exists(), (tmp_path / "attempts").read_text()
 
 
-def test_no_command_asks_for_a_network(closed, make_body, tmp_path):
+def test_no_command_uses_a_network(closed, make_body, tmp_path):
     (tmp_path / "archive").mkdir()
     sitk.WriteImage(make_body((30, 64, 64)), str(tmp_path / "archive" / "a.nii.gz"))
     encoder = tmp_path / "encoder.safetensors"

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from tiny_run import TINY_RUN
 
 from nnunetv2_cads.encoder_file.read import load_encoder, read_encoder_file
 from nnunetv2_cads.network_architecture import PVTv2Encoder
@@ -22,11 +23,7 @@ from pretraining.train import main as pretrain
 from pretraining.train import train
 
 COMMAND = str(Path(sysconfig.get_path("scripts")) / "cads_pretrain")
-TINY = [
-    "--preset=demo", "--batch-size=2", "--head-out-dim=32", "--head-hidden-dim=32", "--head-bottleneck-dim=16",
-    "--epochs=3", "--epoch-samples=4", "--warmup-epochs=1", "--log-every=1", "--device=cpu",
-    "--crop-size", "16", "64", "64",
-]  # fmt: skip
+TINY = TINY_RUN
 
 
 def losses(output: Path) -> list[dict]:

@@ -9,15 +9,13 @@ from functools import partial
 
 import pytest
 import torch
+from tiny_run import TINY_RUN
 
 import pretraining.method.pretrainer
 from pretraining.run.health import alarms
 from pretraining.train import main as pretrain
 
-FLAGS = [
-    "--preset=demo", "--batch-size=2", "--head-out-dim=32", "--head-hidden-dim=32", "--head-bottleneck-dim=16",
-    "--epochs=2", "--epoch-samples=8", "--warmup-epochs=1", "--device=cpu", "--num-workers=0", "--amp=fp16",
-]  # fmt: skip
+FLAGS = [*TINY_RUN, "--epochs=2", "--epoch-samples=8", "--num-workers=0", "--amp=fp16"]
 STEPS, FIRST_SCALE = 8, 2.0**127
 
 

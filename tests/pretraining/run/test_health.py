@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from tiny_run import TINY_RUN
 
 from pretraining.config import PRESETS, PretrainConfig
 from pretraining.method.diagnostics import spread_and_rank, step_is_finite
@@ -18,11 +19,7 @@ from pretraining.run.metrics import read_metrics
 from pretraining.train import main as pretrain
 
 COMMAND = str(Path(sysconfig.get_path("scripts")) / "cads_pretrain")
-TINY = [
-    "--preset=demo", "--batch-size=2", "--head-out-dim=32", "--head-hidden-dim=32", "--head-bottleneck-dim=16",
-    "--epochs=3", "--epoch-samples=4", "--warmup-epochs=1", "--log-every=1", "--device=cpu", "--num-workers=0",
-    "--crop-size", "16", "64", "64",
-]  # fmt: skip
+TINY = [*TINY_RUN, "--num-workers=0"]
 LN_K = math.log(32)
 HEALTHY = {"step": 0, "loss": 0.98 * LN_K, "teacher_entropy": 0.7 * LN_K, "mutual_information": 0.4,
            "feature_spread": 0.3, "feature_rank": 5.0, "skipped_steps": 0}  # fmt: skip

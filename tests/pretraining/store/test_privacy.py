@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import SimpleITK as sitk
+from tiny_run import TINY_RUN
 
 import pretraining
 from pretraining.store.store import Store, read_manifest
@@ -19,12 +20,9 @@ HEADER = {
     "0008|103e": "thorax of erika", "0020|000d": "1.2.826.0.1.3680043.2.1125.4711", "0008|0060": "CT",
     "0020|000e": "1.2.826.0.1.3680043.2.1125.4712", "0008|0016": "1.2.840.10008.5.1.4.1.1.2",
 }  # fmt: skip
-TOLD_BY_HEADER = [value for tag, value in HEADER.items() if tag not in ("0008|0060", "0008|0016")]
-TOLD_BY_FOLDERS = ["Erika_Mustermann", "born_1964", "abdomen_of_erika"]
-TINY = [
-    "--preset=demo", "--batch-size=2", "--head-out-dim=32", "--head-hidden-dim=32", "--head-bottleneck-dim=16",
-    "--epochs=1", "--epoch-samples=2", "--warmup-epochs=0", "--device=cpu", "--num-workers=0",
-]  # fmt: skip
+PRIVATE_IN_HEADER = [value for tag, value in HEADER.items() if tag not in ("0008|0060", "0008|0016")]
+PRIVATE_IN_FOLDERS = ["Erika_Mustermann", "born_1964", "abdomen_of_erika"]
+TINY = [*TINY_RUN, "--epochs=1", "--epoch-samples=2", "--warmup-epochs=0", "--num-workers=0"]
 
 
 def run(name: str, *arguments) -> tuple[int, str]:
@@ -74,24 +72,24 @@ def found(folder: Path, needles: list[str]) -> list[tuple[str, str]]:
 
 def test_no_header_and_no_absolute_path_gets_out(archive, tmp_path):
     store, output = tmp_path / "store", tmp_path / "run"
-    code, told = run("preprocess", archive, store, "-np", 1)
-    assert code == 1 and len(Store.open(store)) == 2, told
-    code, also_told = run("train", store, output, *TINY)
-    assert code == 0, also_told
-    assert not [needle for needle in TOLD_BY_HEADER if needle in told + also_told]
-    needles = [*TOLD_BY_HEADER, str(tmp_path), "archive_by_path", str(Path.home()) + "/"]
+    code, messages = run("preprocess", archive, store, "-np", 1)
+    assert code == 1 and len(Store.open(store)) == 2, messages
+    code, messages_of_training = run("train", store, output, *TINY)
+    assert code == 0, messages_of_training
+    assert not [needle for needle in PRIVATE_IN_HEADER if needle in messages + messages_of_training]
+    needles = [*PRIVATE_IN_HEADER, str(tmp_path), "archive_by_path", str(Path.home()) + "/"]
     assert not found(store, needles) and not found(output, needles)
     assert found(store, ["Erika_Mustermann"])  # the relative name is kept, as documented, unless:
 
 
-def test_anonymised_stores_tell_no_names_and_can_be_added_to(archive, tmp_path, make_body):
+def test_an_anonymised_store_reveals_no_names_and_can_be_added_to(archive, tmp_path, make_body):
     store, output = tmp_path / "store", tmp_path / "run"
-    code, told = run("preprocess", archive, store, "-np", 1, "--anonymise")
-    assert code == 1, told
-    code, also_told = run("train", store, output, *TINY)
-    assert code == 0, also_told
-    names = [*TOLD_BY_HEADER, *TOLD_BY_FOLDERS]
-    assert not [name for name in names if name in told + also_told]
+    code, messages = run("preprocess", archive, store, "-np", 1, "--anonymise")
+    assert code == 1, messages
+    code, messages_of_training = run("train", store, output, *TINY)
+    assert code == 0, messages_of_training
+    names = [*PRIVATE_IN_HEADER, *PRIVATE_IN_FOLDERS]
+    assert not [name for name in names if name in messages + messages_of_training]
     failed = json.loads((store / "private" / "failed.json").read_text())
     assert [entry["file"] for entry in failed] == ["born_1964.nii.gz"]  # needed to act on it
     assert (store / "private").stat().st_mode & 0o77 == 0 and (store / "private" / "key").stat().st_mode & 0o77 == 0
@@ -100,8 +98,8 @@ def test_anonymised_stores_tell_no_names_and_can_be_added_to(archive, tmp_path, 
     ids = Store.open(store).ids
     before = {name: (store / "volumes" / f"{name}.json").stat().st_mtime_ns for name in ids}
     sitk.WriteImage(make_body(seed=2), str(archive / "born_1964.nii.gz"))
-    code, told = run("preprocess", archive, store, "-np", 1, "--anonymise")
-    assert code == 0, told
+    code, messages = run("preprocess", archive, store, "-np", 1, "--anonymise")
+    assert code == 0, messages
     assert len(Store.open(store)) == 3 and set(ids) < set(Store.open(store).ids)
     assert before == {name: (store / "volumes" / f"{name}.json").stat().st_mtime_ns for name in ids}
     assert all(entry["source"]["path"].isalnum() for entry in read_manifest(store)["volumes"].values())
@@ -120,11 +118,11 @@ def test_parts_use_one_key_and_another_store_another(archive, tmp_path):
 
 def test_a_store_is_anonymised_from_its_beginning_or_not_at_all(archive, tmp_path):
     assert run("preprocess", archive, tmp_path / "a", "-np", 1, "--anonymise")[0] == 1
-    code, told = run("preprocess", archive, tmp_path / "a", "-np", 1)
-    assert code == 2 and "was begun with --anonymise; give it again" in told
+    code, messages = run("preprocess", archive, tmp_path / "a", "-np", 1)
+    assert code == 2 and "was begun with --anonymise; give it again" in messages
     (tmp_path / "a" / "private" / "key").unlink()
-    code, told = run("preprocess", archive, tmp_path / "a", "-np", 1, "--anonymise")
-    assert code == 2 and "key: missing, and nothing can be added without it" in told
+    code, messages = run("preprocess", archive, tmp_path / "a", "-np", 1, "--anonymise")
+    assert code == 2 and "key: missing, and nothing can be added without it" in messages
     assert run("preprocess", archive, tmp_path / "b", "-np", 1)[0] == 1
-    code, told = run("preprocess", archive, tmp_path / "b", "-np", 1, "--anonymise")
-    assert code == 2 and "was begun without --anonymise; leave it out" in told
+    code, messages = run("preprocess", archive, tmp_path / "b", "-np", 1, "--anonymise")
+    assert code == 2 and "was begun without --anonymise; leave it out" in messages

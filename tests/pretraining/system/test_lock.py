@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
+from tiny_run import TINY_RUN
 
 import pretraining
 from pretraining.system import lock
@@ -25,11 +26,7 @@ with lock.store_lock(Path(folder), *map(int, part)) if part else lock.run_lock(P
     print("held", flush=True)
     time.sleep(60)
 """
-TINY = [
-    "--preset=demo", "--batch-size=2", "--head-out-dim=32", "--head-hidden-dim=32", "--head-bottleneck-dim=16",
-    "--epochs=300", "--epoch-samples=4", "--warmup-epochs=1", "--log-every=1", "--device=cpu", "--num-workers=0",
-    "--crop-size", "16", "64", "64",
-]  # fmt: skip
+TINY = [*TINY_RUN, "--epochs=300", "--num-workers=0"]
 
 
 def command(name: str, *arguments) -> list[str]:

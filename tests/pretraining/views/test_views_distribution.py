@@ -1,4 +1,4 @@
-"""Our views have the distribution of the plain pipeline's, the baseline of the loader's benchmark.
+"""Our views have the distribution of plain CADS's, whose intensity augmentation is batchgenerators'.
 
 Both draw views of the same sub-volume, and two-sample Kolmogorov-Smirnov tests compare statistics of them: each
 statistic, and its distance from the plain median, which shows a change of spread. Seeds are fixed. The last test shows
@@ -16,8 +16,10 @@ from scipy.ndimage import gaussian_filter
 from scipy.stats import ks_2samp
 
 from pretraining.config import ViewConfig
-from pretraining.plain import loader as plain
+from pretraining.plain.loader import Views, list_subvolumes
+from pretraining.store.store import Store
 from pretraining.views import make_views as views_module
+from pretraining.views import subvolumes
 from pretraining.views.intensity import INTENSITY_AUGMENTATIONS
 from pretraining.views.make_views import make_views
 from pretraining.views.subvolumes import SubVolume
@@ -43,10 +45,10 @@ def our_views(config, volume_hu, seed):
     return [view[0].numpy() for view in make_views(store, WINDOW, config, np.random.default_rng(seed))]
 
 
-def plain_views(loader, volume_hu, seed):
+def plain_views(views, volume_hu, seed):
     np.random.seed(seed)  # noqa: NPY002 (it and batchgenerators draw from the global generators)
     random.seed(seed)
-    return [view[0] for view in loader.ct_views(volume_hu)]
+    return [view[0] for view in views.ct_views(volume_hu)]
 
 
 def intensity_statistics(view: np.ndarray) -> dict[str, float]:
@@ -93,8 +95,8 @@ def p_values(ours: list[dict], theirs: list[dict]) -> dict[str, float]:
 @pytest.fixture(scope="module")
 def plain_statistics():
     """Statistics of the plain pipeline's views 1, and of its views 2."""
-    loader, volume = plain.PlainLoader(CONFIG), texture_hu()
-    drawn = [plain_views(loader, volume, seed) for seed in range(DRAWS)]
+    views, volume = Views(CONFIG), texture_hu()
+    drawn = [plain_views(views, volume, seed) for seed in range(DRAWS)]
     return [[intensity_statistics(pair[view]) for pair in drawn] for view in range(2)]
 
 
@@ -109,14 +111,22 @@ def test_intensities_have_the_distribution_of_the_plain_pipeline(plain_statistic
         assert min(result.values()) > P_VALUE, f"view {view}: {result}"
 
 
-def test_places_have_the_distribution_of_the_plain_pipeline(monkeypatch):
+def test_weak_intensities_have_the_distribution_of_the_plain_pipeline():
+    config = dataclasses.replace(CONFIG, intensity="weak")
+    volume, views, seeds = texture_hu(), Views(config), range(DRAWS_OF_WRONG_ONES)
+    ours = [our_views(config, volume, seed) for seed in seeds]
+    theirs = [plain_views(views, volume, seed) for seed in seeds]
+    for view in range(2):
+        result = p_values(*([intensity_statistics(pair[view]) for pair in side] for side in (ours, theirs)))
+        assert min(result.values()) > P_VALUE, f"view {view + 1}: {result}"
+
+
+def test_places_have_the_distribution_of_the_plain_pipeline():
     config = dataclasses.replace(CONFIG, crop_size=(16, 32, 32), intensity="none", uniform_sampling=False)
     ramps = [np.broadcast_to(8 * index, SHAPE).astype(np.int16) for index in np.indices(SHAPE, sparse=True)]
-    loader = plain.PlainLoader(config)
-    loader.transforms = [lambda data: {"data": data}] * 2
-    monkeypatch.setattr(plain, "keep_a_quarter", lambda view, patch_size: view)
+    views = Views(config)
     ours = [position_statistics([our_views(config, ramp, seed) for ramp in ramps]) for seed in range(DRAWS)]
-    theirs = [position_statistics([plain_views(loader, ramp, seed) for ramp in ramps]) for seed in range(DRAWS)]
+    theirs = [position_statistics([plain_views(views, ramp, seed) for ramp in ramps]) for seed in range(DRAWS)]
     result = p_values(ours, theirs)
     assert min(result.values()) > P_VALUE, result
     narrower = dataclasses.replace(config, view_scale=(0.85, 1.15), mirror_probability=0.6)
@@ -135,3 +145,12 @@ def test_a_wrong_pipeline_is_found(plain_statistics, monkeypatch, change):
     monkeypatch.setitem(views_module.INTENSITY_AUGMENTATIONS, "published", wrong)
     for view, result in enumerate(our_p_values(plain_statistics, DRAWS_OF_WRONG_ONES), 1):
         assert min(result.values()) < P_VALUE / 100, f"view {view}: {result}"
+
+
+def test_the_subvolumes_are_those_of_plain_cads(small_store):
+    store, config = Store.open(small_store), ViewConfig()
+    regions = [
+        (one.volume_id, (slice(*one.slices), slice(*one.rows), slice(*one.columns)))
+        for one in subvolumes.list_subvolumes(store, config)
+    ]
+    assert regions == list_subvolumes(store, config) and len(regions) > len(store)

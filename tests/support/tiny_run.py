@@ -1,0 +1,10 @@
+"""Flags of `cads_pretrain` for the smallest run that does everything; shared by the tests of several rooms.
+
+A test that needs another value gives the flag again behind these: ``[*TINY_RUN, "--epochs=1"]``.
+"""
+
+TINY_RUN = [
+    "--preset=demo", "--batch-size=2", "--head-out-dim=32", "--head-hidden-dim=32", "--head-bottleneck-dim=16",
+    "--epochs=3", "--epoch-samples=4", "--log-every=1", "--device=cpu",
+]  # fmt: skip
+"""Six steps in three epochs, one of them warm-up; a line of metrics for each step; one worker of the loader."""
