@@ -8,6 +8,12 @@ ALL_BUDGETS = (1, 2, 4, 8)
 FEW_BUDGETS = (1, 2)
 SUPERVISED = "supervised"
 """An encoder that was fine-tuned from random weights on all labelled cases."""
+SCRATCH = "CADS_scratch"
+"""The arm that every other one is compared with."""
+MAIN_ARMS = ("nnUNetTrainer", "ResEncM", SCRATCH, "CADS")
+"""The arms that are run first."""
+REAL_ARMS = (*MAIN_ARMS, "CADS_no_sampling_2x_slow")
+"""The arms that are run on the real scans, too."""
 
 
 @dataclass(frozen=True)
