@@ -5,7 +5,9 @@ import math
 
 import numpy as np
 import pytest
-from few_labels.results import case_scores, comparison_table, iterations_to_reach, mean_and_sd, paired, table
+from few_labels.report import comparison_table, table
+from few_labels.results import read_results, records_of, write_results
+from few_labels.scores import case_scores, iterations_to_reach, mean_and_sd, paired
 from few_labels.surface import normalised_surface_dice
 
 
@@ -32,20 +34,34 @@ def test_surface_dice_of_a_missing_organ():
     assert math.isnan(normalised_surface_dice(nothing, nothing, (1, 1, 1)))
 
 
+def test_a_results_file_keeps_what_tables_show(tmp_path):
+    scores = [
+        {"case": case, "organ": organ, "dice": dice, "nsd": nsd}
+        for case, organ, dice, nsd in (
+            ("x", "liver", 0.12345678, 0.5), ("x", "spleen", None, math.nan),
+            ("y", "liver", 0.0, 1.0), ("y", "spleen", 0.98765432, 0.25),
+        )
+    ]  # fmt: skip
+    run = {"task": "torsos", "arm": "a", "labels": 1, "seed": 0, "curve": [1.0], "scores": scores, "milestones": []}
+    path = tmp_path / "results.json"
+    write_results(path, [run, run | {"seed": 1}], {"probes": {"a": 2 / 3}}, {"recipe": {"lr": 1e-9}})
+    found = read_results(path)
+    assert found["probes"]["a"] == pytest.approx(2 / 3) and found["recipe"] == {"lr": 1e-9}
+    assert [row["seed"] for row in records_of(found["runs"])] == [0] * 4 + [1] * 4
+    for row, kept in zip(scores, found["runs"][0]["scores"], strict=True):
+        assert (row["case"], row["organ"]) == (kept["case"], kept["organ"])
+        assert kept["dice"] == (row["dice"] if row["dice"] is None else pytest.approx(row["dice"], abs=1e-6))
+    assert found["runs"][0]["scores"][1]["nsd"] is None
+    write_results(tmp_path / "again.json", found.pop("runs"), {"probes": found["probes"]}, {"recipe": found["recipe"]})
+    assert (tmp_path / "again.json").read_bytes() == path.read_bytes()
+
+
 def rows(arm: str, labels: int, seed: int, dice: dict[str, tuple]) -> list[dict]:
+    run = {"task": "torsos", "arm": arm, "labels": labels, "seed": seed}
     return [
-        {
-            "task": "torsos",
-            "arm": arm,
-            "labels": labels,
-            "seed": seed,
-            "case": case,
-            "organ": f"o{i}",
-            "dice": d,
-            "nsd": d,
-        }
-        for case, values in dice.items()
-        for i, d in enumerate(values)
+        run | {"case": case, "organ": f"o{i}", "dice": score, "nsd": score}
+        for case, scores in dice.items()
+        for i, score in enumerate(scores)
     ]
 
 
@@ -78,7 +94,7 @@ def test_differences_are_paired_over_what_both_arms_have():
     assert found.mean > 0.1 and found.p < 0.001 and found.pairs == 12
 
 
-def test_a_difference_tells_the_deviation_of_the_seeds_means():
+def test_a_difference_has_the_deviation_of_the_seeds_means():
     seeds = [rows("a", 1, seed, {"x": (0.5 + gain,), "y": (0.5,)}) for seed, gain in enumerate((0.0, 0.1, 0.2))]
     seeds += [rows("b", 1, seed, {"x": (0.4,), "y": (0.4,)}) for seed in range(3)]
     found = paired(case_scores(itertools.chain(*seeds), "torsos"), "a", "b", 1)
