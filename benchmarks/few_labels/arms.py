@@ -69,8 +69,8 @@ PRETRAININGS = {
     ),
     "oracle": Pretraining(SUPERVISED),
 }
-"""The ablations have the recipe's number of steps, the peers its FLOPs. Peers see whole views, as their papers have it,
-and so fewer of them; the autoencoder, which needs no others beside a sample, in smaller batches. CADS without sampling
+"""The ablations have the recipe's number of steps, the peers its FLOPs. Peers see whole views, as in their papers,
+and so fewer of them; the autoencoder, which compares no samples, in smaller batches. CADS without sampling
 is also made at equal FLOPs (``_short``) and with twice the steps. The oracle's encoder was taught the organs of all
 labelled cases: what it gains is about what there is to gain."""
 

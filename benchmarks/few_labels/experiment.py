@@ -135,7 +135,7 @@ class Experiment:
         return [arm for arm in self.arms if fold.labels in ARMS[arm].budgets]
 
     def encoder_path(self, name: str) -> Path:
-        """What a pre-training hands on."""
+        """The encoder file that a pre-training writes."""
         return self.folder.runs / name / "cads_encoder.pth"
 
     def result_path(self, task: Task, fold: Fold, name: str) -> Path:
@@ -143,7 +143,7 @@ class Experiment:
         return self.folder.finetuned / run_name(task.name, name, fold.labels, fold.seed)
 
     def pretrain(self, name: str, torsos: Task) -> None:
-        """One pre-training; one that was stopped goes on.
+        """One pre-training; one that was stopped resumes.
 
         A supervised one is a training of `SCRATCH` on all labelled torsos, with a seed that no fine-tuning has: with
         its own, a fine-tuning's decoder would start from the weights that this encoder was taught together with.
@@ -184,10 +184,10 @@ class Experiment:
             seed: of weights, order and augmentation.
             name: of the arm.
             log: to write.
-            encoders: `study.finetune.finetune`'s ``encoder`` and ``encoder_out``.
+            encoders: `few_labels.finetune.finetune`'s ``encoder`` and ``encoder_out``.
 
         Returns:
-            Scores, curve and cost, as `study.finetune.finetune`.
+            Scores, curve and cost, as `few_labels.finetune.finetune`.
         """
         arm = ARMS[name]
         plans = read_plans(self.folder.nnunet("preprocessed") / task.dataset.name, arm.plans)

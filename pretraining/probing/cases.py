@@ -123,7 +123,7 @@ def draw_crops(case: LabelledCase, rng: np.random.Generator) -> list[LabelledCas
     """Crops of `CROP_SIZE`, or of the case's own size where that is smaller, each with a voxel of a random label.
 
     The voxel lies anywhere in its crop, so its place there tells nothing of its label. Crops are copies, so that the
-    case can be given free.
+    case's memory can be freed.
     """
     present = [label for label in np.unique(case.labels).tolist() if label != NO_LABEL]
     crops = []

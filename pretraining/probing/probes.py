@@ -103,7 +103,7 @@ def _score(classifier, train: np.ndarray, train_targets: np.ndarray, test: np.nd
 def retrieval(features: PooledFeatures) -> dict[str, float]:
     """How often the radiograph of a sub-volume's own volume is nearest (top-1), or among the five nearest, by cosine.
 
-    Each modality's features are centred on their own mean: what only tells CT from X-ray does not count.
+    Each modality's features are centred on their own mean, so that what sets CT and X-ray apart does not count.
     """
     ct, xray = (F.normalize(x - x.mean(0), dim=1) for x in (features.ct, features.xray))
     order = (ct @ xray.T).argsort(dim=1, descending=True)
