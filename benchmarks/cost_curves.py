@@ -7,8 +7,6 @@ all else as published with batch 8 and K = 4,096. The last line is a JSON object
 """
 
 import argparse
-import json
-import multiprocessing
 import tempfile
 import time
 from pathlib import Path
@@ -16,6 +14,7 @@ from pathlib import Path
 import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from tables import in_new_process, print_json
 
 from nnunetv2_cads.demo.torsos.datasets import write_archive
 from nnunetv2_cads.demo.torsos.torso import TorsoConfig
@@ -66,12 +65,10 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="two points of each curve")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     arguments = parser.parse_args()
-    context = multiprocessing.get_context("spawn")
     points: dict[str, list[tuple]] = {}
     for name, values in CURVES.items():
         for value in values[:2] if arguments.quick else values:
-            with context.Pool(1) as pool:
-                seconds, memory = pool.apply(step_cost, ({name: value}, arguments.device))
+            seconds, memory = in_new_process(step_cost, {name: value}, arguments.device).result()
             points.setdefault(name, []).append((value, round(seconds, 3), round(memory, 2)))
             print(f"{name} {value}: {seconds:.2f} s, {memory:.2f} GiB", flush=True)
     with tempfile.TemporaryDirectory() as folder:
@@ -83,7 +80,7 @@ def main() -> None:
             points.setdefault("num_workers", []).append((workers, round(rate, 1)))
             print(f"num_workers {workers}: {rate:.0f} samples/s", flush=True)
     draw(points, arguments.out)
-    print(json.dumps(points))
+    print_json(points)
 
 
 def draw(points: dict[str, list[tuple]], path: Path) -> None:

@@ -12,15 +12,12 @@ The last line is a JSON object: the largest relative error of the estimate, and 
 """
 
 import argparse
-import json
-import os
-import subprocess
-import sys
 
 import torch
 from nnunetv2.training.loss.compound_losses import DC_and_CE_loss
 from nnunetv2.training.loss.deep_supervision import DeepSupervisionWrapper
 from nnunetv2.training.loss.dice import MemoryEfficientSoftDiceLoss
+from tables import EXACT_MALLOC, heading, in_new_process, print_json, row
 from torch import Tensor, nn
 
 from nnunetv2_cads.experiment_planning.memory_estimate import training_bytes
@@ -56,7 +53,7 @@ def loss_function(outputs: int = 5) -> nn.Module:
     return DeepSupervisionWrapper(loss, [*(weight / sum(weights) for weight in weights), 0])
 
 
-def measure(patch: list[int], batch: int, channels: int, classes: int, device: torch.device) -> dict[str, int]:
+def measure(patch: tuple[int, ...], batch: int, channels: int, classes: int, device: torch.device) -> dict[str, int]:
     """Peak bytes of two steps, and bytes kept for the backward pass in both precisions."""
     before = resident_memory()
     conv_op = nn.Conv2d if len(patch) == 2 else nn.Conv3d
@@ -104,39 +101,27 @@ def saved_bytes(network: nn.Module, forward, amp: bool) -> int:
 
 
 def main() -> None:
-    """Measure each case in a child, compare with the estimate, print table and ratios."""
+    """Measure each case, compare with the estimate, print table and ratios."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="five of the cases")
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
-    parser.add_argument("--case", type=json.loads, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     device = torch.device(arguments.device)
-    if arguments.case:
-        sys.stdout.write(json.dumps(measure(*arguments.case, device)) + "\n")
-        return
-    half = device.type == "cuda"
-    print("| patch | batch | channels | classes | peak, GiB | estimate, GiB | error | saved, GiB | half / float32 |")
-    print("|---|---|---|---|---|---|---|---|---|")
+    heads = ("patch", "batch", "channels", "classes", "peak, GiB", "estimate, GiB", "error", "saved, GiB")
+    print(heading([*heads, "half / float32"]))
     errors, ratios = [], []
-    # malloc hands every block of more than 64 KiB back at once, so that the peak is what was in use
-    environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536"}
     for case in [CASES[i] for i in QUICK] if arguments.quick else CASES:
-        command = [sys.executable, __file__, "--device", arguments.device, "--case", json.dumps(case)]
-        done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)
-        answer = json.loads(done.stdout.splitlines()[-1])
-        patch, batch, channels, classes = case
-        estimate = training_bytes(patch, batch, channels, classes, half_precision=half)
+        answer = in_new_process(measure, *case, device, environment=EXACT_MALLOC).result()
+        patch, *sizes = case
+        estimate = training_bytes(patch, *sizes, half_precision=device.type == "cuda")
         errors.append(estimate / answer["peak"] - 1)
         ratios.append(answer["saved_half"] / answer["saved"])
-        gib = [f"{value / 2**30:.2f}" for value in (answer["peak"], estimate, answer["saved"])]
+        peak, estimated, saved = (f"{value / 2**30:.2f}" for value in (answer["peak"], estimate, answer["saved"]))
         size = " x ".join(map(str, patch))
-        print(
-            f"| {size} | {batch} | {channels} | {classes} | {gib[0]} | {gib[1]} | {errors[-1]:+.0%} | {gib[2]} "
-            f"| {ratios[-1]:.2f} |",
-            flush=True,
-        )
-    largest = max(errors, key=abs)
-    print(json.dumps({"largest_error": round(largest, 3), "saved_ratio": round(sum(ratios) / len(ratios), 3)}))
+        cells = [size, *map(str, sizes), peak, estimated, f"{errors[-1]:+.0%}", saved, f"{ratios[-1]:.2f}"]
+        print(row(cells), flush=True)
+    largest, mean = max(errors, key=abs), sum(ratios) / len(ratios)
+    print_json({"largest_error": round(largest, 3), "saved_ratio": round(mean, 3)})
 
 
 if __name__ == "__main__":

@@ -16,17 +16,15 @@ The last line is a JSON object: per patch, PVT-UNet's `flops`, `train`, `infer` 
 
 import argparse
 import copy
-import json
-import os
 import statistics
-import subprocess
-import sys
 import time
+from collections.abc import Callable
 
 import torch
 from dynamic_network_architectures.architectures.unet import PlainConvUNet, ResidualEncoderUNet
 from finetune_memory import loss_function
 from nnunetv2.experiment_planning.experiment_planners.network_topology import get_pool_and_conv_props
+from tables import EXACT_MALLOC, in_new_process, markdown_table, print_json
 from torch import nn
 
 from nnunetv2_cads.network_architecture import PVTUNet
@@ -99,41 +97,33 @@ class Job:
         return forward_flops(self.network.to("meta"), self.image.to("meta"))
 
 
-def print_peak_memory(*case) -> None:
-    """Of a step and of inference, as JSON; the optimizer's state exists before the step."""
+def peaks_of(side: str, patch: tuple[int, ...], batch: int, spacing: tuple[float, ...]) -> tuple[int, int]:
+    """Peak memory of a training step and of inference, above the imports; the optimizer's state exists before."""
     imported = resident_memory()
-    job = Job(*case)
+    job = Job(side, patch, batch, spacing)
     for parameter in job.network.parameters():
         parameter.grad = torch.zeros_like(parameter)
     job.optimizer.step()
-    job.optimizer.zero_grad(set_to_none=True)
     peaks = []
     for action in (job.train, job.infer):
         job.optimizer.zero_grad(set_to_none=True)
         reset_peak_memory(CPU)
         action()
         peaks.append(peak_memory(CPU) - imported)
-    sys.stdout.write(json.dumps(peaks) + "\n")
+    return peaks[0], peaks[1]
 
 
-def peak_memory_of(sides: tuple[str, ...], case: tuple, at_once: bool) -> dict[str, list[int]]:
-    """`print_peak_memory`, each side in a process of its own, whose malloc gives back at once what is freed."""
-    environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536"}
-    children, answers = {}, {}
+def peak_memory_of(sides: tuple[str, ...], case: tuple, at_once: bool) -> dict[str, tuple[int, int]]:
+    """`peaks_of` each side."""
+    started = {}
     for side in sides:
-        command = [sys.executable, __file__, "--memory", json.dumps([side, *case])]
-        children[side] = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
+        started[side] = in_new_process(peaks_of, side, *case, environment=EXACT_MALLOC)
         if not at_once:
-            children[side].wait()  # it prints less than a pipe holds
-    for side, child in children.items():
-        output, _ = child.communicate()
-        if child.returncode:
-            raise RuntimeError(f"measuring the memory of {side} ended with exit code {child.returncode}")
-        answers[side] = json.loads(output.splitlines()[-1])
-    return answers
+            started[side].result()
+    return {side: future.result() for side, future in started.items()}
 
 
-def seconds(action) -> float:
+def seconds(action: Callable[[], None]) -> float:
     """Wall time of one call."""
     start = time.perf_counter()
     action()
@@ -159,11 +149,7 @@ def compare(
     def relative(values: dict[str, list[float]], side: str) -> float:
         return statistics.median(a / b for a, b in zip(values[side], values[plain], strict=True))
 
-    size = " x ".join(map(str, patch))
-    print(f"\npatch {size}, batch {batch}, {rounds} rounds, {torch.get_num_threads()} threads; in brackets / {plain}")
-    print("| network | forward, TFLOP | training step, s | inference, s | peak of training, GiB | of inference, GiB |")
-    print("|---|---|---|---|---|---|")
-    ratios = {}
+    ratios, rows = {}, []
     for side in sides:
         ratios[side] = {
             "flops": flops[side] / flops[plain],
@@ -171,14 +157,14 @@ def compare(
             "infer": relative(infer, side),
             "memory": memory[side][0] / memory[plain][0],
         }
-        values = (
-            flops[side] / 1e12,
-            statistics.median(train[side]),
-            statistics.median(infer[side]),
-            memory[side][0] / 2**30,
-        )
-        cells = [f"{v:.2f} ({r:.2f})" for v, r in zip(values, ratios[side].values(), strict=True)]
-        print(f"| {side} | {' | '.join(cells)} | {memory[side][1] / 2**30:.2f} |", flush=True)
+        training, inference = (statistics.median(times[side]) for times in (train, infer))
+        values = (flops[side] / 1e12, training, inference, memory[side][0] / 2**30)
+        cells = [f"{value:.2f} ({ratio:.2f})" for value, ratio in zip(values, ratios[side].values(), strict=True)]
+        rows.append([side, *cells, f"{memory[side][1] / 2**30:.2f}"])
+    size = " x ".join(map(str, patch))
+    print(f"\npatch {size}, batch {batch}, {rounds} rounds, {torch.get_num_threads()} threads; in brackets / {plain}")
+    heads = ["network", "forward, TFLOP", "training step, s", "inference, s", "peak of training, GiB"]
+    print(markdown_table([*heads, "of inference, GiB"], rows), flush=True)
     return {name: round(value, 3) for name, value in ratios["PVT-UNet"].items()}
 
 
@@ -190,12 +176,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--spacing", type=float, nargs=3, default=(3.0, 0.8, 0.8), help="mm, slices first")
-    parser.add_argument("--memory", type=json.loads, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    if arguments.memory:
-        side, patch, *others = arguments.memory
-        print_peak_memory(side, tuple(patch), *others)
-        return
     ratios = {}
     for patch in [tuple(arguments.patch)] if arguments.patch else PATCHES:
         batch, warm_up, rounds, sides = arguments.batch, 1, arguments.rounds, SIDES
@@ -205,7 +186,7 @@ def main() -> None:
             sides = (SIDES[0], SIDES[2])
         case = (patch, batch, tuple(arguments.spacing))
         ratios["x".join(map(str, patch))] = compare(*case, warm_up, rounds, sides)
-    print(json.dumps(ratios))
+    print_json(ratios)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ The last line is a JSON object: each other side / CADS, for seconds, FLOPs and p
 """
 
 import argparse
-import json
 import statistics
 import sys
 import time
@@ -20,6 +19,7 @@ import torch
 from few_labels.arms import PRETRAININGS
 from few_labels.peers.training import PeerTrainer
 from few_labels.pretrain import PEERS, flops_per_sample
+from tables import markdown_table, print_json
 from torch import Tensor
 from turns import Answer, Turns, serve
 
@@ -92,15 +92,17 @@ def main() -> None:
             "memory": max(value["peak"] for value in timed),
         }
     print(f"preset {arguments.preset}, batch {arguments.batch}, {arguments.amp}, {torch.get_num_threads()} threads")
-    print("| method | s per sample | GFLOP per sample | peak, GiB |\n|---|---|---|---|")
-    for side, cost in measured.items():
-        print(f"| {side} | {cost['seconds']:.3f} | {cost['flops'] / 1e9:.1f} | {cost['memory'] / 2**30:.2f} |")
+    rows = [
+        [side, f"{cost['seconds']:.3f}", f"{cost['flops'] / 1e9:.1f}", f"{cost['memory'] / 2**30:.2f}"]
+        for side, cost in measured.items()
+    ]
+    print(markdown_table(["method", "s per sample", "GFLOP per sample", "peak, GiB"], rows))
     ratios = {
         side: {key: round(value / measured["CADS"][key], 2) for key, value in cost.items()}
         for side, cost in measured.items()
         if side != "CADS"
     }
-    print(json.dumps(ratios))
+    print_json(ratios)
 
 
 if __name__ == "__main__":

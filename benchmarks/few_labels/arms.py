@@ -8,6 +8,12 @@ ALL_BUDGETS = (1, 2, 4, 8)
 FEW_BUDGETS = (1, 2)
 SUPERVISED = "supervised"
 """An encoder that was fine-tuned from random weights on all labelled cases."""
+SCRATCH = "CADS_scratch"
+"""The arm that every other one is compared with."""
+MAIN_ARMS = ("nnUNetTrainer", "ResEncM", SCRATCH, "CADS")
+"""The arms that are run first."""
+REAL_ARMS = (*MAIN_ARMS, "CADS_no_sampling_2x_slow")
+"""The arms that are run on the real scans, too."""
 
 
 @dataclass(frozen=True)
@@ -63,8 +69,8 @@ PRETRAININGS = {
     ),
     "oracle": Pretraining(SUPERVISED),
 }
-"""The ablations have the recipe's number of steps, the peers its FLOPs. Peers see whole views, as their papers have it,
-and so fewer of them; the autoencoder, which needs no others beside a sample, in smaller batches. CADS without sampling
+"""The ablations have the recipe's number of steps, the peers its FLOPs. Peers see whole views, as in their papers,
+and so fewer of them; the autoencoder, which compares no samples, in smaller batches. CADS without sampling
 is also made at equal FLOPs (``_short``) and with twice the steps. The oracle's encoder was taught the organs of all
 labelled cases: what it gains is about what there is to gain."""
 

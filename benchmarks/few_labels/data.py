@@ -89,7 +89,7 @@ def make_probe_store(folder: StudyFolder, size: DataSize) -> None:
 
 
 def make_torso_task(folder: StudyFolder, size: DataSize, seed: int = 0) -> Path:
-    """Write the labelled torsos as an nnU-Net raw data set and return its folder; what exists is kept."""
+    """Write the labelled torsos as an nnU-Net raw dataset and return its folder; what exists is kept."""
     raw = folder.nnunet("raw")
     return write_nnunet_dataset(
         raw, TORSO_DATASET_ID, TORSO_DATASET_NAME, size.labelled, size.held_out, size.torso, seed

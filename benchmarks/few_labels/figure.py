@@ -2,21 +2,22 @@
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from few_labels.results import Records, case_scores, mean_and_sd
+from few_labels.results import Runs, records_of
+from few_labels.scores import case_scores, mean_and_sd
+from few_labels.tasks import TORSOS
 
 
-def draw(path: Path, records: Records, runs: list[dict[str, Any]], arms: Iterable[str], budgets: list[int]) -> None:
+def draw(path: Path, runs: Runs, arms: Iterable[str], budgets: list[int]) -> None:
     """Write a PNG: left, mean Dice of the torsos by label budget; right, Dice at the milestones with fewest labels."""
     figure = Figure(figsize=(11, 5.5), layout="constrained")
     FigureCanvasAgg(figure)
     by_budget, by_iteration = figure.subplots(1, 2)
-    scores = case_scores(records, "torsos")
+    scores = case_scores(records_of(runs), TORSOS)
     for number, arm in enumerate(arms):
         color = f"C{number}"
         points = [(n, found) for n in budgets if (found := mean_and_sd(scores, arm, n))]
@@ -27,7 +28,7 @@ def draw(path: Path, records: Records, runs: list[dict[str, Any]], arms: Iterabl
             [n for n, _ in points], [mean for _, (mean, _) in points], spread,
             marker="o", capsize=3, label=arm, color=color,
         )  # fmt: skip
-        curves = [r["milestones"] for r in runs if (r["task"], r["arm"], r["labels"]) == ("torsos", arm, budgets[0])]
+        curves = [r["milestones"] for r in runs if (r["task"], r["arm"], r["labels"]) == (TORSOS, arm, budgets[0])]
         if curves and curves[0]:
             steps = [point["iteration"] for point in curves[0]]
             mean = np.mean([[point["dice"] for point in curve] for curve in curves], axis=0)

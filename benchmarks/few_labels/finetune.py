@@ -20,10 +20,10 @@ from torch import Tensor, nn
 
 from few_labels.plans import CONFIGURATION
 from few_labels.surface import dice, normalised_surface_dice
+from few_labels.tasks import StudyCase
 from nnunetv2_cads.encoder_file.record import EncoderRecord
 from nnunetv2_cads.training.pretrained_encoder import ENCODER_VARIABLE
 from nnunetv2_cads.training.variants import TRAINERS
-from pretraining.probing.probes import LabelledCase
 from pretraining.run.checkpoint import save_encoder
 from pretraining.run.estimate import forward_flops
 from pretraining.system.machine import peak_memory, reset_peak_memory
@@ -74,7 +74,7 @@ def finetune(
     fold: int,
     seed: int,
     schedule: Schedule,
-    held_out: dict[str, LabelledCase],
+    held_out: dict[str, StudyCase],
     encoder: Path | None = None,
     encoder_out: Path | None = None,
     frozen: bool = False,
@@ -84,7 +84,7 @@ def finetune(
     Args:
         trainer_name: in `CLASSES`.
         plans: nnU-Net's, of the network and of what is preprocessed.
-        dataset_json: of the data set.
+        dataset_json: of the dataset.
         fold: in ``splits_final.json``.
         seed: of weights, order and augmentation.
         schedule: length and rates.
@@ -164,7 +164,7 @@ def _in_float32(network: nn.Module, inputs: tuple, outputs: Tensor | list[Tensor
     return outputs.float() if isinstance(outputs, Tensor) else [output.float() for output in outputs]
 
 
-def _score_milestone(trainer: nnUNetTrainer, schedule: Schedule, held_out: dict[str, LabelledCase]) -> None:
+def _score_milestone(trainer: nnUNetTrainer, schedule: Schedule, held_out: dict[str, StudyCase]) -> None:
     """Score some held-out cases where the epoch that has just ended is a milestone."""
     if trainer.current_epoch not in {round(share * schedule.epochs) for share in schedule.milestones}:
         return
@@ -173,7 +173,7 @@ def _score_milestone(trainer: nnUNetTrainer, schedule: Schedule, held_out: dict[
     trainer.scoring_seconds += time.perf_counter() - started
 
 
-def _some(held_out: dict[str, LabelledCase], schedule: Schedule) -> dict[str, LabelledCase]:
+def _some(held_out: dict[str, StudyCase], schedule: Schedule) -> dict[str, StudyCase]:
     return dict(itertools.islice(held_out.items(), schedule.milestone_cases))
 
 
@@ -182,7 +182,7 @@ def _milestone(trainer: nnUNetTrainer, schedule: Schedule, rows: list[dict[str, 
     return {"iteration": trainer.current_epoch * schedule.iterations, "dice": dice_of_all}
 
 
-def score(trainer: nnUNetTrainer, cases: dict[str, LabelledCase]) -> list[dict[str, Any]]:
+def score(trainer: nnUNetTrainer, cases: dict[str, StudyCase]) -> list[dict[str, Any]]:
     """Dice and normalised surface Dice of every organ in every case, predicted as nnU-Net predicts."""
     predictor = nnUNetPredictor(
         tile_step_size=TILE_STEP, use_mirroring=False, perform_everything_on_device=False,

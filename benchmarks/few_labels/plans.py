@@ -18,10 +18,10 @@ AMPLE_GB = 8
 
 
 def plan_and_preprocess(dataset: Path, preprocessed: Path, patch_size: tuple[int, int, int], batch_size: int) -> None:
-    """Plan and preprocess a raw data set once; nnU-Net's folders must be in the environment.
+    """Plan and preprocess a raw dataset once; nnU-Net's folders must be in the environment.
 
     Args:
-        dataset: folder of the raw data set, below ``nnUNet_raw``.
+        dataset: folder of the raw dataset, below ``nnUNet_raw``.
         preprocessed: the folder ``nnUNet_preprocessed``.
         patch_size: of every arm.
         batch_size: of every arm.
@@ -37,7 +37,7 @@ def plan_and_preprocess(dataset: Path, preprocessed: Path, patch_size: tuple[int
 
 
 def read_plans(folder: Path, name: str) -> dict:
-    """The plans of this name in a preprocessed data set's folder."""
+    """The plans of this name in a preprocessed dataset's folder."""
     return json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))
 
 

@@ -23,7 +23,7 @@ PEERS = {"moco_v3": MoCoV3, "masked_autoencoder": MaskedAutoencoder}
 
 
 def pretrained_encoder(name: str, store: Path, runs: Path, settings: Mapping[str, Any]) -> Path:
-    """Pre-train, or go on with, the encoder of this name; returns its file. What is finished is not done again.
+    """Pre-train the encoder of this name, or resume; returns its file. What is finished is not done again.
 
     Args:
         name: in `PRETRAININGS`.

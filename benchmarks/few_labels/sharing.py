@@ -34,7 +34,7 @@ class Piece:
 
 @contextmanager
 def held(path: Path, wait: bool = False) -> Iterator[bool]:
-    """Whether this process alone holds the lock file ``path`` (on one machine; a process that ends lets go of it)."""
+    """Whether this process holds the lock file ``path`` (one machine; the lock ends with its process)."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w") as file:
         try:

@@ -1,4 +1,4 @@
-"""Segmentation tasks of the study, as nnU-Net raw data sets, and which cases each fold learns from and is scored on."""
+"""Segmentation tasks of the study, as nnU-Net raw datasets, and which cases each fold learns from and is scored on."""
 
 import json
 from collections.abc import Mapping
@@ -9,10 +9,25 @@ import numpy as np
 import SimpleITK as sitk
 
 from few_labels.data import DataSize, StudyFolder, make_torso_task
-from pretraining.probing.probes import LabelledCase, read_case
+from pretraining.probing.cases import LabelledCase
 
+TORSOS = "torsos"
 GAP_MM = 12
 """Left out between slabs of one scan, so that no slab shows its neighbour's slices."""
+
+
+@dataclass(frozen=True)
+class StudyCase(LabelledCase):
+    """A case on its own grid, as nnU-Net shows it."""
+
+    spacing_mm: tuple[float, float, float]
+
+
+def read_case(image: Path, labels: Path) -> StudyCase:
+    """Read a case of an nnU-Net raw dataset."""
+    images = [sitk.ReadImage(str(path)) for path in (image, labels)]
+    arrays = [sitk.GetArrayFromImage(image) for image in images]
+    return StudyCase(arrays[0], arrays[1].astype(np.int16), images[0].GetSpacing()[::-1])
 
 
 @dataclass(frozen=True)
@@ -27,11 +42,11 @@ class Fold:
 
 @dataclass(frozen=True)
 class Task:
-    """A raw data set and its folds.
+    """A raw dataset and its folds.
 
     Attributes:
         name: in the records.
-        dataset: folder of the raw data set.
+        dataset: folder of the raw dataset.
         folds: in the order of ``splits_final.json``.
     """
 
@@ -45,7 +60,7 @@ class Task:
         path = preprocessed / self.dataset.name / "splits_final.json"
         path.write_text(json.dumps(splits), encoding="utf-8")
 
-    def test_cases(self, fold: Fold) -> dict[str, LabelledCase]:
+    def test_cases(self, fold: Fold) -> dict[str, StudyCase]:
         """The cases that a fold is scored on."""
         cases = {}
         for name in fold.test:
@@ -67,7 +82,7 @@ def torso_task(folder: StudyFolder, size: DataSize, budgets: tuple[int, ...], se
         for labels in budgets:
             train = tuple(names[(seed * labels + i) % len(names)] for i in range(labels))
             folds.append(Fold(labels, seed, train, tuple(held_out)))
-    return Task("torsos", dataset, tuple(folds))
+    return Task(TORSOS, dataset, tuple(folds))
 
 
 @dataclass(frozen=True)

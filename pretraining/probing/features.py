@@ -2,14 +2,13 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from nnunetv2_cads.encoder_file.read import load_encoder, read_encoder_file
+from nnunetv2_cads.encoder_file.read import EncoderFileError, load_encoder, read_encoder_file
 from nnunetv2_cads.encoder_file.record import CLIP_HU, INTENSITY_SCALE_HU
 from nnunetv2_cads.network_architecture import PVTv2Encoder
 from nnunetv2_cads.network_architecture.pvt_unet import STRIDES as STEP_STRIDES
@@ -17,24 +16,49 @@ from nnunetv2_cads.network_architecture.pvt_v2 import MINIMUM_SIZE
 from pretraining.config import ViewConfig
 from pretraining.method.diagnostics import spread_and_rank
 from pretraining.store.store import Store
+from pretraining.system.errors import UserError
 from pretraining.views.make_views import read_box, resize_in_plane, xray_view
-from pretraining.views.subvolumes import SubVolumes
+from pretraining.views.subvolumes import SubVolume, SubVolumes
 
 STRIDES = np.cumprod(STEP_STRIDES[3], axis=0).tolist()
 """Of the encoder's five maps, relative to its input."""
 MAPS = ("stem", "stage1", "stage2", "stage3", "stage4")
+SUB_VOLUMES = 3
+"""Of each volume of a store."""
 
 
-def load_frozen(source: str) -> PVTv2Encoder:
-    """An encoder in eval mode: of a file (`cads_encoder.pth`, or a run's checkpoint: its teacher), or random weights.
+def load_frozen(source: str, for_radiographs: bool = True) -> PVTv2Encoder:
+    """An encoder in eval mode, without gradients.
 
-    ``source``: the file, or ``random`` or ``random:SEED``.
+    Args:
+        source: an encoder file, a run's checkpoint (its teacher), or ``random`` or ``random:SEED`` for random weights.
+        for_radiographs: whether it must have weights for radiographs, too, which one from a fine-tuning lacks.
+
+    Raises:
+        UserError: the file holds no encoder, or one that does not fit; or SEED is no number.
     """
     name, _, seed = source.partition(":")
-    torch.manual_seed(int(seed or 0) if name == "random" else 0)
-    encoder = PVTv2Encoder()
     if name != "random":
-        load_encoder(encoder, read_encoder_file(Path(source)).state)
+        return _read_frozen(source, for_radiographs)
+    if not (seed or "0").isdecimal():
+        raise UserError(f"{source}: the seed must be a number from 0 up, as in random:1")
+    torch.manual_seed(int(seed or 0))
+    return PVTv2Encoder().eval().requires_grad_(False)
+
+
+def _read_frozen(path: str, for_radiographs: bool) -> PVTv2Encoder:
+    try:
+        state = read_encoder_file(path).state
+    except EncoderFileError as error:
+        raise UserError(str(error)) from error
+    torch.manual_seed(0)
+    encoder = PVTv2Encoder()
+    report = load_encoder(encoder, state)
+    missing = [key for key in report.missing if for_radiographs or "_2D" not in key]
+    if missing or report.mismatched:
+        wrong = report.mismatched[0] if report.mismatched else f"{missing[0]} is missing"
+        advice = "leave --store out" if all("_2D" in key for key in missing) else "give the file of a CADS encoder"
+        raise UserError(f"{path}: does not fit the CADS encoder ({wrong}); {advice}")
     return encoder.eval().requires_grad_(False)
 
 
@@ -72,46 +96,47 @@ def sample_map(feature_map: Tensor, voxels: Tensor, stride: Sequence[int]) -> Te
 
 @dataclass(frozen=True)
 class PooledFeatures:
-    """Features pooled over space, of the encoder's last stage.
+    """Features of the encoder's last stage, averaged over space.
 
     Attributes:
         ct: (sub-volumes, C).
-        scan: (sub-volumes,) which scan each comes from.
-        xray: (scans, C).
-        ranks: effective rank of ``ct`` in each of the stages 1 to 4.
+        volume: (sub-volumes,) which volume each is of.
+        xray: (volumes, C).
+        ranks: effective rank of the sub-volumes' features in each of the stages 1 to 4.
     """
 
     ct: Tensor
-    scan: Tensor
+    volume: Tensor
     xray: Tensor
     ranks: list[float]
 
 
 @torch.no_grad()
-def pooled_features(encoder: PVTv2Encoder, store: Store, view: ViewConfig, windows: int) -> PooledFeatures:
-    """Pooled features of ``windows`` evenly spaced sub-volumes of every scan of a store, and of its radiograph.
+def pooled_features(encoder: PVTv2Encoder, store: Store, view: ViewConfig) -> PooledFeatures:
+    """Features of `SUB_VOLUMES` evenly spaced sub-volumes of every volume of a store, and of its radiograph.
 
     A sub-volume shows its central crop of ``view.crop_size``, neither augmented nor sampled.
     """
     subvolumes = SubVolumes(store, view)
-    by_scan: dict[str, list[int]] = {name: [] for name in store.ids}
+    by_volume: dict[str, list[int]] = {name: [] for name in store.ids}
     for i in range(len(subvolumes)):
-        by_scan[subvolumes[i].volume_id].append(i)
+        by_volume[subvolumes[i].volume_id].append(i)
     stages: list[list[Tensor]] = [[] for _ in range(4)]
-    scan, xray = [], []
+    volume, xray = [], []
     for number, name in enumerate(store.ids):
-        chosen = np.unique(np.linspace(0, len(by_scan[name]) - 1, windows + 2).round()[1:-1]).astype(int)
-        images = torch.stack([_central_crop(store, subvolumes[by_scan[name][i]], view) for i in chosen])
+        places = np.linspace(0, len(by_volume[name]) - 1, SUB_VOLUMES + 2).round()[1:-1]
+        chosen = [subvolumes[by_volume[name][i]] for i in np.unique(places).astype(int)]
+        images = torch.stack([_central_crop(store, subvolume, view) for subvolume in chosen])
         for features, stage_map in zip(stages, encoder(images[:, None])[1:], strict=True):
             features.append(stage_map.flatten(2).mean(2))
-        scan += [number] * len(chosen)
+        volume += [number] * len(chosen)
         picture = xray_view(store.radiograph(name), view.crop_size[1:])
         xray.append(encoder(picture[None])[-1].flatten(2).mean(2))
     pooled = [torch.cat(features) for features in stages]
-    return PooledFeatures(pooled[-1], torch.tensor(scan), torch.cat(xray), [effective_rank(x) for x in pooled])
+    return PooledFeatures(pooled[-1], torch.tensor(volume), torch.cat(xray), [effective_rank(x) for x in pooled])
 
 
-def _central_crop(store: Store, subvolume, view: ViewConfig) -> Tensor:
+def _central_crop(store: Store, subvolume: SubVolume, view: ViewConfig) -> Tensor:
     limits = (subvolume.slices, subvolume.rows, subvolume.columns)
     box = []
     for (low, high), size in zip(limits, view.crop_size, strict=True):

@@ -1,59 +1,32 @@
-"""Probes of frozen features: which organ a voxel belongs to, and which radiograph a sub-volume."""
+"""Probes of frozen features: which label a voxel has, and which radiograph belongs to a sub-volume."""
 
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Sequence
 
 import numpy as np
-import SimpleITK as sitk
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import balanced_accuracy_score
+from sklearn.neighbors import KNeighborsClassifier
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 
 from nnunetv2_cads.network_architecture import PVTv2Encoder
+from pretraining.probing.cases import NO_LABEL, LabelledCase
 from pretraining.probing.features import MAPS, PooledFeatures, voxel_features
 
-ITERATIONS = 60
 WEIGHT_PENALTY = 1e-3
+"""Of the squared weights, beside the mean cross-entropy of a sample."""
+MAX_ITERATIONS = 1000
 NEIGHBOURS = 20
+VOXELS = 25
+"""Of each label in a crop, at most."""
 
 
-@dataclass(frozen=True)
-class LabelledCase:
-    """An image (D, H, W) in HU and its labels; voxels with label -1 take no part."""
-
-    image_hu: np.ndarray
-    labels: np.ndarray
-    spacing_mm: tuple[float, float, float] = (1.0, 1.0, 1.0)
-
-
-def read_case(image: Path, labels: Path) -> LabelledCase:
-    """Read a case of an nnU-Net raw data set."""
-    images = [sitk.ReadImage(str(path)) for path in (image, labels)]
-    arrays = [sitk.GetArrayFromImage(image) for image in images]
-    return LabelledCase(arrays[0], arrays[1].astype(np.int16), images[0].GetSpacing()[::-1])
-
-
-def split_by_slices(case: LabelledCase, gap: int) -> tuple[LabelledCase, LabelledCase]:
-    """A case's lower and upper half as two, with ``gap`` slices between them that belong to neither."""
-    middle = len(case.labels) // 2
-    lower, upper = case.labels.copy(), case.labels.copy()
-    lower[middle - gap // 2 :] = -1
-    upper[: middle + gap - gap // 2] = -1
-    return LabelledCase(case.image_hu, lower), LabelledCase(case.image_hu, upper)
-
-
-def draw_crops(case: LabelledCase, size: tuple[int, int, int], count: int, seed: int) -> list[LabelledCase]:
-    """Random crops of ``size``, or of the case's own where that is smaller.
-
-    Features of a whole volume would tell an organ by its place: the zero padding shows where the image ends.
-    """
-    rng = np.random.default_rng(seed)
-    crops = []
-    for _ in range(count):
-        starts = [int(rng.integers(max(n - edge, 0) + 1)) for n, edge in zip(case.labels.shape, size, strict=True)]
-        box = tuple(slice(start, start + edge) for start, edge in zip(starts, size, strict=True))
-        crops.append(LabelledCase(case.image_hu[box], case.labels[box]))
-    return crops
+def common_labels(train: Sequence[LabelledCase], test: Sequence[LabelledCase]) -> list[int]:
+    """The labels, background among them, that occur in the crops of both parts."""
+    present = [set().union(*(np.unique(crop.labels).tolist() for crop in crops)) for crops in (train, test)]
+    return sorted(present[0] & present[1] - {NO_LABEL})
 
 
 def draw_voxels(labels: np.ndarray, classes: list[int], per_class: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -69,85 +42,76 @@ def draw_voxels(labels: np.ndarray, classes: list[int], per_class: int, seed: in
 
 
 def organ_probe(
-    encoder: PVTv2Encoder, train: list[LabelledCase], test: list[LabelledCase], per_class: int
+    encoder: PVTv2Encoder, train: Sequence[LabelledCase], test: Sequence[LabelledCase], per_class: int = VOXELS
 ) -> dict[str, float]:
-    """Balanced accuracy of telling the organs (background, too) apart by frozen voxel features.
+    """Balanced accuracy of telling the labels (background, too) apart by frozen voxel features.
 
     Args:
         encoder: in eval mode.
         train: crops to learn from.
         test: crops to measure on.
-        per_class: voxels of each class, at most, that are drawn from a crop.
+        per_class: voxels of each label, at most, that are drawn from a crop.
 
     Returns:
-        ``linear`` and ``knn`` on all maps together, and ``linear_<map>`` on each alone.
+        ``linear`` and ``knn`` on all maps together, ``linear_<map>`` and ``knn_<map>`` on each alone; ``chance``
+        is what guessing gives.
     """
-    present = [set().union(*(np.unique(case.labels).tolist() for case in cases)) for cases in (train, test)]
-    classes = sorted(present[0] & present[1] - {-1})
-    sets = []
-    for number, cases in enumerate((train, test)):
-        rows, targets = [], []
-        for i, case in enumerate(cases):
-            voxels, target = draw_voxels(case.labels, classes, per_class, seed=1000 * number + i)
-            rows.append(voxel_features(encoder, case.image_hu, voxels))
-            targets.append(torch.from_numpy(target))
-        sets.append(([torch.cat(level) for level in zip(*rows, strict=True)], torch.cat(targets)))
-    (train_maps, train_targets), (test_maps, test_targets) = sets
-    everything = torch.cat(train_maps, 1), train_targets, torch.cat(test_maps, 1), test_targets
-    scores = {"linear": linear_probe(*everything), "knn": knn_probe(*everything)}
-    for name, x, y in zip(MAPS, train_maps, test_maps, strict=True):
-        scores[f"linear_{name}"] = linear_probe(x, train_targets, y, test_targets)
-    return scores
+    classes = common_labels(train, test)
+    (train_maps, train_targets), (test_maps, test_targets) = (
+        _features(encoder, crops, classes, per_class, first_seed=1000 * part)
+        for part, crops in enumerate((train, test))
+    )
+    parts = {"": (np.concatenate(train_maps, 1), np.concatenate(test_maps, 1))}
+    parts |= {f"_{name}": maps for name, *maps in zip(MAPS, train_maps, test_maps, strict=True)}
+    scores = {}
+    for part, (x, y) in parts.items():
+        scores["linear" + part] = linear_probe(x, train_targets, y, test_targets)
+        scores["knn" + part] = knn_probe(x, train_targets, y, test_targets)
+    return scores | {"chance": 1 / len(classes)}
 
 
-def linear_probe(train: Tensor, train_targets: Tensor, test: Tensor, test_targets: Tensor) -> float:
+def _features(
+    encoder: PVTv2Encoder, crops: Sequence[LabelledCase], classes: list[int], per_class: int, first_seed: int
+) -> tuple[list[np.ndarray], np.ndarray]:
+    """Features (N, channels) of drawn voxels by map, and their classes' places (N,)."""
+    rows, targets = [], []
+    for seed, crop in enumerate(crops, start=first_seed):
+        voxels, target = draw_voxels(crop.labels, classes, per_class, seed)
+        if len(voxels):
+            rows.append(voxel_features(encoder, crop.image_hu, voxels))
+            targets.append(target)
+    return [torch.cat(of_map).numpy() for of_map in zip(*rows, strict=True)], np.concatenate(targets)
+
+
+def linear_probe(train: np.ndarray, train_targets: np.ndarray, test: np.ndarray, test_targets: np.ndarray) -> float:
     """Balanced accuracy on ``test`` of a multinomial logistic regression on (N, C) standardised features."""
-    train, test = _standardise(train, test)
-    count = int(train_targets.max()) + 1
-    weights = torch.zeros(train.shape[1], count, requires_grad=True)
-    bias = torch.zeros(count, requires_grad=True)
-    optimizer = torch.optim.LBFGS([weights, bias], max_iter=ITERATIONS, line_search_fn="strong_wolfe")
-
-    def objective() -> Tensor:
-        optimizer.zero_grad()
-        loss = F.cross_entropy(train @ weights + bias, train_targets) + WEIGHT_PENALTY * weights.square().sum()
-        loss.backward()
-        return loss
-
-    optimizer.step(objective)
-    return balanced_accuracy((test @ weights + bias).argmax(1), test_targets)
+    strength = 1 / (2 * WEIGHT_PENALTY * len(train))  # scikit-learn sums over samples and halves the squared weights
+    return _score(LogisticRegression(C=strength, max_iter=MAX_ITERATIONS), train, train_targets, test, test_targets)
 
 
-def knn_probe(train: Tensor, train_targets: Tensor, test: Tensor, test_targets: Tensor) -> float:
+def knn_probe(train: np.ndarray, train_targets: np.ndarray, test: np.ndarray, test_targets: np.ndarray) -> float:
     """Balanced accuracy on ``test`` of the vote of the nearest training samples by cosine of standardised features."""
-    train, test = (F.normalize(x, dim=1) for x in _standardise(train, test))
-    nearest = (test @ train.T).topk(min(NEIGHBOURS, len(train)), dim=1).indices
-    votes = F.one_hot(train_targets[nearest], int(train_targets.max()) + 1).sum(1)
-    return balanced_accuracy(votes.argmax(1), test_targets)
+    neighbours = KNeighborsClassifier(min(NEIGHBOURS, len(train)), metric="cosine")
+    return _score(neighbours, train, train_targets, test, test_targets)
 
 
-def _standardise(train: Tensor, test: Tensor) -> tuple[Tensor, Tensor]:
-    mean, std = train.mean(0), train.std(0).clamp_min(1e-6)
-    return (train - mean) / std, (test - mean) / std
-
-
-def balanced_accuracy(predicted: Tensor, targets: Tensor) -> float:
-    """Mean over the classes of the share of their samples that are recognised."""
-    return float(np.mean([(predicted[targets == c] == c).float().mean().item() for c in targets.unique()]))
+def _score(classifier, train: np.ndarray, train_targets: np.ndarray, test: np.ndarray, targets: np.ndarray) -> float:
+    fitted = make_pipeline(StandardScaler(), classifier).fit(train, train_targets)
+    return float(balanced_accuracy_score(targets, fitted.predict(test)))
 
 
 def retrieval(features: PooledFeatures) -> dict[str, float]:
-    """How often a sub-volume's own radiograph is nearest (top-1), or among the five nearest, by cosine.
+    """How often the radiograph of a sub-volume's own volume is nearest (top-1), or among the five nearest, by cosine.
 
-    Each modality's features are centred on their own mean: what only tells CT from X-ray does not count.
+    Each modality's features are centred on their own mean, so that what sets CT and X-ray apart does not count.
     """
     ct, xray = (F.normalize(x - x.mean(0), dim=1) for x in (features.ct, features.xray))
     order = (ct @ xray.T).argsort(dim=1, descending=True)
-    place = (order == features.scan[:, None]).float().argmax(1)
-    scans = len(xray)
+    place = (order == features.volume[:, None]).float().argmax(1)
+    volumes = len(xray)
     return {
         "top1": (place < 1).float().mean().item(),
         "top5": (place < 5).float().mean().item(),
-        "chance_top1": 1 / scans,
-        "chance_top5": min(5, scans) / scans,
+        "chance_top1": 1 / volumes,
+        "chance_top5": min(5, volumes) / volumes,
     }

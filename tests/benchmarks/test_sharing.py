@@ -28,7 +28,7 @@ def make_pieces(folder: Path, seconds: float) -> list[Piece]:
 
 
 def test_each_piece_is_done_once_by_one_of_two_processes(tmp_path, monkeypatch):
-    monkeypatch.setattr("study.sharing.WAIT_SECONDS", 0.05)
+    monkeypatch.setattr("few_labels.sharing.WAIT_SECONDS", 0.05)
     workers = [CONTEXT.Process(target=work_through, args=(make_pieces(tmp_path, 0.2), FOREVER)) for _ in range(2)]
     for worker in workers:
         worker.start()

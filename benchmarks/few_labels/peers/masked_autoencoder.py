@@ -2,7 +2,7 @@
 
 Paper: He et al., Masked Autoencoders Are Scalable Vision Learners, CVPR 2022; for a pyramid of convolutions, masked
 voxels are blanked instead of left out, as in Xie et al., SimMIM, CVPR 2022.
-Source: written from the papers. The decoder is PVT-UNet's, of which nothing is handed on but the encoder.
+Source: written from the papers. The decoder is PVT-UNet's; only the encoder is kept.
 Deviations: blocks of 8 x 16 x 16 voxels, the stride of stage 3; the loss is on masked voxels alone, in units of HU /
 1024; one of CADS's two CT views is enough.
 """

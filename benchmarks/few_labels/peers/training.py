@@ -1,10 +1,14 @@
-"""What the peers share with CADS: its samples, optimiser and schedules, and its encoder file."""
+"""What the peers share with CADS: its samples, optimiser and schedules, and its encoder file.
+
+A method is a module with ``encoder``, which is kept in the end; ``loss(view_1, view_2)`` of two views (B, 1, D, H, W);
+``after_step(momentum)``, which follows the optimizer's step; and ``step_over_forward``, FLOPs of a step over those of
+its forward pass.
+"""
 
 import copy
 import json
 import time
 from pathlib import Path
-from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -18,28 +22,10 @@ from pretraining.system.files import atomic_path
 from pretraining.views.loader import ViewStream, make_loader, steps_per_epoch
 
 
-class Method(Protocol):
-    """A self-supervised method: a module with an encoder.
-
-    Attributes:
-        encoder: what is handed on in the end.
-        step_over_forward: FLOPs of a step over those of its forward pass.
-    """
-
-    encoder: nn.Module
-    step_over_forward: float
-
-    def loss(self, view_1: Tensor, view_2: Tensor) -> Tensor:
-        """Of two views (B, 1, D, H, W) of each sample, ()."""
-
-    def after_step(self, momentum: float) -> None:
-        """What follows the optimiser's step, such as moving a teacher; ``momentum`` is CADS's of this step."""
-
-
 def pretrain_peer(method: nn.Module, store: Path, config: PretrainConfig, output: Path) -> Path:
     """Train a peer on the samples that CADS would see, with its optimiser, and write its ``cads_encoder.pth``.
 
-    A run that was stopped goes on after the last epoch that was finished.
+    A run that was stopped resumes after its last finished epoch.
 
     Returns:
         The encoder file; ``output/cost.json`` has seconds per sample beside it.
@@ -100,11 +86,11 @@ class PeerTrainer:
         return loss.item()
 
     def state(self) -> dict:
-        """Everything needed to go on."""
+        """Everything needed to resume."""
         return {"method": self.method.state_dict(), "optimizer": self.optimizer.state_dict(), "step": self.step}
 
     def load(self, state: dict) -> None:
-        """Go on from `state`."""
+        """Resume from `state`."""
         self.method.load_state_dict(state["method"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.step = state["step"]

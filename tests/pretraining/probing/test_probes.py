@@ -1,27 +1,19 @@
-"""The probes on features whose answer is known; `test_evidence.py` runs them on real encoders."""
+"""The probes on features whose answer is known; `test_probe_command.py` runs them on encoders."""
 
 import numpy as np
 import pytest
 import torch
 
+from pretraining.probing.cases import CROP_SIZE, NO_LABEL, LabelledCase, draw_crops, resample_nearest
 from pretraining.probing.features import PooledFeatures, effective_rank, sample_map
-from pretraining.probing.probes import (
-    LabelledCase,
-    balanced_accuracy,
-    draw_crops,
-    draw_voxels,
-    knn_probe,
-    linear_probe,
-    retrieval,
-    split_by_slices,
-)
+from pretraining.probing.probes import draw_voxels, knn_probe, linear_probe, retrieval
 
 
-def blobs(count: int, classes: int, distance: float, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+def blobs(count: int, classes: int, distance: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Gaussian blobs in 5 dimensions, class c at ``distance`` along axis c."""
-    generator = torch.Generator().manual_seed(seed)
-    targets = torch.arange(count) % classes
-    return torch.randn(count, 5, generator=generator) + distance * torch.eye(5)[targets], targets
+    targets = np.arange(count) % classes
+    noise = np.random.default_rng(seed).standard_normal((count, 5))
+    return noise + distance * np.eye(5)[targets], targets
 
 
 @pytest.mark.parametrize("probe", [linear_probe, knn_probe])
@@ -30,14 +22,17 @@ def test_probes_find_classes_that_are_apart_and_guess_those_that_are_not(probe):
     assert probe(*blobs(300, 4, 0.0, 0), *blobs(300, 4, 0.0, 1)) == pytest.approx(0.25, abs=0.1)
 
 
-def test_a_linear_probe_needs_no_common_scale_and_a_rare_class_counts_like_a_frequent_one():
-    x, y = blobs(300, 2, 8.0, 0)
-    assert (
-        linear_probe(x * torch.tensor([1e4, 1e-4, 1, 1, 1]) + 100, y, x * torch.tensor([1e4, 1e-4, 1, 1, 1]) + 100, y)
-        > 0.97
-    )
-    predicted, targets = torch.zeros(100, dtype=torch.long), torch.tensor([0] * 99 + [1])
-    assert balanced_accuracy(predicted, targets) == 0.5
+@pytest.mark.parametrize("probe", [linear_probe, knn_probe])
+def test_features_need_no_common_scale(probe):
+    scale = np.array([1e4, 1e-4, 1, 1, 1])
+    (train, train_targets), (test, test_targets) = blobs(300, 2, 8.0, 0), blobs(300, 2, 8.0, 1)
+    assert probe(scale * train + 100, train_targets, scale * test + 100, test_targets) > 0.97
+
+
+def test_a_rare_class_counts_like_a_frequent_one():
+    train, targets = blobs(300, 2, 8.0, 0)
+    rare = np.array([0] * 99 + [1])
+    assert linear_probe(train, targets, np.repeat(train[:1], 100, 0), rare) == 0.5
 
 
 def test_voxel_features_lie_where_the_voxels_are():
@@ -52,13 +47,13 @@ def test_voxel_features_lie_where_the_voxels_are():
 
 def test_retrieval_finds_what_is_alike_whatever_the_offset_between_the_modalities():
     generator = torch.Generator().manual_seed(0)
-    scans = torch.randn(16, 8, generator=generator)
-    scan = torch.arange(16).repeat_interleave(3)
-    ct = scans[scan] + 0.1 * torch.randn(48, 8, generator=generator)
-    found = retrieval(PooledFeatures(ct, scan, scans + 50.0, []))
+    volumes = torch.randn(16, 8, generator=generator)
+    volume = torch.arange(16).repeat_interleave(3)
+    ct = volumes[volume] + 0.1 * torch.randn(48, 8, generator=generator)
+    found = retrieval(PooledFeatures(ct, volume, volumes + 50.0, []))
     assert found["top1"] == found["top5"] == 1.0 and found["chance_top1"] == 1 / 16
     others = torch.randn(16, 8, generator=generator)
-    assert retrieval(PooledFeatures(ct, scan, others, []))["top1"] < 0.3
+    assert retrieval(PooledFeatures(ct, volume, others, []))["top1"] < 0.3
 
 
 def test_rank_counts_directions():
@@ -70,14 +65,24 @@ def test_rank_counts_directions():
     assert effective_rank(torch.ones(4, 3)) == 0.0
 
 
-def test_crops_and_slabs_keep_image_and_labels_together():
-    image = np.arange(20 * 30 * 40).reshape(20, 30, 40)
-    case = LabelledCase(image, (image % 7).astype(np.int16))
-    for crop in draw_crops(case, (8, 50, 16), 4, seed=0):
-        assert crop.labels.shape == (8, 30, 16) and np.array_equal(crop.image_hu % 7, crop.labels)
-    lower, upper = split_by_slices(case, gap=4)
-    used = [np.flatnonzero((half.labels >= 0).any((1, 2))) for half in (lower, upper)]
-    assert used[0].tolist() == list(range(8)) and used[1].tolist() == list(range(12, 20))
-    voxels, targets = draw_voxels(lower.labels, [2, 5], 6, seed=0)
-    assert targets.tolist() == [0] * 6 + [1] * 6
-    assert lower.labels[tuple(voxels.T)].tolist() == [2] * 6 + [5] * 6
+def test_every_crop_shows_a_label_and_keeps_image_and_labels_together():
+    image = np.arange(40 * 70 * 50).reshape(40, 70, 50)
+    labels = np.zeros(image.shape, np.int16)
+    labels[35:37, 3:5, 40:42] = 2
+    labels[:10] = NO_LABEL
+    crops = draw_crops(LabelledCase(image, labels), np.random.default_rng(0))
+    assert any((crop.labels == 2).any() for crop in crops)
+    for crop in crops:
+        assert crop.labels.shape == (CROP_SIZE[0], CROP_SIZE[1], 50)
+        first = np.unravel_index(crop.image_hu[0, 0, 0], image.shape)
+        box = tuple(slice(start, start + size) for start, size in zip(first, CROP_SIZE, strict=True))
+        assert np.array_equal(crop.image_hu, image[box]) and np.array_equal(crop.labels, labels[box])
+        voxels, targets = draw_voxels(crop.labels, [0, 2], 6, seed=0)
+        assert crop.labels[tuple(voxels.T)].tolist() == [(0, 2)[target] for target in targets]
+
+
+def test_labels_at_1_mm_are_those_of_the_nearest_voxel():
+    labels = np.arange(6).reshape(1, 2, 3)
+    fine = resample_nearest(labels, (3.0, 2.0, 0.5))
+    assert fine.shape == (3, 4, 2)
+    assert fine[0].tolist() == [[0, 2], [0, 2], [3, 5], [3, 5]]

@@ -151,6 +151,6 @@ def test_the_subvolumes_are_those_of_plain_cads(small_store):
     store, config = Store.open(small_store), ViewConfig()
     regions = [
         (one.volume_id, (slice(*one.slices), slice(*one.rows), slice(*one.columns)))
-        for one in subvolumes.list_subvolumes(store, config)
+        for one in subvolumes.SubVolumes(store, config)
     ]
     assert regions == list_subvolumes(store, config) and len(regions) > len(store)
