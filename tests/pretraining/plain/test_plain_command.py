@@ -6,7 +6,7 @@ import pytest
 import torch
 from tiny_run import TINY_RUN
 
-from nnunetv2_cads.encoder_file.read import load_encoder, read_encoder_checkpoint
+from nnunetv2_cads.encoder_file.read import load_encoder, read_encoder_file
 from nnunetv2_cads.network_architecture import PVTv2Encoder
 from pretraining.plain.model import Encoder
 from pretraining.train import main as pretrain
@@ -31,7 +31,7 @@ def test_a_run_writes_its_settings_a_line_per_epoch_and_an_encoder(run):
 
 
 def test_fine_tuning_takes_the_encoder_and_training_has_moved_it(run):
-    encoder = read_encoder_checkpoint(run / "cads_encoder.pth")
+    encoder = read_encoder_file(run / "cads_encoder.pth")
     assert len(load_encoder(PVTv2Encoder(), encoder.state).matched) == 204
     torch.manual_seed(0)
     begun = Encoder(drop_path_rate=0.1).state_dict()
