@@ -28,7 +28,7 @@ from pretraining.system.torch_errors import no_memory_as_error
 from pretraining.views.batches import batches
 from pretraining.views.loader import ViewStream, make_loader, steps_per_epoch
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger("pretraining.train")  # under torchrun -m, __name__ is "__main__"
 
 
 def train(store: Path, output: Path, config: PretrainConfig | Mapping[str, Any], resume: bool = False) -> int:
