@@ -52,7 +52,6 @@ if __name__ == "__main__":  # nnU-Net may import every file it finds below a fol
             "scikit-learn>=1.3",
             "pydicom>=3.0",
             "filelock>=3.30",
-            "pebble>=5.0",
         ],
         extras_require={
             "dev": [

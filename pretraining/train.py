@@ -162,7 +162,8 @@ def _command(argv: list[str]) -> int:
     if plain:
         if resume or only_estimate:
             raise UserError("--plain has neither --c nor --estimate; leave them out")
-        return train_plain(store, output, PretrainConfig().replace(**settings))
+        with no_memory_as_error():
+            return train_plain(store, output, PretrainConfig().replace(**settings))
     if only_estimate:
         return estimate_run(store, PretrainConfig().replace(**settings))
     return train(store, output, settings, resume)
