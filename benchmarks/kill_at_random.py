@@ -33,7 +33,7 @@ os.environ["OMP_NUM_THREADS"] = "1"
 import torch
 
 from nnunetv2_cads.encoder_file.read import read_encoder_file
-from nnunetv2_cads.encoder_file.safe_files import load_archive
+from nnunetv2_cads.encoder_file.safe_loading import load_archive
 from pretraining import export, preprocess, train
 from pretraining.run.folder import CHECKPOINT, CONFIG, METRICS
 from pretraining.run.metrics import read_metrics

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from nnunetv2_cads.encoder_file.read import EncoderFileError, compare_encoder_state, read_encoder_file
 from nnunetv2_cads.encoder_file.record import ARCHITECTURE, EncoderRecord
-from nnunetv2_cads.encoder_file.safe_files import SAFETENSORS
+from nnunetv2_cads.encoder_file.safe_loading import SAFETENSORS
 from nnunetv2_cads.network_architecture import PVTv2Encoder
 from pretraining import __version__
 from pretraining.run.checkpoint import save_encoder

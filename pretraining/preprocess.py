@@ -13,11 +13,12 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 from pretraining.ct.find_scans import find_scans
 from pretraining.ct.scan import Scan, UnusableScanError, printable, reason_of
 from pretraining.store.add_scan import preprocess_scan
+from pretraining.store.duplicates import without_duplicates
 from pretraining.store.failures import Failures
-from pretraining.store.plan import Part, Plan, make_plan
 from pretraining.store.pseudonyms import Pseudonyms
 from pretraining.store.store import Store
-from pretraining.store.writer import StoreWriter, without_duplicates
+from pretraining.store.work_plan import Part, Plan, make_plan
+from pretraining.store.writer import StoreWriter
 from pretraining.system.command import positive_int, positive_number, run_command
 from pretraining.system.errors import UserError, environment_error, is_environment_error
 from pretraining.system.lock import store_lock

@@ -18,7 +18,7 @@ from pretraining.plain.train import train_plain
 from pretraining.run.checkpoint import encoder_record, resume_from, save_encoder
 from pretraining.run.estimate import estimate
 from pretraining.run.folder import CHECKPOINT, ENCODER, METRICS, PROGRESS, RunFolder, check_batch_size
-from pretraining.run.run import open_run
+from pretraining.run.saving_and_stopping import open_run
 from pretraining.store.store import Store
 from pretraining.system.command import run_command
 from pretraining.system.devices import choose_device, prepare_device, start_processes
@@ -43,7 +43,7 @@ def train(store: Path, output: Path, config: PretrainConfig | Mapping[str, Any],
 
     Returns:
         0 when the run is finished or ``max_hours`` are over, 128 + signal number when a signal stopped it,
-        `pretraining.run.run.LOST_RANK` when another rank has ended.
+        `pretraining.run.saving_and_stopping.LOST_RANK` when another rank has ended.
 
     Raises:
         UserError: store, folder, device, settings or checkpoint cannot be used, or the run is not finite any more.

@@ -1,10 +1,9 @@
 """Reading an encoder from an encoder file, from a run's checkpoint, or from a checkpoint in the published layout.
 
 The layout is in this package's docstring. Only tensors and plain values are ever loaded, so a file from elsewhere
-cannot run code (`safe_files`).
+cannot run code (`safe_loading`).
 """
 
-import hashlib
 import json
 import os
 from dataclasses import dataclass, field
@@ -14,10 +13,10 @@ from typing import Any
 from torch import Tensor, nn
 
 from nnunetv2_cads.encoder_file import BACKBONE_PREFIX, RECORD, TEACHER
+from nnunetv2_cads.encoder_file.checksums import CheckpointFileError, file_sha256
 from nnunetv2_cads.encoder_file.record import ARCHITECTURE, EncoderRecord, RecordError
-from nnunetv2_cads.encoder_file.safe_files import (
+from nnunetv2_cads.encoder_file.safe_loading import (
     SAFETENSORS,
-    CheckpointFileError,
     check_tensor,
     load_archive,
     load_safetensors,
@@ -140,12 +139,3 @@ def load_encoder(encoder: nn.Module, state: dict[str, Tensor]) -> MatchReport:
     report = compare_encoder_state(encoder, state)
     encoder.load_state_dict({key: state[key] for key in report.matched}, strict=False)
     return report
-
-
-def file_sha256(path: str | os.PathLike) -> str:
-    """SHA-256 of a file's bytes, as hexadecimal."""
-    digest = hashlib.sha256()
-    with Path(path).open("rb") as file:
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from nnunetv2_cads.encoder_file import BACKBONE_PREFIX, RECORD, TEACHER
 from nnunetv2_cads.encoder_file.record import EncoderRecord
-from nnunetv2_cads.encoder_file.safe_files import SAFETENSORS, safetensors_bytes
+from nnunetv2_cads.encoder_file.safe_loading import SAFETENSORS, safetensors_bytes
 
 
 def write_encoder_file(

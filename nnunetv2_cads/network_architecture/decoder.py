@@ -16,10 +16,10 @@ from torch import Tensor, nn
 
 from nnunetv2_cads.network_architecture.ops.convolution import convolve
 from nnunetv2_cads.network_architecture.ops.dimensions import OPERATORS, dimensions_of
+from nnunetv2_cads.network_architecture.ops.fast_path import channels_last, is_eager_float32_on_cpu
 from nnunetv2_cads.network_architecture.ops.instance_norm import NEGATIVE_SLOPE, instance_norm_leaky_relu, norm_act_conv
 from nnunetv2_cads.network_architecture.ops.pointwise import class_scores
 from nnunetv2_cads.network_architecture.ops.recompute import keep_input_only
-from nnunetv2_cads.network_architecture.ops.when import channels_last, is_eager_float32_on_cpu
 
 FULL_RESOLUTION_CHANNELS = 32
 

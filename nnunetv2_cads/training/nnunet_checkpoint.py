@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from nnunetv2_cads.encoder_file.safe_files import CheckpointFileError, load_archive
+from nnunetv2_cads.encoder_file.safe_loading import CheckpointFileError, load_archive
 
 _SCALAR = np.float64(0).__reduce__()[0]
 _NUMBERS = (

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from nnunetv2_cads.encoder_file import RECORD
 from nnunetv2_cads.encoder_file.record import PRETRAINING, EncoderRecord
-from nnunetv2_cads.encoder_file.safe_files import CheckpointFileError, check_tensor, load_archive
+from nnunetv2_cads.encoder_file.safe_loading import CheckpointFileError, check_tensor, load_archive
 from nnunetv2_cads.encoder_file.write import write_encoder_file
 from pretraining import __version__
 from pretraining.config import PretrainConfig

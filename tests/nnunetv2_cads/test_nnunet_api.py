@@ -13,7 +13,7 @@ from nnunetv2.run.run_training import run_training_entry
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 
-from nnunetv2_cads.experiment_planning import cli
+from nnunetv2_cads.experiment_planning import plan_and_preprocess
 from nnunetv2_cads.experiment_planning.planner import architecture
 from nnunetv2_cads.training.discovery import nnunetv2_cads_trainers
 from nnunetv2_cads.training.schedule import EpochSchedule
@@ -209,6 +209,6 @@ def test_an_older_nnunet_ends_every_command_with_a_sentence(nnunet_project, monk
     metadata.write_text("Metadata-Version: 2.1\nName: nnunetv2\nVersion: 2.7.9\n")
     monkeypatch.syspath_prepend(tmp_path)
     train = (run_training_entry, 1, "3d_fullres", 0, "-tr", "nnUNetTrainerCADS", "-device", "cpu")
-    for command in (train, (cli.main, "-d", 1)):
+    for command in (train, (plan_and_preprocess.main, "-d", 1)):
         with pytest.raises(SystemExit, match=r"needs nnU-Net 2\.8\.1 or newer, but 2\.7\.9 is installed: pip install"):
             nnunet_project.call(*command)

@@ -86,7 +86,7 @@ def test_fine_tuning_uses_no_network(closed, make_body, tmp_path):
     plan = ("-d", 1, "-c", "3d_fullres", "-gpu_memory_target", 0.7, "-np", 1, "-npfp", 1, "--no_pbar")
     images = ("-i", tmp_path / "raw" / "Dataset001_Body" / "imagesTr", "-o", tmp_path / "out")
     for function, *arguments in (
-        ("nnunetv2_cads.experiment_planning.cli.main", *plan),
+        ("nnunetv2_cads.experiment_planning.plan_and_preprocess.main", *plan),
         ("nnunetv2.run.run_training.run_training_entry", 1, "3d_fullres", "all", *of),
         (PREDICT, *images, "-d", 1, "-c", "3d_fullres", "-f", "all", *of, "--disable_tta", "-npp", 0, "-nps", 0),
     ):

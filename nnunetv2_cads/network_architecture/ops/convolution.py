@@ -7,7 +7,7 @@ layout, is wrong for the kernel's first two slices and may hold whatever lay in 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nnunetv2_cads.network_architecture.ops.when import is_autocast_on_cpu
+from nnunetv2_cads.network_architecture.ops.fast_path import is_autocast_on_cpu
 
 
 def convolve(conv: nn.Module, x: Tensor) -> Tensor:

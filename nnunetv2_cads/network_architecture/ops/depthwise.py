@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from nnunetv2_cads.network_architecture.ops.when import is_autocast_on_cpu
+from nnunetv2_cads.network_architecture.ops.fast_path import is_autocast_on_cpu
 
 
 def depthwise_conv3d(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from nnunetv2_cads.network_architecture.ops.convolution import convolve
-from nnunetv2_cads.network_architecture.ops.when import channels_last, is_eager_float32_on_cpu
+from nnunetv2_cads.network_architecture.ops.fast_path import channels_last, is_eager_float32_on_cpu
 
 NEGATIVE_SLOPE = 0.01
 EPS = 1e-5

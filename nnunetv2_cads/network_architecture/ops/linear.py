@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nnunetv2_cads.network_architecture.ops.when import is_eager_float32_on_cpu
+from nnunetv2_cads.network_architecture.ops.fast_path import is_eager_float32_on_cpu
 
 FEWEST_TOKENS = 256
 """With fewer, preparing the convolution costs more than it saves."""

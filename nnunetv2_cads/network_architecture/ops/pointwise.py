@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from nnunetv2_cads.network_architecture.ops.when import channels_last, is_eager_float32_on_cpu
+from nnunetv2_cads.network_architecture.ops.fast_path import channels_last, is_eager_float32_on_cpu
 
 
 def class_scores(layer: nn.Conv2d | nn.Conv3d, x: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ from pip._internal.commands import create_command
 
 from nnunetv2_cads.doctor import cli as doctor
 from nnunetv2_cads.doctor import memory as memory_checks
-from nnunetv2_cads.experiment_planning import cli
+from nnunetv2_cads.experiment_planning import plan_and_preprocess
 from nnunetv2_cads.experiment_planning.memory_estimate import training_bytes
 from nnunetv2_cads.network_architecture import PVTv2Encoder
 from pretraining.system import machine
@@ -67,7 +67,7 @@ def check_command(text):
     assert subprocess.run(["bash", "-nc", text], check=False).returncode == 0, text
     name, *arguments = shlex.split(text)
     if name == "cads_plan_and_preprocess":
-        cli._parser().parse_args(arguments)
+        plan_and_preprocess._parser().parse_args(arguments)
     elif name == "pip":
         create_command(arguments[0]).parse_args(arguments[1:])
     else:

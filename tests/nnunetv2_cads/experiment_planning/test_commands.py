@@ -13,10 +13,10 @@ import pytest
 import SimpleITK as sitk
 import torch
 
-from nnunetv2_cads.experiment_planning import cli
+from nnunetv2_cads.experiment_planning import plan_and_preprocess
 
 REPOSITORY = Path(__file__).parents[3]
-START = "import sys; from nnunetv2_cads.experiment_planning.cli import main; sys.exit(main())"
+START = "import sys; from nnunetv2_cads.experiment_planning.plan_and_preprocess import main; sys.exit(main())"
 SMALL = ("-gpu_memory_target", "0.8", "-np", "1", "-npfp", "1", "--no_pbar")
 TRAIN = ("nnUNetv2_train", 1, "3d_fullres", 0, "-device", "cpu", "-p", "nnUNetCADSPlans")
 
@@ -64,7 +64,7 @@ def test_preprocessed_data_are_hu_over_1024(planned, nnunet_project):
 
 def test_flags_change_spacing_and_normalisation(planned, nnunet_project):
     flags = ("--no_pp", "--pretraining-spacing", "--nnunet-normalization", "-overwrite_plans_name", "Other")
-    nnunet_project.call(cli.main, "-d", 1, *SMALL, *flags, nnUNet_n_proc_DA="1")
+    nnunet_project.call(plan_and_preprocess.main, "-d", 1, *SMALL, *flags, nnUNet_n_proc_DA="1")
     plans = json.loads((planned / "Other.json").read_text())
     assert plans["configurations"]["3d_fullres"]["spacing"] == [1, 1, 1]
     fingerprint = json.loads((planned / "dataset_fingerprint.json").read_text())
@@ -92,19 +92,19 @@ def test_train_and_predict_with_the_plans(trainer, planned, nnunet_project, tmp_
 def test_bad_arguments_end_with_one_sentence(capsys, monkeypatch, tmp_path):
     for flags in (["--unknown"], ["-pl", "ExperimentPlanner"], ["--cle"], ["-c", "3d"]):
         with pytest.raises(SystemExit):
-            cli.main(["-d", "1", *flags])
+            plan_and_preprocess.main(["-d", "1", *flags])
     with pytest.raises(SystemExit):
-        cli.main([])
+        plan_and_preprocess.main([])
     monkeypatch.delenv("nnUNet_raw", raising=False)
-    assert cli.main(["-d", "1"]) == 2
+    assert plan_and_preprocess.main(["-d", "1"]) == 2
     assert "export nnUNet_raw=" in capsys.readouterr().err
     monkeypatch.setenv("nnUNet_raw", str(tmp_path))
     monkeypatch.setenv("nnUNet_preprocessed", str(tmp_path))
-    assert cli.main(["-d", "77"]) == 2
+    assert plan_and_preprocess.main(["-d", "77"]) == 2
     assert f"no folder Dataset077_NAME in {tmp_path}" in capsys.readouterr().err
     description = tmp_path / "Dataset077_X" / "dataset.json"
     description.parent.mkdir()
-    assert cli.main(["-d", "77"]) == 2
+    assert plan_and_preprocess.main(["-d", "77"]) == 2
     assert one_sentence(capsys).startswith(f"{description}: there is no such file; describe the dataset in it")
     for text, said in (
         ("{", "does not describe a dataset in JSON"),
@@ -112,7 +112,7 @@ def test_bad_arguments_end_with_one_sentence(capsys, monkeypatch, tmp_path):
         ('{"labels": {}}', "has no channel_names, file_end"),
     ):
         description.write_text(text)
-        assert cli.main(["-d", "77"]) == 2
+        assert plan_and_preprocess.main(["-d", "77"]) == 2
         assert f"{description}: {said}" in one_sentence(capsys)
     description.write_text('{"labels": {}, "channel_names": {}, "numTraining": 1, "file_ending": ".nii.gz"}')
     for flags, said in (
@@ -120,7 +120,7 @@ def test_bad_arguments_end_with_one_sentence(capsys, monkeypatch, tmp_path):
         (["-fpe", "Nope"], "-fpe Nope: nnU-Net has no such class"),
         (["-preprocessor_name", "Nope"], "-preprocessor_name Nope: nnU-Net has no such class"),
     ):
-        assert cli.main(["-d", "77", *flags]) == 2
+        assert plan_and_preprocess.main(["-d", "77", *flags]) == 2
         assert said in one_sentence(capsys)
 
 
@@ -136,7 +136,7 @@ def test_a_folder_that_cannot_be_written_ends_with_one_sentence(folder, nnunet_p
     folder = tmp_path / folder
     for name, value in nnunet_project.environment(nnUNet_preprocessed=str(folder)).items():
         monkeypatch.setenv(name, value)
-    assert cli.main(["-d", "1", *SMALL]) == 2
+    assert plan_and_preprocess.main(["-d", "1", *SMALL]) == 2
     assert re.match(f"{folder}.*: .*; make it readable and writable", one_sentence(capsys))
 
 
@@ -154,4 +154,4 @@ def test_a_full_disk_ends_with_one_sentence(kibibytes, nnunet_project, tmp_path)
         pytest.skip("unshare does not work here")
     assert done.returncode == 2, done.stderr
     assert re.search(rf"^error: {tmp_path}: the disk is full .*; make room", done.stderr.splitlines()[-1])
-    assert "cli.py" not in done.stderr  # no traceback of the command's
+    assert "plan_and_preprocess.py" not in done.stderr  # no traceback of the command's

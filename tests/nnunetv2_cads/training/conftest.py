@@ -9,7 +9,7 @@ import pytest
 import SimpleITK as sitk
 import torch
 
-from nnunetv2_cads.experiment_planning import cli
+from nnunetv2_cads.experiment_planning import plan_and_preprocess
 from nnunetv2_cads.training.trainer import nnUNetTrainerCADS
 
 CASES = ("case_0", "case_1")
@@ -68,7 +68,7 @@ def special_dataset(nnunet_project) -> Path:
     raw = nnunet_project.root / "raw" / "Dataset002_Special"
     _write_dataset(raw)
     arguments = ("-d", 2, "-gpu_memory_target", 0.62, "-np", 1, "-npfp", 1, "--no_pbar")
-    nnunet_project.call(cli.main, *arguments, nnUNet_n_proc_DA="1")
+    nnunet_project.call(plan_and_preprocess.main, *arguments, nnUNet_n_proc_DA="1")
     split = [{"train": [CASES[0]], "val": [CASES[1]]}]
     (nnunet_project.root / "preprocessed" / raw.name / "splits_final.json").write_text(json.dumps(split))
     return raw

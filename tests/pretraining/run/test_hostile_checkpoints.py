@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from nnunetv2_cads.encoder_file.safe_files import CheckpointFileError
+from nnunetv2_cads.encoder_file.safe_loading import CheckpointFileError
 from pretraining.config import PRESETS, PretrainConfig
 from pretraining.method.pretrainer import Pretrainer
 from pretraining.run.checkpoint import check_run_state, load_checkpoint, save_checkpoint

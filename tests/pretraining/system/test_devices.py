@@ -8,7 +8,7 @@ import torch
 
 from pretraining.config import PRESETS, PretrainConfig
 from pretraining.method.pretrainer import Pretrainer
-from pretraining.run.run import LOST_RANK
+from pretraining.run.saving_and_stopping import LOST_RANK
 from pretraining.system.devices import prepare_device
 from pretraining.system.processes import LostRankError, Processes
 from pretraining.train import main as pretrain

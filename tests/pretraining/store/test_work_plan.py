@@ -3,7 +3,7 @@
 import pytest
 
 from pretraining.ct.scan import Scan, volume_id
-from pretraining.store.plan import Part, make_plan, split_id_clashes
+from pretraining.store.work_plan import Part, make_plan, split_id_clashes
 
 
 def scan(name):

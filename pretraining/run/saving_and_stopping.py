@@ -2,10 +2,12 @@
 
 import logging
 import math
+import signal
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from enum import IntEnum
 from pathlib import Path
 
 from tqdm import tqdm
@@ -17,7 +19,6 @@ from pretraining.run.checkpoint import save_checkpoint
 from pretraining.run.folder import CHECKPOINT, METRICS, PROGRESS
 from pretraining.run.health import FiniteGuard, HealthWatch, not_finite_error
 from pretraining.run.metrics import MetricsLog, plot_progress
-from pretraining.run.stopping import StopReason
 from pretraining.system.errors import UserError
 from pretraining.system.processes import LostRankError
 from pretraining.system.signals import stop_signals_collected
@@ -27,6 +28,30 @@ logger = logging.getLogger(__name__)
 
 LOST_RANK = 1
 """Exit code of the ranks that are left when another has ended."""
+
+
+class StopReason(IntEnum):
+    """Why a run ends early. Where the ranks have different reasons, the highest holds for all of them."""
+
+    NONE = 0
+    SIGINT = 1
+    SIGTERM = 2
+    MAX_HOURS = 3
+    NOT_FINITE = 4
+
+    @classmethod
+    def of_signal(cls, number: int) -> "StopReason":
+        """The reason that SIGINT or SIGTERM is."""
+        return cls[signal.Signals(number).name]
+
+    @property
+    def exit_code(self) -> int:
+        """Of a run that has saved and ended for this reason."""
+        is_signal = self in (StopReason.SIGINT, StopReason.SIGTERM)
+        return 128 + signal.Signals[self.name] if is_signal else 0
+
+    def __str__(self) -> str:
+        return "the limit of --max-hours" if self is StopReason.MAX_HOURS else self.name
 
 
 @dataclass

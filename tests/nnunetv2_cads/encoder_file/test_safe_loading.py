@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from nnunetv2_cads.encoder_file.read import EncoderFileError, read_encoder_file
 from nnunetv2_cads.encoder_file.record import EncoderRecord
-from nnunetv2_cads.encoder_file.safe_files import safetensors_bytes
+from nnunetv2_cads.encoder_file.safe_loading import safetensors_bytes
 
 STATE = {"backbone.a": torch.arange(6.0).reshape(2, 3), "backbone.b": torch.full((300,), 7.0)}
 RECORD = {"format_version": 1, "spacing_mm": [1.0, 1.0, 1.0], "architecture": "PVTv2-b1"}
