@@ -8,7 +8,6 @@ import functools
 import json
 import shutil
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import nnunetv2
@@ -24,7 +23,7 @@ from nnunetv2.utilities.find_class_by_name import recursive_find_python_class
 from nnunetv2_cads.encoder_file.record import PRETRAINING
 from nnunetv2_cads.experiment_planning.planner import PLANS_NAME, CADSPlanner
 from nnunetv2_cads.nnunet_version import require_nnunet
-from pretraining.system.command import run_command
+from pretraining.system.command import positive_int, positive_number, run_command
 from pretraining.system.errors import UserError
 
 LEAST_ROOM = 1_000_000
@@ -165,20 +164,20 @@ def _parser() -> argparse.ArgumentParser:
         choices=CONFIGURATIONS,
         help="configurations to preprocess; those that are not in the plans are skipped",
     )
-    add("-np", type=_positive(int), nargs="+", help="processes, for all configurations or for each (default: 8 4 8)")
+    add("-np", type=positive_int, nargs="+", help="processes, for all configurations or for each (default: 8 4 8)")
     add("-fpe", default="DatasetFingerprintExtractor", help="nnU-Net's class that extracts the fingerprint")
-    add("-npfp", type=_positive(int), default=8, help="processes that extract the fingerprint (default: %(default)s)")
+    add("-npfp", type=positive_int, default=8, help="processes that extract the fingerprint (default: %(default)s)")
     add("--verify_dataset_integrity", action="store_true", help="check the dataset first; once per dataset is enough")
     add("--no_pp", action="store_true", help="plan only")
     add("--clean", action="store_true", help="extract the fingerprint again; needed after the dataset has changed")
-    add("-gpu_memory_target", metavar="GB", type=_positive(float), help="GPU memory to plan for (default: 8)")
+    add("-gpu_memory_target", metavar="GB", type=positive_number, help="GPU memory to plan for (default: 8)")
     add("-preprocessor_name", default="DefaultPreprocessor", help="a preprocessor class of nnU-Net's")
     spacing = parser.add_mutually_exclusive_group()
     spacing.add_argument(
         "-overwrite_target_spacing",
         metavar="MM",
         nargs="+",
-        type=_positive(float),
+        type=positive_number,
         help="target spacing of 3d_fullres, three numbers in the images' own axis order",
     )
     spacing.add_argument("--pretraining-spacing", action="store_true", help="target spacing 1 mm, as in pre-training")
@@ -187,19 +186,6 @@ def _parser() -> argparse.ArgumentParser:
     add("--verbose", action="store_true", help="print more")
     add("--no_pbar", action="store_true", help="no progress bars")
     return parser
-
-
-def _positive(kind: type) -> Callable[[str], float]:
-    """A converter of positive numbers, for argparse."""
-
-    def convert(text: str) -> float:
-        value = kind(text)
-        if not 0 < value < float("inf"):
-            raise argparse.ArgumentTypeError(f"{text} is not a number above 0")
-        return value
-
-    convert.__name__ = f"positive {kind.__name__}"
-    return convert
 
 
 if __name__ == "__main__":

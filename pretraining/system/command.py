@@ -5,6 +5,7 @@ Exit codes: 0 done, 1 done but some inputs failed, 2 nothing could be done, 130 
 
 import argparse
 import logging
+import math
 import sys
 from collections.abc import Callable
 
@@ -45,6 +46,6 @@ def positive_number(text: str) -> float:
         number = float(text)
     except ValueError:
         number = 0.0
-    if not number > 0:
+    if not 0 < number < math.inf:
         raise argparse.ArgumentTypeError(f"{text} is not a number above 0")
     return number
