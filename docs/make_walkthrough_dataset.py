@@ -2,8 +2,8 @@
 
 python docs/make_walkthrough_dataset.py CT_FOLDER NNUNET_RAW
 
-Five slabs are for training, one is held out. Slabs of one scan are neighbours, so the Dice says that the commands work
-together, and nothing about how well the network generalises.
+Five slabs are for training, one is held out. Slabs of one scan are neighbours, so the Dice shows that the commands work
+together, not how well the network generalises.
 """
 
 import argparse

@@ -31,7 +31,9 @@ from pretraining.views.loader import ViewStream, make_loader, steps_per_epoch
 logger = logging.getLogger("pretraining.train")  # under torchrun -m, __name__ is "__main__"
 
 
-def train(store: Path, output: Path, config: PretrainConfig | Mapping[str, Any], resume: bool = False) -> int:
+def train(
+    store: str | Path, output: str | Path, config: PretrainConfig | Mapping[str, Any], resume: bool = False
+) -> int:
     """Begin or resume the run in ``output`` and train until its end or a stop; all that `cads_pretrain` does.
 
     Args:
@@ -48,7 +50,7 @@ def train(store: Path, output: Path, config: PretrainConfig | Mapping[str, Any],
     Raises:
         UserError: store, folder, device, settings or checkpoint cannot be used, or the run is not finite any more.
     """
-    started = time.monotonic()
+    started, store, output = time.monotonic(), Path(store), Path(output)
     settings = config.settings() if isinstance(config, PretrainConfig) else config
     folder = RunFolder(output, settings, resume)
     with no_memory_as_error(), start_processes(folder.device) as processes:

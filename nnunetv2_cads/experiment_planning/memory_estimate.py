@@ -1,6 +1,6 @@
 """Memory that training PVT-UNet takes, in closed form.
 
-Source: fitted to `benchmarks/finetune_memory.py`, whose table is in docs/planning.md; within 10% of every case there.
+Source: fitted to `benchmarks/finetune_memory.py`, whose table is in docs/planning.md; within 8% of every case there.
 The planner estimates in float32, as measured on the CPU, and plans with only a part of the target, since nothing was
 measured on a GPU: there, CUDA's context and cuDNN's workspaces need memory too, and the decoder's last step, which the
 CPU takes one sample at a time, takes the whole batch. nnU-Net trains in half precision, which keeps about 0.6 of what

@@ -48,12 +48,12 @@ def load_frozen(source: str, for_radiographs: bool = True) -> PVTv2Encoder:
 
 def _read_frozen(path: str, for_radiographs: bool) -> PVTv2Encoder:
     try:
-        state = read_encoder_file(path).state
+        file = read_encoder_file(path)
     except EncoderFileError as error:
         raise UserError(str(error)) from error
     torch.manual_seed(0)
-    encoder = PVTv2Encoder()
-    report = load_encoder(encoder, state)
+    encoder = PVTv2Encoder(size=file.size)
+    report = load_encoder(encoder, file.state)
     missing = [key for key in report.missing if for_radiographs or "_2D" not in key]
     if missing or report.mismatched:
         wrong = report.mismatched[0] if report.mismatched else f"{missing[0]} is missing"

@@ -136,7 +136,7 @@ class Store:
         manifest = read_manifest(path)
         if not manifest.get("complete"):
             raise UserError(
-                f"{path}: this store is not finished; run the same cads_preprocess command again to go on "
+                f"{path}: this store is not finished; run the same cads_preprocess command again to resume it "
                 "(of a job array: once more without -num_parts, for whatever is left)"
             )
         if not manifest["volumes"]:

@@ -18,7 +18,7 @@ UNKNOWN_MEMORY = 2**40
 """What `available_memory` returns where the system does not report it."""
 _TRIM_THRESHOLD, _MMAP_MAX = -1, -4  # malloc.h
 _STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
-_MEMINFO, _CGROUP = Path("/proc/meminfo"), Path("/sys/fs/cgroup")
+_MEMINFO, _CGROUP, _OWN_CGROUP = Path("/proc/meminfo"), Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
 
 
 def keep_freed_memory() -> None:
@@ -72,17 +72,26 @@ def default_processes() -> int:
 
 
 def available_memory() -> int:
-    """Bytes that new processes may use, within the limit that a queue or a container may set.
+    """Bytes that new processes may use, within the limits that a container or a queue sets (cgroup v2).
 
     The file cache counts as free, since the system gives it up to whoever needs memory. `UNKNOWN_MEMORY` where the
     system does not report any.
     """
     free = _table(_MEMINFO).get("MemAvailable", UNKNOWN_MEMORY) if _MEMINFO.exists() else UNKNOWN_MEMORY
-    limit = _CGROUP / "memory.max"
-    if limit.exists() and (most := limit.read_text(encoding="utf-8").strip()).isdecimal():
-        used = int((_CGROUP / "memory.current").read_text(encoding="utf-8"))
-        free = min(free, int(most) - used + _table(_CGROUP / "memory.stat")["inactive_file"])
+    for group in _cgroups():
+        limit = group / "memory.max"
+        if limit.exists() and (most := limit.read_text(encoding="utf-8").strip()).isdecimal():
+            used = int((group / "memory.current").read_text(encoding="utf-8"))
+            free = min(free, int(most) - used + _table(group / "memory.stat")["inactive_file"])
     return max(0, free)
+
+
+def _cgroups() -> list[Path]:
+    """The folders of this process's cgroup and of those that hold it: a limit of each counts."""
+    lines = _OWN_CGROUP.read_text(encoding="utf-8").splitlines() if _OWN_CGROUP.exists() else []
+    own = next((line[3:].strip("/") for line in lines if line.startswith("0::")), "")
+    parts = Path(own).parts
+    return [_CGROUP.joinpath(*parts[:count]) for count in range(len(parts) + 1)]
 
 
 def _table(path: Path) -> dict[str, int]:

@@ -42,6 +42,21 @@ def test_memory_is_what_the_limit_leaves_and_the_file_cache_is_free(monkeypatch,
     assert cores.available_memory() == expected
 
 
+def test_the_limit_of_a_group_that_holds_this_process_counts(monkeypatch, tmp_path):
+    """As of a queue's job: the limit stands at the job, the process is in a step of it."""
+    (tmp_path / "meminfo").write_text(f"MemAvailable: {10 * 2**20} kB\n")
+    (tmp_path / "own").write_text("0::/job_7/step_0\n")
+    (tmp_path / "job_7" / "step_0").mkdir(parents=True)
+    (tmp_path / "job_7" / "memory.max").write_text(f"{3 * GIB}\n")
+    (tmp_path / "job_7" / "memory.current").write_text(f"{GIB}\n")
+    (tmp_path / "job_7" / "memory.stat").write_text("inactive_file 0\n")
+    (tmp_path / "job_7" / "step_0" / "memory.max").write_text("max\n")
+    monkeypatch.setattr(cores, "_MEMINFO", tmp_path / "meminfo")
+    monkeypatch.setattr(cores, "_CGROUP", tmp_path)
+    monkeypatch.setattr(cores, "_OWN_CGROUP", tmp_path / "own")
+    assert cores.available_memory() == 2 * GIB
+
+
 def test_memory_is_taken_for_plenty_where_the_system_does_not_tell(monkeypatch, tmp_path):
     monkeypatch.setattr(cores, "_MEMINFO", tmp_path / "meminfo")
     monkeypatch.setattr(cores, "_CGROUP", tmp_path)
