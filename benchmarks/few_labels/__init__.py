@@ -1,1 +1,1 @@
-"""Parts of `benchmarks/evidence.py` and `pretraining/probe.py`."""
+"""Parts of `benchmarks/evidence.py`; `head_and_neck` is an experiment of its own."""

@@ -1,0 +1,137 @@
+"""Fine-tunes with the study's own code, and writes one record of each training: whatever stops it, one is lost."""
+
+import contextlib
+import functools
+import io
+import json
+import os
+from collections.abc import Iterable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from few_labels.data import StudyFolder
+from few_labels.finetune import Schedule, finetune
+from few_labels.head_and_neck.cases import Split, read_split
+from few_labels.head_and_neck.data import make_task, write_archive, write_dataset
+from few_labels.head_and_neck.trainings import BUDGETS, EPOCH, SEEDS, Training
+from few_labels.plans import plan_and_preprocess, read_plans
+from few_labels.sharing import Piece, held, work_through
+from few_labels.tasks import Task
+from pretraining.system.files import atomic_path
+
+PATCH_SIZE = (24, 48, 48)
+BATCH_SIZE = 2
+MILESTONE_CASES = 8
+"""Validation cases that are scored at milestones; at the end all are."""
+TRAINERS = {True: "nnUNetTrainerCADS_scratch", False: "nnUNetTrainerCADS"}
+"""By whether a training starts from random weights."""
+
+
+class Benchmark:
+    """One working folder's data and trainings.
+
+    Args:
+        folder: of data, plans and logs.
+        openkbp: folder of the scans.
+        records: folder of the records, one JSON file each.
+    """
+
+    def __init__(self, folder: StudyFolder, openkbp: Path, records: Path) -> None:
+        self.folder, self.openkbp, self.records = folder, openkbp, records
+        self.split: Split = read_split(openkbp)
+        for path in folder.nnunet_variables().values():
+            Path(path).mkdir(parents=True, exist_ok=True)
+        os.environ.update(folder.nnunet_variables(), nnUNet_def_n_proc="1")
+        records.mkdir(parents=True, exist_ok=True)
+
+    @property
+    def archive(self) -> Path:
+        """What pre-training sees."""
+        return self.folder.root / "archive_4mm"
+
+    def prepare(self) -> Task:
+        """Write the archive and the task, and plan; what exists is kept."""
+        with held(self.folder.root / "data.lock", wait=True):
+            write_archive(self.openkbp, self.archive, self.split)
+            dataset = write_dataset(self.openkbp, self.folder.nnunet("raw"), self.split)
+            task = make_task(dataset, self.split, BUDGETS, SEEDS)
+            preprocessed = self.folder.nnunet("preprocessed")
+            with contextlib.redirect_stdout(io.StringIO()):
+                plan_and_preprocess(dataset, preprocessed, PATCH_SIZE, BATCH_SIZE)
+            task.write_splits(preprocessed)
+        return task
+
+    def run(self, trainings: Iterable[Training], deadline: float) -> bool:
+        """Do what is not done, in order, until ``deadline`` (monotonic seconds). Returns whether all is done."""
+        task = self.prepare()
+        pieces = [
+            Piece(self.record_path(training), functools.partial(self.finetune, task, training))
+            for training in trainings
+        ]
+        return work_through(pieces, deadline)
+
+    def record_path(self, training: Training) -> Path:
+        """What a training writes."""
+        return self.records / f"{training.name}.json"
+
+    def finetune(self, task: Task, training: Training) -> None:
+        """One training, and its record."""
+        number = next(i for i, f in enumerate(task.folds) if (f.labels, f.seed) == (training.labels, training.seed))
+        scored = set(self.split.validation) | (set(self.split.test) if training.tested else set())
+        cases = {name: case for name, case in task.test_cases(task.folds[number]).items() if name in scored}
+        from_random = training.start == "random"
+        log = self.folder.root / "logs" / f"{training.name}.log"
+        log.parent.mkdir(exist_ok=True)
+        with log.open("w", encoding="utf-8") as file, contextlib.redirect_stdout(file):
+            result = finetune(
+                TRAINERS[from_random],
+                read_plans(self.folder.nnunet("preprocessed") / task.dataset.name, "nnUNetPlans"),
+                json.loads((task.dataset / "dataset.json").read_text(encoding="utf-8")),
+                number,
+                training.seed,
+                schedule_of(training),
+                cases,
+                encoder=None if from_random else self.encoder_path(training.start),
+            )
+        write_rows(self.record_path(training), self.record(task, training, number, result))
+
+    def encoder_path(self, name: str) -> Path:
+        """The encoder of a pre-training: ``NAME@CROPS``, such as ``restoration@10000``."""
+        pretraining, _, crops = name.partition("@")
+        return self.folder.runs / pretraining / f"encoder_{int(crops):06d}.pth"
+
+    def record(self, task: Task, training: Training, number: int, result: dict[str, Any]) -> dict[str, Any]:
+        """All of a training that is kept; scores of validation and test apart from each other."""
+        scores = result.pop("scores")
+        parts = {"validation": self.split.validation, "test": self.split.test}
+        return {
+            "task": task.name,
+            **asdict(training),
+            "cases": task.folds[number].train,
+            **{part: [row for row in scores if row["case"] in names] for part, names in parts.items()},
+            **result,
+        }
+
+
+def schedule_of(training: Training) -> Schedule:
+    """The study's schedule for a training; the first cases, which it scores at milestones, are of the validation."""
+    return Schedule(
+        epochs=training.iterations // EPOCH,
+        iterations=EPOCH,
+        milestones=tuple(iterations / training.iterations for iterations in training.milestones),
+        milestone_cases=MILESTONE_CASES,
+        decoder_lr=training.decoder_lr,
+        encoder_lr=training.encoder_lr,
+    )
+
+
+def write_rows(path: Path, content: dict[str, Any]) -> None:
+    """Write JSON with one line for each element of its lists: a file that is kept under version control."""
+    parts = []
+    for key, value in content.items():
+        lines = [json.dumps(row) for row in value] if isinstance(value, list) else []
+        text = "[\n" + ",\n".join(lines) + "\n]" if lines else json.dumps(value)
+        parts.append(f"{json.dumps(key)}: {text}")
+    with atomic_path(path) as temporary:
+        temporary.write_text("{\n" + ",\n".join(parts) + "\n}\n", encoding="utf-8")

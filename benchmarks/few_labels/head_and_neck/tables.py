@@ -1,0 +1,64 @@
+"""What the records say so far, as markdown."""
+
+import json
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from few_labels.head_and_neck.cases import LARGEST_RIM
+
+
+def print_tables(records: Path) -> None:
+    """Print the curves of all trainings on the validation cases, and the Dice on the test cases."""
+    runs = read_records(records)
+    print(curve_table(runs))
+    tested = [run for run in runs if run["test"]]
+    if tested:
+        print("\n" + dice_table(tested))
+
+
+def read_records(records: Path) -> list[dict[str, Any]]:
+    """All records of trainings in a folder, by name."""
+    return [json.loads(path.read_text(encoding="utf-8")) for path in sorted(records.glob("*__*.json"))]
+
+
+def curve_table(runs: list[dict[str, Any]]) -> str:
+    """One row per training: mean Dice of the validation cases at each milestone, and of each organ at the end."""
+    organs = list(LARGEST_RIM)
+    rows = []
+    for run in runs:
+        curve = ", ".join(f"{point['iteration']}: {point['dice']:.3f}" for point in run["milestones"])
+        rates = f"{run['encoder_lr']:g}, {run['decoder_lr']:g}"
+        means = mean_by_organ(run["validation"])
+        seconds = f"{run['cost']['seconds_per_iteration']:.2f}"
+        head = [run["question"], run["start"], str(run["labels"]), str(run["seed"]), rates, curve]
+        rows.append([*head, *(f"{means[organ]:.3f}" for organ in organs), seconds])
+    heads = ["question", "start", "labels", "seed", "rates", "validation Dice at iteration", *organs, "s per iteration"]
+    return _markdown(heads, rows)
+
+
+def dice_table(runs: list[dict[str, Any]]) -> str:
+    """One row per start, length and budget: mean Dice of the test cases by seed, and its mean."""
+    by_seed: dict[tuple, dict[int, float]] = defaultdict(dict)
+    for run in runs:
+        key = (run["question"], run["start"], run["iterations"], run["labels"])
+        by_seed[key][run["seed"]] = float(np.mean(list(mean_by_organ(run["test"]).values())))
+    rows = []
+    for key, means in sorted(by_seed.items()):
+        seeds = ", ".join(f"{seed}: {means[seed]:.3f}" for seed in sorted(means))
+        rows.append([*map(str, key), seeds, f"{np.mean(list(means.values())):.3f}"])
+    return _markdown(["question", "start", "iterations", "labels", "test Dice by seed", "mean"], rows)
+
+
+def mean_by_organ(rows: list[dict[str, Any]]) -> dict[str, float]:
+    """Mean Dice of each organ over the cases."""
+    values = defaultdict(list)
+    for row in rows:
+        values[row["organ"]].append(row["dice"])
+    return {organ: float(np.mean(of_organ)) for organ, of_organ in values.items()}
+
+
+def _markdown(heads: list[str], rows: list[list[str]]) -> str:
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in (heads, ["---"] * len(heads), *rows))
