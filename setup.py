@@ -62,6 +62,7 @@ if __name__ == "__main__":  # nnU-Net may import every file it finds below a fol
                 "setuptools>=77",
                 "batchgeneratorsv2>=0.3",
                 "scikit-image>=0.24",
+                "timm>=1.0",
             ],
             "benchmarks": ["itk>=5.4", "scikit-image>=0.24"],
         },

@@ -21,7 +21,7 @@ from few_labels.head_and_neck.restoration import (
     pretrain,
     restoration_loss,
 )
-from few_labels.head_and_neck.tables import curve_table, read_records, dice_table
+from few_labels.head_and_neck.tables import curve_table, dice_table, read_records
 from few_labels.head_and_neck.trainings import EPOCH, QUESTIONS, Training
 from few_labels.tasks import Task
 

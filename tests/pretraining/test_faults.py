@@ -150,7 +150,7 @@ def test_a_store_that_vanishes(small_store, tmp_path):
     process = begin_training(store, tmp_path / "run")
     store.rename(tmp_path / "elsewhere")
     _, messages = process.communicate(timeout=90)
-    assert_sentence(process.returncode, messages, str(store), "has gone", "--c")
+    assert_sentence(process.returncode, messages, str(store), "is gone", "--c")
 
 
 @pytest.mark.parametrize(

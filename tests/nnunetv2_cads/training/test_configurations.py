@@ -49,7 +49,7 @@ def test_the_log_says_what_the_encoder_was_not_shown(trained):
         channels = 4 if "cascade" in configuration else 2
         assert f"Spread over 2 of {channels} input channels" in printed
         assert ("start at zero" in printed) == ("cascade" in configuration)
-        assert ("saw radiographs and no CT slices" in printed) == (configuration == "2d")
+        assert ("saw radiographs but no CT slices" in printed) == (configuration == "2d")
         assert (
             "Channel 1 (PET): the plans have ZScoreNormalization, which is not for CT; the encoder saw only" in printed
         )

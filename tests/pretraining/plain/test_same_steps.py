@@ -55,7 +55,7 @@ def test_losses_weights_and_center_agree_after_every_step(settings, monkeypatch)
         with monkeypatch.context() as same_noise:
             same_noise.setattr(torch, "rand", lambda count, device, draws=draws: next(draws))
             losses = plain.train_step(*views)
-        np.testing.assert_allclose(result.levels.numpy(), losses, rtol=LOSS, err_msg=f"step {step}: stage losses")
+        np.testing.assert_allclose(result.stage_losses.numpy(), losses, rtol=LOSS, err_msg=f"step {step}: stage losses")
         assert result.loss.item() == pytest.approx(np.mean(losses), rel=LOSS)
         assert_same(f"step {step}, student", fast.student.state_dict(), plain.student.state_dict())
         assert_same(f"step {step}, teacher", fast.teacher.state_dict(), plain.teacher.state_dict())

@@ -9,6 +9,7 @@ import torch
 
 from nnunetv2_cads.demo.torsos.datasets import write_archive, write_nnunet_dataset
 from nnunetv2_cads.demo.torsos.torso import TorsoConfig
+from nnunetv2_cads.encoder_file.record import EncoderRecord
 from nnunetv2_cads.network_architecture import PVTv2Encoder
 from pretraining.preprocess import main as preprocess
 from pretraining.probe import main
@@ -37,7 +38,7 @@ def encoder(tmp_path_factory):
     """An encoder file with random weights of another seed."""
     torch.manual_seed(1)
     path = tmp_path_factory.mktemp("encoder") / "cads_encoder.pth"
-    save_encoder(path, PVTv2Encoder().state_dict(), {})
+    save_encoder(path, PVTv2Encoder().state_dict(), EncoderRecord())
     return path
 
 
@@ -125,12 +126,12 @@ def test_an_encoder_that_does_not_fit_is_refused_in_one_sentence(dataset, store,
     assert "seed" in refused(capsys, "random:x", "--dataset", dataset)
     state = PVTv2Encoder().state_dict()
     volumes_alone = {key: value for key, value in state.items() if "_2D" not in key}
-    save_encoder(tmp_path / "volumes.pth", volumes_alone, {})
+    save_encoder(tmp_path / "volumes.pth", volumes_alone, EncoderRecord())
     assert "leave --store out" in refused(capsys, tmp_path / "volumes.pth", "--dataset", dataset, "--store", store)
     first = next(iter(volumes_alone))
-    save_encoder(tmp_path / "part.pth", {key: value for key, value in state.items() if key != first}, {})
+    save_encoder(tmp_path / "part.pth", {key: value for key, value in state.items() if key != first}, EncoderRecord())
     assert f"{first} is missing" in refused(capsys, tmp_path / "part.pth", "--dataset", dataset)
-    save_encoder(tmp_path / "other.pth", state | {first: torch.zeros(3)}, {})
+    save_encoder(tmp_path / "other.pth", state | {first: torch.zeros(3)}, EncoderRecord())
     assert f"{first} (3,)" in refused(capsys, tmp_path / "other.pth", "--dataset", dataset)
 
 

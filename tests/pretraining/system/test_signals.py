@@ -70,12 +70,12 @@ def test_the_first_is_raised_and_further_ones_do_not_disturb_the_tidying(start, 
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_the_first_is_collected_and_the_next_ends_the_process(start, number):
+def test_the_first_is_collected_and_the_same_again_ends_the_process(start, number):
     process = start(COLLECTED)
     process.send_signal(number)
     assert process.stderr.readline() + process.stderr.readline() == "\nfinishing\n"
     process.stdin.write("on\n")
     process.stdin.flush()
     assert process.stdout.readline() == f"[{int(number)}]\n"
-    process.send_signal(signal.SIGTERM)
-    assert process.wait(30) == -signal.SIGTERM
+    process.send_signal(number)
+    assert process.wait(30) == -number
