@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import SimpleITK as sitk
-from tables import markdown_table, print_json
+from tables import heading, print_json, row
 
 HERE = Path(__file__).parents[1]
 COMMANDS = """
@@ -98,7 +98,11 @@ def measure(checkout: Path, code: str, scans: Path, store: Path) -> float:
             own.symlink_to(store)
         setting = f"{COMMANDS}\nscans, store = {str(scans)!r}, {str(own)!r}\n{code}"
         done = subprocess.run(
-            [sys.executable, "-c", setting], env=os.environ | variables, capture_output=True, encoding="utf-8"
+            [sys.executable, "-c", setting],
+            cwd=scratch,  # Python looks for modules in the current folder first
+            env=os.environ | variables,
+            capture_output=True,
+            encoding="utf-8",
         )
     if done.returncode:
         sys.exit(done.stderr)
@@ -116,7 +120,8 @@ def main() -> None:
         write_scans(scans)
         make = f"assert preprocess([scans, {str(store)!r}, '-np', '1']) == 0\nprint(0)"
         measure(arguments.other.absolute(), make, scans, store)
-        rows, ratios = [], {}
+        print(heading(["", "this checkout", "the other one", "ratio"]), flush=True)
+        ratios = {}
         for name, code in MEASURES.items():
             seconds: dict[Path, list[float]] = {HERE: [], arguments.other.absolute(): []}
             for _ in range(arguments.rounds):
@@ -124,8 +129,7 @@ def main() -> None:
                     of_side.append(measure(checkout, code, scans, store))
             here, other = map(statistics.median, seconds.values())
             ratios[name] = round(here / other, 3)
-            rows.append([name, f"{here:.3f}", f"{other:.3f}", f"{here / other:.2f}"])
-    print(markdown_table(["", "this checkout", "the other one", "ratio"], rows))
+            print(row([name, f"{here:.3f}", f"{other:.3f}", f"{here / other:.2f}"]), flush=True)
     print_json(ratios)
 
 
