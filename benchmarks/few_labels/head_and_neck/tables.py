@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from tables import markdown_table
 
 from few_labels.head_and_neck.cases import LARGEST_RIM
 
@@ -36,7 +37,7 @@ def curve_table(runs: list[dict[str, Any]]) -> str:
         head = [run["question"], run["start"], str(run["labels"]), str(run["seed"]), rates, curve]
         rows.append([*head, *(f"{means[organ]:.3f}" for organ in organs), seconds])
     heads = ["question", "start", "labels", "seed", "rates", "validation Dice at iteration", *organs, "s per iteration"]
-    return _markdown(heads, rows)
+    return markdown_table(heads, rows)
 
 
 def dice_table(runs: list[dict[str, Any]]) -> str:
@@ -49,7 +50,7 @@ def dice_table(runs: list[dict[str, Any]]) -> str:
     for key, means in sorted(by_seed.items()):
         seeds = ", ".join(f"{seed}: {means[seed]:.3f}" for seed in sorted(means))
         rows.append([*map(str, key), seeds, f"{np.mean(list(means.values())):.3f}"])
-    return _markdown(["question", "start", "iterations", "labels", "test Dice by seed", "mean"], rows)
+    return markdown_table(["question", "start", "iterations", "labels", "test Dice by seed", "mean"], rows)
 
 
 def mean_by_organ(rows: list[dict[str, Any]]) -> dict[str, float]:
@@ -58,7 +59,3 @@ def mean_by_organ(rows: list[dict[str, Any]]) -> dict[str, float]:
     for row in rows:
         values[row["organ"]].append(row["dice"])
     return {organ: float(np.mean(of_organ)) for organ, of_organ in values.items()}
-
-
-def _markdown(heads: list[str], rows: list[list[str]]) -> str:
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in (heads, ["---"] * len(heads), *rows))
