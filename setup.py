@@ -56,7 +56,7 @@ if __name__ == "__main__":  # nnU-Net may import every file it finds below a fol
         extras_require={
             "dev": [
                 "pytest>=8",
-                "pytest-xdist>=3.5",
+                "pytest-xdist>=3.7",
                 "hypothesis>=6.100",
                 "ruff>=0.6",
                 "setuptools>=77",

@@ -14,7 +14,6 @@ import torch
 
 from pretraining.config import PRESETS, PretrainConfig, add_setting_flags
 from pretraining.method.pretrainer import Pretrainer
-from pretraining.plain.train import train_plain
 from pretraining.run.checkpoint import encoder_record, resume_from, save_encoder
 from pretraining.run.estimate import estimate
 from pretraining.run.folder import CHECKPOINT, ENCODER, METRICS, PROGRESS, RunFolder, check_batch_size
@@ -164,6 +163,8 @@ def _command(argv: list[str]) -> int:
     if plain:
         if resume or only_estimate:
             raise UserError("--plain has neither --c nor --estimate; leave them out")
+        from pretraining.plain.train import train_plain  # batchgenerators loads pandas and more, for a second
+
         with no_memory_as_error():
             return train_plain(store, output, PretrainConfig().replace(**settings))
     if only_estimate:

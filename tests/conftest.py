@@ -35,6 +35,33 @@ settings.register_profile("explore", derandomize=False, deadline=None)
 settings.load_profile("repeatable")
 
 
+LONG_FILES = (
+    "demo/test_cli.py",
+    "test_evidence.py",
+    "test_distributed.py",
+    "test_faults.py",
+    "test_pretrain_command.py",
+    "test_kills.py",
+    "test_configurations.py",
+    "test_health.py",
+    "test_no_network.py",
+    "test_trainer.py",
+    "test_student_teacher.py",
+    "test_lock.py",
+)
+"""They take a minute or more. They come first, so that no process is left with one of them when the others are done."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Order the files of tests: the long ones, then the rest as they were found."""
+
+    def place(item: pytest.Item) -> int:
+        path = item.path.as_posix()
+        return next((i for i, name in enumerate(LONG_FILES) if path.endswith(f"/{name}")), len(LONG_FILES))
+
+    items.sort(key=place)
+
+
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """Say in one line how many tests were skipped because data from outside the repository are missing."""
     reasons = [report.longrepr[2].removeprefix("Skipped: ") for report in terminalreporter.stats.get("skipped", ())]

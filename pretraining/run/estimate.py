@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
 from pretraining.config import PretrainConfig
 from pretraining.method.pretrainer import Pretrainer
@@ -96,6 +95,8 @@ def flops_per_step(pretrainer: Pretrainer) -> float:
 
 def forward_flops(function: Callable[..., Any], *inputs: torch.Tensor) -> int:
     """Multiplications and additions of ``function(*inputs)``, as PyTorch counts them."""
+    from torch.utils.flop_counter import FlopCounterMode  # loads triton, for a quarter of a second
+
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         function(*inputs)
     return counter.get_total_flops()

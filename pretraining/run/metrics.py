@@ -7,8 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 
 from pretraining.method.diagnostics import StepResult
 from pretraining.system.files import atomic_path
@@ -102,6 +100,9 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
 def plot_progress(lines: Iterable[dict[str, Any]], out_dim: int, path: Path) -> None:
     """Draw loss, health and learning rate over the steps; a loss that stays at ln K means collapse."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg  # both load for half a second
+    from matplotlib.figure import Figure
+
     lines = list(lines)
     steps = [line["step"] for line in lines]
     chance = math.log(out_dim)
