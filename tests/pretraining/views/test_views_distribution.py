@@ -24,7 +24,7 @@ from pretraining.views.intensity import INTENSITY_AUGMENTATIONS
 from pretraining.views.make_views import make_views
 from pretraining.views.subvolumes import SubVolume
 
-DRAWS = 500
+DRAWS = 800
 DRAWS_OF_WRONG_ONES = 300
 P_VALUE = 1e-4  # for each of some fifty comparisons, most of them correlated
 SHAPE = (24, 90, 100)
