@@ -10,6 +10,7 @@ from typing import Any
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
+from nnunetv2_cads.encoder_file.record import SPACING_MM
 from pretraining.ct.find_scans import find_scans
 from pretraining.ct.scan import Scan, UnusableScanError, printable, reason_of
 from pretraining.store.add_scan import preprocess_scan
@@ -33,7 +34,13 @@ SCAN_MINUTES = 30.0
 
 
 def preprocess(
-    source: Path, store: Path, processes: int, part: Part, anonymise: bool = False, scan_minutes: float = SCAN_MINUTES
+    source: Path,
+    store: Path,
+    processes: int,
+    part: Part,
+    anonymise: bool = False,
+    scan_minutes: float = SCAN_MINUTES,
+    spacing_mm: float = SPACING_MM,
 ) -> int:
     """Add every scan in ``source`` to the store in folder ``store``, except those that it holds already.
 
@@ -47,6 +54,7 @@ def preprocess(
         part: which scans.
         anonymise: keep names of files out of the store and the log, see `pretraining.store.pseudonyms`.
         scan_minutes: how long one scan may take.
+        spacing_mm: edge of the cubic voxels that scans are resampled to.
 
     Returns:
         The exit code: 0 all scans of the part are in the store, 1 some could not be used, 130 / 143 stopped by a
@@ -55,7 +63,7 @@ def preprocess(
     Raises:
         UserError: nothing could be done.
     """
-    writer = StoreWriter(store, anonymise)
+    writer = StoreWriter(store, anonymise, spacing_mm)
     try:
         with stop_signals_raised():
             writer.check_folder()
@@ -67,8 +75,9 @@ def preprocess(
                 return _add_to_store(writer, source, scans, unusable, part, processes, 60 * scan_minutes)
     except StopSignal as stop:
         logger.info(
-            "stopped; no finished volume is lost. To resume, give the same command: cads_preprocess %s %s%s%s",
+            "stopped; no finished volume is lost. To resume, give the same command: cads_preprocess %s %s%s%s%s",
             source, store, part, " --anonymise" if anonymise else "",
+            f" --spacing-mm {spacing_mm:g}" if spacing_mm != SPACING_MM else "",
         )  # fmt: skip
         return stop.exit_code
 
@@ -200,15 +209,15 @@ def _complete(
 
 
 def main(argv: list[str] | None = None) -> int:
-    """`cads_preprocess INPUT STORE`: CT scans to a store of volumes at 1 mm and their radiographs."""
+    """`cads_preprocess INPUT STORE`: CT scans to a store of volumes on one grid and their radiographs."""
     return run_command(_command, argv)
 
 
 def _command(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="cads_preprocess",
-        description="Bring CT scans to 1 mm in one orientation, make their frontal radiographs, and store both for "
-        "cads_pretrain. Can be stopped; the same command resumes.",
+        description="Bring CT scans to one spacing and one orientation, make their frontal radiographs, and store both "
+        "for cads_pretrain. Can be stopped; the same command resumes.",
     )
     parser.add_argument("input", metavar="INPUT", type=Path, help="folder of NIfTI, NRRD, MHA or DICOM, or one file")
     parser.add_argument("store", metavar="STORE", type=Path, help="new folder, or a store to resume or add to")
@@ -226,6 +235,10 @@ def _command(argv: list[str]) -> int:
         "--scan-minutes", metavar="M", type=positive_number, default=SCAN_MINUTES,
         help="give up a scan that takes longer (default: %(default)g)",
     )  # fmt: skip
+    parser.add_argument(
+        "--spacing-mm", metavar="MM", type=positive_number, default=SPACING_MM,
+        help="edge of the cubic voxels; fine-tune at the same (default: %(default)g)",
+    )  # fmt: skip
     arguments = parser.parse_args(argv)
     parts, number = arguments.num_parts, arguments.part_id
     if number is None and parts > 1:
@@ -236,5 +249,5 @@ def _command(argv: list[str]) -> int:
         raise UserError(f"-part_id {number}: must be from 0 to {parts - 1}, for -num_parts is {parts}")
     return preprocess(
         arguments.input, arguments.store, arguments.np, Part(number or 0, parts), arguments.anonymise,
-        arguments.scan_minutes,
+        arguments.scan_minutes, arguments.spacing_mm,
     )  # fmt: skip

@@ -2,6 +2,7 @@
 
 import argparse
 import logging
+import os
 import sys
 import time
 from pathlib import Path
@@ -9,10 +10,11 @@ from typing import Any
 
 import numpy as np
 
+from nnunetv2_cads.encoder_file.record import SPACING_MM
 from nnunetv2_cads.network_architecture import PVTv2Encoder
 from pretraining.config import PretrainConfig
 from pretraining.probing.cases import LabelledCase, RawDataset, draw_crops
-from pretraining.probing.features import MAPS, load_frozen, pooled_features
+from pretraining.probing.features import MAPS, FrozenEncoder, load_frozen, pooled_features
 from pretraining.probing.probes import NEIGHBOURS, common_labels, organ_probe, retrieval
 from pretraining.store.store import Store
 from pretraining.system.command import run_command
@@ -28,16 +30,32 @@ SEED = 0
 DESCRIPTION = f"""What frozen encoders know of the labels of a dataset, beside random weights.
 
 From an encoder's features at a voxel, a logistic regression and the {NEIGHBOURS} nearest neighbours predict its label.
-They learn from half of the cases and are measured on the others (of each at most {MAX_CASES}), in crops at 1 mm. The
-table has the balanced accuracy: from all maps of the encoder together, and from each alone. With a store of scans that
-no encoder has seen, it also has how often a sub-volume finds its own radiograph by the encoder's features.
+They learn from half of the cases and are measured on the others (of each at most {MAX_CASES}), in crops at the spacing
+that the encoders saw. The table has the balanced accuracy: from all maps of the encoder together, and from each alone.
+With a store of scans that no encoder has seen, it also has how often a sub-volume finds its own radiograph by the
+encoder's features.
 
 Random encoders differ by about 0.03 between seeds (compare random:1 and random:2). A higher accuracy does not promise a
 higher Dice after fine-tuning (docs/evidence.md)."""
 
 
-def read_crops(dataset: RawDataset) -> tuple[list[LabelledCase], list[LabelledCase]]:
-    """Crops of the cases to learn from, and of those to measure on.
+def common_spacing(encoders: dict[str, FrozenEncoder], store: Store | None) -> float:
+    """The spacing in mm that all encoders saw, and the store has; 1 mm for random weights alone.
+
+    Raises:
+        UserError: there are several.
+    """
+    spacings = {source: encoder.spacing_mm for source, encoder in encoders.items() if encoder.spacing_mm}
+    if store:
+        spacings[str(store.path)] = store.spacing_mm
+    if len(set(spacings.values())) > 1:
+        found = ", ".join(f"{source} {spacing:g} mm" for source, spacing in spacings.items())
+        raise UserError(f"different spacings cannot be compared ({found}); give those of one spacing together")
+    return next(iter(spacings.values()), SPACING_MM)
+
+
+def read_crops(dataset: RawDataset, spacing_mm: float) -> tuple[list[LabelledCase], list[LabelledCase]]:
+    """Crops of the cases to learn from, and of those to measure on, in cubic voxels.
 
     Raises:
         UserError: a case cannot be read, or the two parts share fewer than two labels.
@@ -47,7 +65,11 @@ def read_crops(dataset: RawDataset) -> tuple[list[LabelledCase], list[LabelledCa
     count = min(len(cases) // 2, MAX_CASES)
     parts = cases[:count], cases[count : count + MAX_CASES]
     logger.info("reading %d cases to learn from, %d to measure on", *map(len, parts))
-    train, test = ([crop for case in part for crop in draw_crops(dataset.read(case), rng)] for part in parts)
+
+    def crops(part: list[str]) -> list[LabelledCase]:
+        return [crop for case in part for crop in draw_crops(dataset.read(case, spacing_mm), rng)]
+
+    train, test = map(crops, parts)
     if len(common_labels(train, test)) < 2:
         raise UserError(f"{dataset.folder / 'labelsTr'}: fewer than two labels occur in both halves of the cases")
     return train, test
@@ -109,17 +131,19 @@ def _command(argv: list[str]) -> int:
     parser.add_argument("--store", type=Path, help="of cads_preprocess, with scans that no encoder has seen")
     parser.add_argument("--json", metavar="FILE", type=Path, help="write the results to this file")
     arguments = parser.parse_args(argv)
+    if arguments.json and not os.access(arguments.json.absolute().parent, os.W_OK):
+        raise UserError(f"{arguments.json}: its folder cannot be written; choose another FILE")
     store = Store.open(arguments.store) if arguments.store else None
     if store and len(store) < 2:
         raise UserError(f"{arguments.store}: holds one volume, so its radiograph is always found; give a larger store")
     sources = list(dict.fromkeys([RANDOM, *arguments.encoders]))
     dataset = RawDataset.open(arguments.dataset)
     encoders = {source: load_frozen(source, for_radiographs=store is not None) for source in sources}
-    train, test = read_crops(dataset)
+    train, test = read_crops(dataset, common_spacing(encoders, store))
     results = []
-    for source, encoder in encoders.items():
+    for source, frozen in encoders.items():
         logger.info("probing %s", source)
-        results.append({"encoder": source} | probe(encoder, train, test, store))
+        results.append({"encoder": source} | probe(frozen.encoder, train, test, store))
     if arguments.json:
         write_json(arguments.json, results)
     sys.stdout.write(table(results))

@@ -54,17 +54,17 @@ def train(
     folder = RunFolder(output, settings, resume)
     with no_memory_as_error(), start_processes(folder.device) as processes:
         opened, device = _open(store, folder.device, processes)
-        fingerprint = opened.fingerprint()
-        with folder.open(fingerprint, device, processes) as config:
+        summary = opened.summary()
+        with folder.open(summary, device, processes) as config:
             prepare_device(device, config.run.amp)
             stream = ViewStream(opened, config)
             cads = Pretrainer(config, steps_per_epoch(stream, config), device, processes)
-            resume_from(output / CHECKPOINT, cads, fingerprint)
+            resume_from(output / CHECKPOINT, cads, summary)
             _log_start(cads, stream, output)
             loader = make_loader(stream, config, cads.step, cads.total_steps, device, processes)
             deadline = started + 3600 * config.run.max_hours if config.run.max_hours else math.inf
             with (
-                open_run(output, cads, fingerprint, _how_to_resume(store, output, processes), deadline) as run,
+                open_run(output, cads, summary, _how_to_resume(store, output, processes), deadline) as run,
                 closing(batches(loader)) as views_of_steps,
             ):
                 try:
@@ -77,7 +77,7 @@ def train(
                 except LostRankError as error:
                     return run.end_after_lost_rank(error)
             if processes.is_rank0:
-                _save_encoder(output / ENCODER, cads)
+                _save_encoder(output / ENCODER, cads, opened.spacing_mm)
     return 0
 
 
@@ -108,8 +108,8 @@ def _how_to_resume(store: Path, output: Path, processes: Processes) -> str:
     return f"resume with: cads_pretrain {store} {output} --c"
 
 
-def _save_encoder(path: Path, cads: Pretrainer) -> None:
-    save_encoder(path, cads.teacher.backbone.state_dict(), encoder_record(cads.config, cads.step))
+def _save_encoder(path: Path, cads: Pretrainer, spacing_mm: float) -> None:
+    save_encoder(path, cads.teacher.backbone.state_dict(), encoder_record(cads.config, cads.step, spacing_mm))
     logger.info("encoder: %s\nfine-tune from it with: export nnUNet_cads_encoder=%s", path, path.absolute())
 
 

@@ -21,8 +21,8 @@ from torch import Tensor, nn
 from few_labels.plans import CONFIGURATION
 from few_labels.surface import dice, normalised_surface_dice
 from few_labels.tasks import StudyCase
+from nnunetv2_cads.encoder_file.read import ENCODER_VARIABLE
 from nnunetv2_cads.encoder_file.record import EncoderRecord
-from nnunetv2_cads.training.pretrained_encoder import ENCODER_VARIABLE
 from nnunetv2_cads.training.variants import TRAINERS
 from pretraining.run.checkpoint import save_encoder
 from pretraining.run.estimate import forward_flops

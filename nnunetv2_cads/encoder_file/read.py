@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from nnunetv2_cads.encoder_file import BACKBONE_PREFIX, RECORD, TEACHER
 from nnunetv2_cads.encoder_file.checksums import CheckpointFileError, file_sha256
-from nnunetv2_cads.encoder_file.record import ARCHITECTURE, EncoderRecord, RecordError
+from nnunetv2_cads.encoder_file.record import ARCHITECTURE, PRETRAINING, EncoderRecord, RecordError, completed
 from nnunetv2_cads.encoder_file.safe_loading import (
     SAFETENSORS,
     check_tensor,
@@ -23,6 +23,8 @@ from nnunetv2_cads.encoder_file.safe_loading import (
 )
 
 ENCODER_FILES = "cads_encoder.pth or .safetensors"
+ENCODER_VARIABLE = "nnUNet_cads_encoder"
+"""Environment variable that names the encoder file to plan for and to fine-tune from."""
 
 
 class EncoderFileError(ValueError):
@@ -67,6 +69,16 @@ class MatchReport:
             shown = ", ".join(keys[:5]) + (", ..." if len(keys) > 5 else "")
             parts.append(f"{len(keys)} {title} ({shown})" if keys else f"0 {title}")
         return ", ".join(parts)
+
+
+def record_to_plan_for() -> EncoderRecord:
+    """What the pre-training of the encoder that `ENCODER_VARIABLE` names saw; of ours at 1 mm where it names none.
+
+    Raises:
+        EncoderFileError: as `read_encoder_file`.
+    """
+    path = os.environ.get(ENCODER_VARIABLE)
+    return completed(read_encoder_file(path).record) if path else PRETRAINING
 
 
 def read_encoder_file(path: str | os.PathLike) -> EncoderFile:

@@ -122,7 +122,12 @@ FIELDS = {entry.name: entry.metadata for entry in dataclasses.fields(EncoderReco
 """Name of each field that is checked -> its rule."""
 
 PRETRAINING = EncoderRecord(FORMAT_VERSION, ARCHITECTURE, AXES, (SPACING_MM,) * 3, CLIP_HU, INTENSITY_SCALE_HU)
-"""What our pre-training records; also taken for what a file leaves out."""
+"""What our pre-training at 1 mm records; also taken for what a file leaves out."""
+
+
+def completed(record: EncoderRecord) -> EncoderRecord:
+    """A record whose missing fields are those of our pre-training at 1 mm."""
+    return dataclasses.replace(PRETRAINING, **{n: getattr(record, n) for n in FIELDS if getattr(record, n) is not None})
 
 
 NOT_CT, INTENSITIES, SPACING, AXIS_ORDER = "not CT", "intensities", "spacing", "axis order"
@@ -157,7 +162,7 @@ def preprocessing_differences(
         intensities: the plans' ``foreground_intensity_properties_per_channel``.
         channel_names: of dataset.json.
     """
-    saw = dataclasses.replace(PRETRAINING, **{n: getattr(record, n) for n in FIELDS if getattr(record, n) is not None})
+    saw = completed(record)
     found = []
     for channel, scheme in enumerate(normalization_schemes):
         name = f"Channel {channel} ({channel_names[str(channel)]})" if channel_names else f"Channel {channel}"

@@ -20,7 +20,7 @@ from nnunetv2.paths import nnUNet_preprocessed, nnUNet_raw
 from nnunetv2.utilities.dataset_name_id_conversion import find_candidate_datasets
 from nnunetv2.utilities.find_class_by_name import recursive_find_python_class
 
-from nnunetv2_cads.encoder_file.record import PRETRAINING
+from nnunetv2_cads.encoder_file.read import ENCODER_VARIABLE, EncoderFileError, record_to_plan_for
 from nnunetv2_cads.experiment_planning.planner import PLANS_NAME, CADSPlanner
 from nnunetv2_cads.nnunet_version import require_nnunet
 from pretraining.system.command import positive_int, positive_number, run_command
@@ -72,6 +72,10 @@ def _is_full(folder: Path) -> bool:
 
 def _plan_and_preprocess(arguments: argparse.Namespace) -> None:
     progress = not arguments.no_pbar
+    try:
+        record = record_to_plan_for()
+    except EncoderFileError as error:
+        raise UserError(str(error)) from error
     extract_fingerprints(
         arguments.d,
         arguments.fpe,
@@ -81,8 +85,8 @@ def _plan_and_preprocess(arguments: argparse.Namespace) -> None:
         arguments.verbose,
         show_progress_bar=progress,
     )
-    spacing = PRETRAINING.spacing_mm if arguments.pretraining_spacing else arguments.overwrite_target_spacing
-    planner = functools.partial(CADSPlanner, nnunet_normalization=arguments.nnunet_normalization)
+    spacing = record.spacing_mm if arguments.pretraining_spacing else arguments.overwrite_target_spacing
+    planner = functools.partial(CADSPlanner, nnunet_normalization=arguments.nnunet_normalization, pretraining=record)
     for dataset in arguments.d:
         _, plans_name = plan_experiment_dataset(
             dataset,
@@ -180,7 +184,11 @@ def _parser() -> argparse.ArgumentParser:
         type=positive_number,
         help="target spacing of 3d_fullres, three numbers in the images' own axis order",
     )
-    spacing.add_argument("--pretraining-spacing", action="store_true", help="target spacing 1 mm, as in pre-training")
+    spacing.add_argument(
+        "--pretraining-spacing",
+        action="store_true",
+        help=f"target spacing as in pre-training: of the encoder file that {ENCODER_VARIABLE} names, or 1 mm",
+    )
     add("-overwrite_plans_name", metavar="NAME", help=f"name of the plans, to keep several (default: {PLANS_NAME})")
     add("--nnunet-normalization", action="store_true", help="nnU-Net's own CT normalisation instead of HU / 1024")
     add("--verbose", action="store_true", help="print more")

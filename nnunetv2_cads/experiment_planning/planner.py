@@ -11,21 +11,13 @@ from typing import Any
 import numpy as np
 from nnunetv2.experiment_planning.experiment_planners.default_experiment_planner import ExperimentPlanner
 
-from nnunetv2_cads.encoder_file.record import CLIP_HU, CT_SCHEME, INTENSITY_SCALE_HU, PRETRAINING
+from nnunetv2_cads.encoder_file.record import CT_SCHEME, PRETRAINING, EncoderRecord
 from nnunetv2_cads.experiment_planning.memory_estimate import largest_batch_size
 from nnunetv2_cads.experiment_planning.patch_size import plan_patch_size
 from nnunetv2_cads.network_architecture.ops.dimensions import OPERATORS
 from nnunetv2_cads.network_architecture.pvt_unet import STRIDES, PVTUNet
 
 PLANS_NAME = "nnUNetCADSPlans"
-
-CADS_INTENSITIES = {
-    "percentile_00_5": float(CLIP_HU[0]),
-    "percentile_99_5": float(CLIP_HU[1]),
-    "mean": 0.0,
-    "std": float(INTENSITY_SCALE_HU),
-}
-"""With these, nnU-Net's stock `CTNormalization` clips as pre-training does and divides by 1024."""
 
 GB = 1024**3
 
@@ -35,6 +27,7 @@ class CADSPlanner(ExperimentPlanner):
 
     Args (in addition to nnU-Net's):
         nnunet_normalization: keep nnU-Net's own CT normalisation instead of pre-training's.
+        pretraining: what it saw; all fields are set.
     """
 
     def __init__(
@@ -46,6 +39,7 @@ class CADSPlanner(ExperimentPlanner):
         overwrite_target_spacing: Sequence[float] | None = None,
         suppress_transpose: bool = False,
         nnunet_normalization: bool = False,
+        pretraining: EncoderRecord = PRETRAINING,
     ) -> None:
         super().__init__(
             dataset_name_or_id,
@@ -55,7 +49,7 @@ class CADSPlanner(ExperimentPlanner):
             overwrite_target_spacing,
             suppress_transpose,
         )
-        self.nnunet_normalization = nnunet_normalization
+        self.nnunet_normalization, self.pretraining = nnunet_normalization, pretraining
 
     @staticmethod
     def static_estimate_VRAM_usage(*args: Any, **kwargs: Any) -> int:
@@ -92,19 +86,26 @@ class CADSPlanner(ExperimentPlanner):
     def save_plans(self, plans: dict[str, Any]) -> None:
         """Add the intensities and the record of pre-training, then save."""
         if not self.nnunet_normalization:
-            self._set_cads_intensities(plans)
-        record = PRETRAINING.to_file()
+            self._set_pretraining_intensities(plans)
+        record = self.pretraining.to_file()
         pretraining = {name: record[name] for name in ("spacing_mm", "clip_hu", "axes")}
         plans["cads"] = {"pretraining": pretraining, "nnunet_normalization": self.nnunet_normalization}
         super().save_plans(plans)
 
-    def _set_cads_intensities(self, plans: dict[str, Any]) -> None:
-        """Replace the numbers of the CT channels in a copy: other planners use the same fingerprint."""
+    def _set_pretraining_intensities(self, plans: dict[str, Any]) -> None:
+        """Replace the numbers of the CT channels in a copy: other planners use the same fingerprint.
+
+        With them, nnU-Net's stock `CTNormalization` clips and scales as pre-training does.
+        """
+        record = self.pretraining
+        seen = {"percentile_00_5": record.clip_hu[0], "percentile_99_5": record.clip_hu[1]}
+        seen |= {"mean": 0, "std": record.intensity_scale_hu}
+        seen = {name: float(value) for name, value in seen.items()}
         schemes, _ = self.determine_normalization_scheme_and_whether_mask_is_used_for_norm()
         properties = copy.deepcopy(plans["foreground_intensity_properties_per_channel"])
         for channel, scheme in enumerate(schemes):
             if scheme == CT_SCHEME:
-                properties[str(channel)] = {**properties[str(channel)], **CADS_INTENSITIES}
+                properties[str(channel)] = {**properties[str(channel)], **seen}
         plans["foreground_intensity_properties_per_channel"] = properties
 
 

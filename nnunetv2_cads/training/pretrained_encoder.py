@@ -6,11 +6,15 @@ from pathlib import Path
 
 from torch import Tensor
 
-from nnunetv2_cads.encoder_file.read import EncoderFileError, MatchReport, compare_encoder_state, read_encoder_file
+from nnunetv2_cads.encoder_file.read import (
+    ENCODER_VARIABLE,
+    EncoderFileError,
+    MatchReport,
+    compare_encoder_state,
+    read_encoder_file,
+)
 from nnunetv2_cads.encoder_file.record import EncoderRecord
 from nnunetv2_cads.network_architecture.pvt_v2 import PVTv2Encoder
-
-ENCODER_VARIABLE = "nnUNet_cads_encoder"
 
 
 @dataclass(frozen=True)

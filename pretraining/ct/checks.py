@@ -3,6 +3,7 @@
 What only DICOM can have (missing slices, a tilted gantry) is in `pretraining.ct.dicom_checks`.
 """
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -14,7 +15,7 @@ MIN_SPACING_MM, MAX_SPACING_MM = 0.05, 20.0
 SPACING_TOLERANCE = 0.01
 """How far two statements of one spacing may be apart, as a fraction."""
 # Sub-volumes are windows of 24 slices. In-plane, training pads with air up to its crop of 96, so 24 will do there too.
-MIN_EDGE_MM = 24
+MIN_EDGE_VOXELS = 24
 # 1 m x 1 m x 1 m at 1 mm, 4 GB while it is resampled: a whole body is half of that. Stored voxels can be finer.
 MAX_RESAMPLED_VOXELS = 10**9
 MAX_STORED_VOXELS = 4 * 10**9
@@ -105,17 +106,28 @@ def check_direction(direction: np.ndarray) -> None:
         raise UnusableScanError(SKEWED)
 
 
-def check_extent(shape: tuple[int, int, int]) -> None:
-    """Raise `UnusableScanError` where a canonical volume of (slices, height, width) voxels of 1 mm is too small."""
-    if shape[0] < MIN_EDGE_MM:
+def check_extent(shape: tuple[int, int, int], spacing_mm: float) -> None:
+    """Raise `UnusableScanError` where a canonical volume is too small or too large.
+
+    Args:
+        shape: (slices, height, width) in voxels.
+        spacing_mm: their edge.
+    """
+    least_mm, sizes_mm = MIN_EDGE_VOXELS * spacing_mm, [edge * spacing_mm for edge in shape]
+    if shape[0] < MIN_EDGE_VOXELS:
         raise UnusableScanError(
-            f"covers {shape[0]} mm from its lowest to its highest slice, a training window needs {MIN_EDGE_MM} mm; "
+            f"covers {sizes_mm[0]:g} mm from its lowest to its highest slice, a training window needs {least_mm:g} mm; "
             "leave out localizers and single slices"
         )
-    if min(shape) < MIN_EDGE_MM:
+    if min(shape) < MIN_EDGE_VOXELS:
         raise UnusableScanError(
-            f"is {shape[0]} x {shape[1]} x {shape[2]} mm (slices x height x width), every edge must have at least "
-            f"{MIN_EDGE_MM} mm; leave it out"
+            f"is {' x '.join(f'{edge:g}' for edge in sizes_mm)} mm (slices x height x width), every edge must have at "
+            f"least {least_mm:g} mm; leave it out"
+        )
+    if math.prod(shape) > MAX_RESAMPLED_VOXELS:
+        raise UnusableScanError(
+            f"would have {' x '.join(map(str, shape))} voxels at {spacing_mm:g} mm, more than the "
+            f"{MAX_RESAMPLED_VOXELS:.0e} that memory is planned for; crop it, or give a larger --spacing-mm"
         )
 
 

@@ -1,4 +1,4 @@
-"""One grid for every scan: canonical axes first, then cubic voxels of 1 mm.
+"""One grid for every scan: canonical axes first, then cubic voxels.
 
 Axes are reordered before anything is interpolated, so that the result does not depend on the orientation in which a
 scan is stored (method, section 1). The published code does not do this.

@@ -65,7 +65,7 @@ def train_plain(store: Path, output: Path, config: PretrainConfig) -> int:
         with (output / "metrics.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
         logger.info("epoch %d: loss %.3f, %.1f samples/s", epoch + 1, line["loss"], speed)
-    save_encoder(output / "cads_encoder.pth", trainer)
+    save_encoder(output / "cads_encoder.pth", trainer, opened.spacing_mm)
     return 0
 
 
@@ -103,10 +103,10 @@ def make_folder(output: Path, store: Store, config: PretrainConfig) -> None:
         raise UserError(f"{output}: cannot be written ({error.strerror}); choose another folder") from error
 
 
-def save_encoder(path: Path, trainer: PlainTrainer) -> None:
+def save_encoder(path: Path, trainer: PlainTrainer, spacing_mm: float) -> None:
     """Write the teacher's encoder, as fine-tuning takes it."""
     config = trainer.config
-    record = PRETRAINING.with_notes(
+    record = dataclasses.replace(PRETRAINING, spacing_mm=(spacing_mm,) * 3).with_notes(
         crop_size=list(config.view.crop_size),
         steps=trainer.step,
         batch_size=config.optim.batch_size,

@@ -68,8 +68,8 @@ class RawDataset:
         ignored = description.get("labels", {}).get("ignore")
         return cls(folder, ending, cases, ignored if isinstance(ignored, int) else None)
 
-    def read(self, case: str) -> LabelledCase:
-        """Read a case at 1 mm, with the axes of a store: z headward, y to the back, x to the patient's left.
+    def read(self, case: str, new_spacing_mm: float) -> LabelledCase:
+        """Read a case in cubic voxels, with a store's axes: z headward, y to the back, x to the patient's left.
 
         Raises:
             UserError: a file is missing or cannot be read, or image and labels differ in shape.
@@ -91,10 +91,10 @@ class RawDataset:
             raise UserError(f"{labels_path}: has {shapes}; both must have the same")
         volume, spacing_mm = to_canonical(image.values, image.spacing_xyz_mm, image.direction)
         labels, _ = to_canonical(labels, image.spacing_xyz_mm, image.direction)
-        labels = resample_nearest(labels, spacing_mm).astype(np.int16)
+        labels = resample_nearest(labels, spacing_mm, new_spacing_mm).astype(np.int16)
         if self.ignored is not None:
             labels[labels == self.ignored] = NO_LABEL
-        return LabelledCase(resample_cubic(volume, spacing_mm), labels)
+        return LabelledCase(resample_cubic(volume, spacing_mm, new_spacing_mm), labels)
 
 
 def _read_description(path: Path) -> dict[str, Any]:
@@ -110,11 +110,14 @@ def _read_description(path: Path) -> dict[str, Any]:
     return description
 
 
-def resample_nearest(labels: np.ndarray, spacing_mm: tuple[float, float, float]) -> np.ndarray:
+def resample_nearest(
+    labels: np.ndarray, spacing_mm: tuple[float, float, float], new_spacing_mm: float = 1.0
+) -> np.ndarray:
     """Labels on the grid of `resample_cubic`, each voxel that of the nearest."""
     indices = []
-    for old, new, spacing in zip(labels.shape, resampled_shape(labels.shape, spacing_mm), spacing_mm, strict=True):
-        positions = (np.arange(new) - (new - 1) / 2) / spacing + (old - 1) / 2
+    shape = resampled_shape(labels.shape, spacing_mm, new_spacing_mm)
+    for old, new, spacing in zip(labels.shape, shape, spacing_mm, strict=True):
+        positions = (np.arange(new) - (new - 1) / 2) * new_spacing_mm / spacing + (old - 1) / 2
         indices.append(np.clip(np.rint(positions).astype(int), 0, old - 1))
     return labels[np.ix_(*indices)]
 

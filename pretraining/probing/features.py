@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -9,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from nnunetv2_cads.encoder_file.read import EncoderFileError, load_encoder, read_encoder_file
-from nnunetv2_cads.encoder_file.record import CLIP_HU, INTENSITY_SCALE_HU
+from nnunetv2_cads.encoder_file.record import CLIP_HU, INTENSITY_SCALE_HU, completed
 from nnunetv2_cads.network_architecture import PVTv2Encoder
 from nnunetv2_cads.network_architecture.pvt_unet import STRIDES as STEP_STRIDES
 from nnunetv2_cads.network_architecture.pvt_v2 import MINIMUM_SIZE
@@ -27,8 +28,15 @@ SUB_VOLUMES = 3
 """Of each volume of a store."""
 
 
-def load_frozen(source: str, for_radiographs: bool = True) -> PVTv2Encoder:
-    """An encoder in eval mode, without gradients.
+class FrozenEncoder(NamedTuple):
+    """An encoder to probe, in eval mode, without gradients."""
+
+    encoder: PVTv2Encoder
+    spacing_mm: float | None  # that its pre-training saw; None for random weights
+
+
+def load_frozen(source: str, for_radiographs: bool = True) -> FrozenEncoder:
+    """An encoder to probe.
 
     Args:
         source: an encoder file, a run's checkpoint (its teacher), or ``random`` or ``random:SEED`` for random weights.
@@ -43,10 +51,10 @@ def load_frozen(source: str, for_radiographs: bool = True) -> PVTv2Encoder:
     if not (seed or "0").isdecimal():
         raise UserError(f"{source}: the seed must be a number from 0 up, as in random:1")
     torch.manual_seed(int(seed or 0))
-    return PVTv2Encoder().eval().requires_grad_(False)
+    return FrozenEncoder(PVTv2Encoder().eval().requires_grad_(False), None)
 
 
-def _read_frozen(path: str, for_radiographs: bool) -> PVTv2Encoder:
+def _read_frozen(path: str, for_radiographs: bool) -> FrozenEncoder:
     try:
         file = read_encoder_file(path)
     except EncoderFileError as error:
@@ -59,7 +67,7 @@ def _read_frozen(path: str, for_radiographs: bool) -> PVTv2Encoder:
         wrong = report.mismatched[0] if report.mismatched else f"{missing[0]} is missing"
         advice = "leave --store out" if all("_2D" in key for key in missing) else "give the file of a CADS encoder"
         raise UserError(f"{path}: does not fit the CADS encoder ({wrong}); {advice}")
-    return encoder.eval().requires_grad_(False)
+    return FrozenEncoder(encoder.eval().requires_grad_(False), completed(file.record).spacing_mm[0])
 
 
 @torch.no_grad()

@@ -11,6 +11,7 @@
 it like the published file. All files load with ``weights_only=True``, and their checksums are compared first.
 """
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from pretraining import __version__
 from pretraining.config import PretrainConfig
 from pretraining.method.optimisation import GROUP_SETTINGS
 from pretraining.method.pretrainer import Pretrainer
+from pretraining.store.store import StoreSummary
 from pretraining.system.errors import UserError, environment_error, is_environment_error
 from pretraining.system.files import atomic_path
 
@@ -33,22 +35,20 @@ FORMAT_VERSION = 1
 _RUN = "run"
 
 
-def save_checkpoint(path: Path, pretrainer: Pretrainer, store_fingerprint: str) -> None:
+def save_checkpoint(path: Path, pretrainer: Pretrainer, store: StoreSummary) -> None:
     """Write everything needed to resume, atomically: the previous checkpoint stays until this one is complete."""
     run = {
         "format_version": FORMAT_VERSION,
         "config": pretrainer.config.to_dict(),
-        "store": store_fingerprint,
+        "store": store.fingerprint,
         "steps_per_epoch": pretrainer.steps_per_epoch,
         "package_version": __version__,
     }
-    _save(
-        path,
-        {**pretrainer.state_dict(), _RUN: run, RECORD: encoder_record(pretrainer.config, pretrainer.step).to_file()},
-    )
+    record = encoder_record(pretrainer.config, pretrainer.step, store.spacing_mm)
+    _save(path, {**pretrainer.state_dict(), _RUN: run, RECORD: record.to_file()})
 
 
-def load_checkpoint(path: Path, pretrainer: Pretrainer, store_fingerprint: str) -> None:
+def load_checkpoint(path: Path, pretrainer: Pretrainer, store: StoreSummary) -> None:
     """Bring ``pretrainer`` to the state that was saved.
 
     Raises:
@@ -62,7 +62,7 @@ def load_checkpoint(path: Path, pretrainer: Pretrainer, store_fingerprint: str) 
                 f"{path}: checkpoint format {run['format_version']}, but this program reads {FORMAT_VERSION}; "
                 "resume with the version of the program that wrote it"
             )
-        if run["store"] != store_fingerprint:
+        if run["store"] != store.fingerprint:
             raise UserError(
                 f"{path}: this run was begun with another store (or the store has changed since); "
                 "give the store it was begun with, or begin a new run in another folder"
@@ -88,14 +88,14 @@ def load_checkpoint(path: Path, pretrainer: Pretrainer, store_fingerprint: str) 
         ) from error
 
 
-def resume_from(path: Path, pretrainer: Pretrainer, store_fingerprint: str) -> None:
+def resume_from(path: Path, pretrainer: Pretrainer, store: StoreSummary) -> None:
     """Bring all ranks to the state of the checkpoint, where there is one.
 
     Raises:
         UserError: it cannot be used, or the ranks did not find the same one.
     """
     processes = pretrainer.processes
-    processes.on_all_ranks(lambda: load_checkpoint(path, pretrainer, store_fingerprint) if path.exists() else None)
+    processes.on_all_ranks(lambda: load_checkpoint(path, pretrainer, store) if path.exists() else None)
     first, last = processes.min_over_ranks(pretrainer.step), processes.max_over_ranks(pretrainer.step)
     if first == last:
         return
@@ -107,9 +107,9 @@ def resume_from(path: Path, pretrainer: Pretrainer, store_fingerprint: str) -> N
     )
 
 
-def encoder_record(config: PretrainConfig, steps: int) -> EncoderRecord:
+def encoder_record(config: PretrainConfig, steps: int, spacing_mm: float) -> EncoderRecord:
     """What whoever uses the encoder must know of its pre-training."""
-    return PRETRAINING.with_notes(
+    return dataclasses.replace(PRETRAINING, spacing_mm=(spacing_mm,) * 3).with_notes(
         crop_size=list(config.view.crop_size),
         steps=steps,
         batch_size=config.optim.batch_size,

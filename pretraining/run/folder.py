@@ -12,6 +12,7 @@ import torch
 from pretraining import __version__
 from pretraining.config import PretrainConfig
 from pretraining.run.estimate import check_memory
+from pretraining.store.store import StoreSummary
 from pretraining.system.errors import UserError
 from pretraining.system.files import is_leftover, remove_leftovers, write_json
 from pretraining.system.lock import RUN_LOCK, run_lock
@@ -24,6 +25,9 @@ METRICS = "metrics.jsonl"
 PROGRESS = "progress.png"
 CHECKPOINT = "checkpoint_latest.pth"
 ENCODER = "cads_encoder.pth"
+
+NO_SETTINGS = ("versions", "store", "spacing_mm")
+"""What config.json says beside the settings: with which versions, and on which store, the run was begun."""
 
 CHANGEABLE_ON_RESUME = (
     "device", "compile", "accumulate", "num_workers", "log_every", "save_minutes", "max_hours", "on_nan"
@@ -64,12 +68,12 @@ class RunFolder:
 
     @contextmanager
     def open(
-        self, store_fingerprint: str, device: torch.device, processes: Processes = SINGLE_PROCESS
+        self, store: StoreSummary, device: torch.device, processes: Processes = SINGLE_PROCESS
     ) -> Iterator[PretrainConfig]:
         """Hold the folder of a new run, with its configuration saved, or of the run to resume, as rank 0.
 
         Args:
-            store_fingerprint: of the store.
+            store: which store.
             device: of the run.
             processes: its ranks, among which its batches must be divisible.
 
@@ -79,9 +83,9 @@ class RunFolder:
         with ExitStack() as held:
 
             def prepare() -> PretrainConfig:
-                config = self._check(store_fingerprint, device, processes)
+                config = self._check(store, device, processes)
                 if self._saved is None:
-                    self._make(config, store_fingerprint, held)
+                    self._make(config, store, held)
                 else:
                     held.enter_context(run_lock(self.path))
                     remove_leftovers(self.path)
@@ -91,28 +95,28 @@ class RunFolder:
 
             yield processes.broadcast_from_rank0(prepare)
 
-    def _check(self, store_fingerprint: str, device: torch.device, processes: Processes) -> PretrainConfig:
+    def _check(self, store: StoreSummary, device: torch.device, processes: Processes) -> PretrainConfig:
         """The run's configuration, once all that can be wrong with it has been looked for."""
         if self._saved is None:
             config = PretrainConfig().replace(**self.settings)
         else:
-            config = self._changed_config(self._saved, store_fingerprint)
+            config = self._changed_config(self._saved, store)
         check_batch_size(config, processes)
         if self._saved is None and device.type == "cpu":
             check_memory(config, processes)
         return config
 
-    def _changed_config(self, text: str, store_fingerprint: str) -> PretrainConfig:
+    def _changed_config(self, text: str, store: StoreSummary) -> PretrainConfig:
         """The saved configuration with the settings that are given now."""
         path = self.path / CONFIG
         try:
             content = json.loads(text)
-            saved = PretrainConfig.from_dict({k: v for k, v in content.items() if k not in ("versions", "store")})
+            saved = PretrainConfig.from_dict({k: v for k, v in content.items() if k not in NO_SETTINGS})
         except UserError as error:
             raise UserError(f"{path}: {error}") from error
         except (ValueError, AttributeError, TypeError, RecursionError) as error:
             raise UserError(f"{path}: damaged ({error}); restore it, or begin a new run in another folder") from error
-        if content.get("store", store_fingerprint) != store_fingerprint:
+        if content.get("store", store.fingerprint) != store.fingerprint:
             raise UserError(
                 f"{self.path}: this run was begun with another store (or the store has changed since); give the store "
                 "it was begun with, or begin a new run in another folder"
@@ -131,7 +135,7 @@ class RunFolder:
             )
         return config
 
-    def _make(self, config: PretrainConfig, store_fingerprint: str, held: ExitStack) -> None:
+    def _make(self, config: PretrainConfig, store: StoreSummary, held: ExitStack) -> None:
         """Make and lock the folder of a new run, and save its configuration."""
         self._check_is_empty()
         versions = {"package": __version__, "torch": torch.__version__}
@@ -140,7 +144,8 @@ class RunFolder:
             held.enter_context(run_lock(self.path))
             self._check_is_empty()  # another run may have begun and ended meanwhile
             remove_leftovers(self.path)
-            write_json(self.path / CONFIG, {**config.to_dict(), "versions": versions, "store": store_fingerprint})
+            of_store = {"store": store.fingerprint, "spacing_mm": store.spacing_mm}
+            write_json(self.path / CONFIG, {**config.to_dict(), "versions": versions, **of_store})
         except OSError as error:
             raise UserError(f"{self.path}: cannot be written ({error.strerror}); choose another folder") from error
         if self.resume:

@@ -19,6 +19,7 @@ from pretraining.run.checkpoint import save_checkpoint
 from pretraining.run.folder import CHECKPOINT, METRICS, PROGRESS
 from pretraining.run.health import FiniteGuard, HealthWatch, not_finite_error
 from pretraining.run.metrics import MetricsLog, plot_progress
+from pretraining.store.store import StoreSummary
 from pretraining.system.errors import UserError
 from pretraining.system.processes import LostRankError
 from pretraining.system.signals import stop_signals_collected
@@ -60,7 +61,7 @@ class Run:
 
     output: Path
     pretrainer: Pretrainer  # at the step where the run begins or resumes
-    store_fingerprint: str
+    store: StoreSummary
     how_to_resume: str  # for the messages of a run that ends early
     deadline: float  # `time.monotonic` after which it stops, or infinity
     received: list[int]  # numbers of the stop signals that this process has received; it grows
@@ -126,12 +127,12 @@ class Run:
         # A step that failed has changed nothing; where the ranks then failed to agree on stopping, it is done.
         # Nothing is read from a GPU, which may wait for the lost rank for ever.
         if self._processes.is_rank0 and pretrainer.device.type == "cpu" and pretrainer.is_finite():
-            save_checkpoint(self.output / CHECKPOINT, pretrainer, self.store_fingerprint)
+            save_checkpoint(self.output / CHECKPOINT, pretrainer, self.store)
         return LOST_RANK
 
     def _save(self) -> None:
         if self._processes.is_rank0:
-            save_checkpoint(self.output / CHECKPOINT, self.pretrainer, self.store_fingerprint)
+            save_checkpoint(self.output / CHECKPOINT, self.pretrainer, self.store)
             plot_progress(self._metrics.lines, self.pretrainer.config.model.head_out_dim, self.output / PROGRESS)
         self._saved = time.monotonic()
 
@@ -154,7 +155,7 @@ class Run:
 
 @contextmanager
 def open_run(
-    output: Path, pretrainer: Pretrainer, store_fingerprint: str, how_to_resume: str, deadline: float
+    output: Path, pretrainer: Pretrainer, store: StoreSummary, how_to_resume: str, deadline: float
 ) -> Iterator[Run]:
     """A run at work: signals wait for the end of a step, and lines of the log leave the progress bar whole.
 
@@ -168,4 +169,4 @@ def open_run(
         tqdm(total=pretrainer.total_steps, initial=pretrainer.step, unit="step", dynamic_ncols=True, mininterval=1.0,
              smoothing=0.1, disable=not pretrainer.processes.is_rank0) as bar,
     ):  # fmt: skip
-        yield Run(output, pretrainer, store_fingerprint, how_to_resume, deadline, received, bar)
+        yield Run(output, pretrainer, store, how_to_resume, deadline, received, bar)

@@ -1,4 +1,4 @@
-"""The store: volumes at 1 mm with their radiographs, and how they get there."""
+"""The store: volumes of cubic voxels with their radiographs, and how they get there."""
 
 from pretraining.store.store import Store
 

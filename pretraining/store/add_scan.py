@@ -5,7 +5,7 @@ Apart from `pretraining.preprocess`, so that workers load neither matplotlib nor
 
 import numpy as np
 
-from nnunetv2_cads.encoder_file.record import CLIP_HU, SPACING_MM
+from nnunetv2_cads.encoder_file.record import CLIP_HU
 from pretraining.ct.checks import check_extent
 from pretraining.ct.geometry import resample_cubic, resampled_shape, to_canonical
 from pretraining.ct.radiograph import ConstantRadiographError, frontal_radiograph
@@ -25,7 +25,7 @@ def preprocess_scan(scan: Scan, writer: StoreWriter) -> None:
     size_bytes, mtime_ns = scan.stat()
     image = read_ct(scan)
     volume, spacing_mm = to_canonical(image.values, image.spacing_xyz_mm, image.direction)
-    check_extent(resampled_shape(volume.shape, spacing_mm, SPACING_MM))
+    check_extent(resampled_shape(volume.shape, spacing_mm, writer.spacing_mm), writer.spacing_mm)
     source = Source(
         path=scan.source,
         size_bytes=size_bytes,
@@ -35,13 +35,13 @@ def preprocess_scan(scan: Scan, writer: StoreWriter) -> None:
         spacing_xyz_mm=tuple(float(edge) for edge in image.spacing_xyz_mm),
     )
     del image
-    resampled = resample_cubic(volume, spacing_mm, SPACING_MM)
+    resampled = resample_cubic(volume, spacing_mm, writer.spacing_mm)
     del volume
     np.clip(resampled, *CLIP_HU, out=resampled)
     volume_hu = np.rint(resampled, out=resampled).astype(np.int16)
     del resampled
     try:
-        radiograph = frontal_radiograph(volume_hu)
+        radiograph = frontal_radiograph(volume_hu, writer.spacing_mm)
     except ConstantRadiographError:
         raise UnusableScanError("looks the same along every ray, so it has no radiograph; leave it out") from None
     try:

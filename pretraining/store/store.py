@@ -2,7 +2,8 @@
 
     STORE/
       manifest.json            what the store holds; the fields are described in docs/preprocessing.md
-      volumes/<id>.b2nd        blosc2 array, int16 HU at 1 mm, axes (z headward, y to the back, x to the patient's left)
+      volumes/<id>.b2nd        blosc2 array, int16 HU, cubic voxels, axes (z headward, y to the back, x to the
+                               patient's left)
       volumes/<id>.json        the volume's entry of the manifest, written last: a volume without it is not finished
       radiographs/<id>.npy     float32 in [-1, 1], (slices, width), head up, patient's right on the picture's left
 
@@ -11,12 +12,13 @@ A `Store` only reads. `pretraining.store.writer` writes.
 
 import hashlib
 import json
+import math
 import os
 from bisect import bisect_left
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import blosc2
 import numpy as np
@@ -84,10 +86,10 @@ def read_manifest(store: Path) -> dict[str, Any]:
 
 def _is_well_formed(manifest: dict[str, Any]) -> bool:
     """Whether the fields that readers rely on are there."""
-    volumes = manifest.get("volumes")
-    return isinstance(volumes, dict) and all(
-        _is_plain_name(name) and is_entry(entry) for name, entry in volumes.items()
-    )
+    volumes, spacing_mm = manifest.get("volumes"), manifest.get("spacing_mm")
+    if type(spacing_mm) not in (int, float) or not 0 < spacing_mm < math.inf or not isinstance(volumes, dict):
+        return False
+    return all(_is_plain_name(name) and is_entry(entry) for name, entry in volumes.items())
 
 
 def is_entry(entry: Any) -> bool:
@@ -106,6 +108,13 @@ def _is_plain_name(volume_id: str) -> bool:
     return bool(volume_id) and not volume_id.startswith(".") and not set(volume_id) & {"/", "\\", "\0"}
 
 
+class StoreSummary(NamedTuple):
+    """What a run keeps of its store."""
+
+    fingerprint: str  # see `Store.fingerprint`
+    spacing_mm: float  # edge of the cubic voxels
+
+
 class Store:
     """A finished store, for reading.
 
@@ -116,6 +125,7 @@ class Store:
     Attributes:
         path: the folder.
         ids: names of the volumes, sorted.
+        spacing_mm: edge of the cubic voxels of every volume.
     """
 
     def __init__(self, path: Path, manifest: dict[str, Any]):
@@ -123,6 +133,7 @@ class Store:
         self.path = path
         self.ids: list[str] = sorted(volumes)
         self._shapes = np.array([volumes[volume_id]["shape"] for volume_id in self.ids], dtype=np.int32)
+        self.spacing_mm = float(manifest["spacing_mm"])
         self._fingerprint = _fingerprint(manifest)
 
     @classmethod
@@ -161,7 +172,7 @@ class Store:
         return len(self.ids)
 
     def shape(self, volume_id: str) -> tuple[int, int, int]:
-        """(slices, height, width) of one volume, from the manifest: voxels of 1 mm."""
+        """(slices, height, width) of one volume in voxels, from the manifest."""
         index = bisect_left(self.ids, volume_id)
         if index == len(self.ids) or self.ids[index] != volume_id:
             raise KeyError(volume_id)
@@ -206,6 +217,10 @@ class Store:
         path = radiograph_path(self.path, volume_id)
         with _reading(path):
             return np.load(path, allow_pickle=False)
+
+    def summary(self) -> StoreSummary:
+        """What a run keeps of this store."""
+        return StoreSummary(self._fingerprint, self.spacing_mm)
 
     def fingerprint(self) -> str:
         """SHA-256 (hex) of what the manifest says of the data: format, grid, every volume's name, shape and voxels.

@@ -58,14 +58,16 @@ class Source:
     spacing_xyz_mm: tuple[float, float, float]
 
 
-def new_manifest(volumes: dict[str, Any], complete: bool, anonymised: bool = False) -> dict[str, Any]:
+def new_manifest(
+    volumes: dict[str, Any], complete: bool, anonymised: bool = False, spacing_mm: float = SPACING_MM
+) -> dict[str, Any]:
     """Content of ``manifest.json`` for the given entries."""
     return {
         "format": layout.FORMAT,
         "format_version": layout.FORMAT_VERSION,
         "complete": complete,
         "anonymised": anonymised,
-        "spacing_mm": SPACING_MM,
+        "spacing_mm": float(spacing_mm),
         "clip_hu": list(CLIP_HU),
         "axes": list(layout.AXES),
         "package_version": __version__,
@@ -82,10 +84,16 @@ def _is_source(source: Any) -> bool:
 
 
 class StoreWriter:
-    """Adds volumes to the store in one folder. Can be pickled, so that workers write their volumes themselves."""
+    """Adds volumes to the store in one folder. Can be pickled, so that workers write their volumes themselves.
 
-    def __init__(self, path: str | Path, anonymised: bool = False):
-        self.path, self.anonymised = Path(path).absolute(), anonymised
+    Args:
+        path: the folder.
+        anonymised: whether the store names no source.
+        spacing_mm: edge of the cubic voxels of its volumes.
+    """
+
+    def __init__(self, path: str | Path, anonymised: bool = False, spacing_mm: float = SPACING_MM):
+        self.path, self.anonymised, self.spacing_mm = Path(path).absolute(), anonymised, spacing_mm
 
     def prepare(self) -> None:
         """Make the folder a store that is being written: new, or an existing store to add to.
@@ -119,12 +127,18 @@ class StoreWriter:
             raise UserError(f"{self.path}: is a file; STORE must be a new folder or an existing store")
         if not layout.manifest_path(self.path).exists():
             raise UserError(f"{self.path}: is not empty and not a store; STORE must be a new folder or a store")
-        if layout.read_manifest(self.path).get("anonymised", False) != self.anonymised:
+        manifest = layout.read_manifest(self.path)
+        if manifest["spacing_mm"] != self.spacing_mm:
+            raise UserError(
+                f"{self.path}: the volumes of this store have voxels of {manifest['spacing_mm']:g} mm, not "
+                f"{self.spacing_mm:g}; give --spacing-mm {manifest['spacing_mm']:g}, or choose another STORE"
+            )
+        if manifest.get("anonymised", False) != self.anonymised:
             begun, advice = ("without", "leave it out") if self.anonymised else ("with", "give it again")
             raise UserError(f"{self.path}: this store was begun {begun} --anonymise; {advice}, or choose another STORE")
 
     def _manifest(self, volumes: dict[str, Any], complete: bool) -> dict[str, Any]:
-        return new_manifest(volumes, complete, self.anonymised)
+        return new_manifest(volumes, complete, self.anonymised, self.spacing_mm)
 
     def _is_empty(self) -> bool:
         """Whether the folder holds nothing but hidden files (of the file manager, or of a run killed at once)."""
@@ -146,7 +160,7 @@ class StoreWriter:
 
         Args:
             volume_id: name of the volume in the store.
-            volume_hu: int16 HU at 1 mm, (slices, height, width), canonical axes.
+            volume_hu: int16 HU at the store's spacing, (slices, height, width), canonical axes.
             radiograph: float32 in [-1, 1], (slices, width).
             source: where it comes from.
         """

@@ -52,7 +52,8 @@ def pretrain_peer(method: nn.Module, store: Path, config: PretrainConfig, output
     if samples:
         cost = {"seconds_per_sample": (time.perf_counter() - started) / samples}
         (output / "cost.json").write_text(json.dumps(cost), encoding="utf-8")
-    save_encoder(encoder, method.encoder.state_dict(), encoder_record(config, trainer.step))
+    record = encoder_record(config, trainer.step, stream.store.spacing_mm)
+    save_encoder(encoder, method.encoder.state_dict(), record)
     return encoder
 
 

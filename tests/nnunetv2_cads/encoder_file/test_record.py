@@ -27,7 +27,7 @@ SAME = {"percentile_00_5": -1024.0, "percentile_99_5": 1024.0, "mean": 0.0, "std
 
 
 def test_what_pretraining_writes_is_read_back_field_by_field():
-    record = encoder_record(PretrainConfig(), steps=1)
+    record = encoder_record(PretrainConfig(), steps=1, spacing_mm=1.0)
     content = record.to_file()
     assert EncoderRecord.from_file(content) == record
     assert content.keys() >= FIELDS.keys() | {"crop_size", "steps", "batch_size", "package_version"}

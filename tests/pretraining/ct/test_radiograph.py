@@ -41,7 +41,7 @@ def test_point_is_projected_with_its_own_magnification(y, focal_distance_mm, tol
     volume = np.full((slices, height, width), -1024, np.int16)
     z, x = 48, 33
     volume[z - 1 : z + 2, y, x - 1 : x + 2] = 1024
-    picture = frontal_radiograph(volume, focal_distance_mm) + 1
+    picture = frontal_radiograph(volume, focal_distance_mm=focal_distance_mm) + 1
     rows, columns = np.indices(picture.shape)
     centre = (rows * picture).sum() / picture.sum(), (columns * picture).sum() / picture.sum()
     magnification = (focal_distance_mm + slices) / (focal_distance_mm + y - (height - 1) / 2)
@@ -63,3 +63,14 @@ def test_head_is_up_and_the_patients_right_at_the_left(make_body):
 def test_air_alone_has_no_radiograph():
     with pytest.raises(ConstantRadiographError):
         frontal_radiograph(np.full((24, 30, 30), -1024, np.int16))
+
+
+def test_the_spacing_is_the_unit_of_the_rays(make_body):
+    body = sitk.GetArrayFromImage(make_body((40, 60, 50)))
+    np.testing.assert_array_equal(
+        frontal_radiograph(body, spacing_mm=4.0, focal_distance_mm=2_000.0),
+        frontal_radiograph(body, focal_distance_mm=500.0),
+    )
+    assert (
+        np.abs(frontal_radiograph(body, spacing_mm=4.0, focal_distance_mm=500.0) - frontal_radiograph(body)).max() > 0.1
+    )

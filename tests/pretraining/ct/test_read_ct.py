@@ -149,14 +149,21 @@ def test_absurd_size_is_refused_before_it_is_read(tmp_path, make_body):
 
 def test_whole_body_scan_is_not_absurd():
     check_grid((512, 512, 2000), (0.98, 0.98, 1.0))
-    check_extent((1900, 500, 500))
+    check_extent((1900, 500, 500), 1.0)
 
 
 @pytest.mark.parametrize("shape", [(23, 300, 300), (100, 23, 300), (100, 300, 23)])
 def test_too_small(shape):
     with pytest.raises(UnusableScanError, match="24 mm"):
-        check_extent(shape)
-    check_extent(tuple(max(24, edge) for edge in shape))
+        check_extent(shape, 1.0)
+    check_extent(tuple(max(24, edge) for edge in shape), 1.0)
+
+
+def test_sizes_are_told_in_mm_whatever_the_spacing():
+    with pytest.raises(UnusableScanError, match=r"covers 92 mm .* a training window needs 96 mm"):
+        check_extent((23, 50, 50), 4.0)
+    with pytest.raises(UnusableScanError, match=r"would have 1001 x 1000 x 1000 voxels at 0\.5 mm"):
+        check_extent((1001, 1000, 1000), 0.5)
 
 
 @pytest.mark.parametrize(

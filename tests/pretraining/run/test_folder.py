@@ -7,10 +7,11 @@ import torch
 
 from pretraining.config import PRESETS, PretrainConfig
 from pretraining.run.folder import RunFolder
+from pretraining.store.store import StoreSummary
 from pretraining.system.errors import UserError
 
 CPU = torch.device("cpu")
-STORE = "ab" * 32
+STORE = StoreSummary("ab" * 32, 1.0)
 
 
 @pytest.fixture
@@ -58,7 +59,7 @@ def test_a_run_begun_before_a_setting_was_there_resumes(resume):
 
 def test_a_store_of_another_fingerprint_is_refused_before_the_first_checkpoint(resume):
     with pytest.raises(UserError, match="begun with another store"):
-        resume({}, {}, store="cd" * 32)
+        resume({}, {}, store=STORE._replace(fingerprint="cd" * 32))
 
 
 def test_a_run_whose_config_names_no_store_resumes(resume):

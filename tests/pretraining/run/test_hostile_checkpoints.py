@@ -11,9 +11,10 @@ from nnunetv2_cads.encoder_file.safe_loading import CheckpointFileError
 from pretraining.config import PRESETS, PretrainConfig
 from pretraining.method.pretrainer import Pretrainer
 from pretraining.run.checkpoint import check_run_state, load_checkpoint, save_checkpoint
+from pretraining.store.store import StoreSummary
 from pretraining.system.errors import UserError
 
-STORE = "ab" * 32
+STORE = StoreSummary("ab" * 32, 4.0)
 SMALL = {**PRESETS["demo"], "head_out_dim": 32, "head_hidden_dim": 16, "head_bottleneck_dim": 8}
 
 

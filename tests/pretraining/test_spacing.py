@@ -1,0 +1,57 @@
+"""Another spacing than 1 mm: asked for once, then in the store, the run, its encoder file and the advice."""
+
+import json
+
+import pytest
+import SimpleITK as sitk
+from tiny_run import TINY_RUN
+
+from nnunetv2_cads.encoder_file.read import read_encoder_file
+from pretraining.preprocess import main as preprocess
+from pretraining.store.store import Store
+from pretraining.train import main as pretrain
+
+
+@pytest.fixture(scope="module")
+def archive(tmp_path_factory, make_body):
+    """Two scans with voxels of 4 x 4 x 2 mm."""
+    folder = tmp_path_factory.mktemp("archive")
+    for seed in range(2):
+        sitk.WriteImage(make_body((60, 40, 50), (4.0, 4.0, 2.0), seed), str(folder / f"scan_{seed}.nii.gz"))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def store(archive):
+    path = archive.parent / f"{archive.name}_store"
+    assert preprocess([str(archive), str(path), "-np", "1", "--spacing-mm", "4"]) == 0
+    return path
+
+
+def test_volumes_have_the_spacing_that_was_asked_for(store):
+    opened = Store.open(store)
+    assert opened.spacing_mm == 4.0
+    assert [opened.shape(name) for name in opened.ids] == [(30, 40, 50)] * 2
+
+
+@pytest.mark.parametrize("plain", [(), ("--plain",)], ids=["", "plain"])
+def test_a_run_hands_the_spacing_on(store, tmp_path, plain):
+    run = tmp_path / "run"
+    assert pretrain([str(store), str(run), *TINY_RUN, "--epochs=1", "--warmup-epochs=0", *plain]) == 0
+    assert read_encoder_file(run / "cads_encoder.pth").record.spacing_mm == (4.0, 4.0, 4.0)
+    if not plain:
+        assert json.loads((run / "config.json").read_text())["spacing_mm"] == 4.0
+        assert read_encoder_file(run / "checkpoint_latest.pth").record.spacing_mm == (4.0, 4.0, 4.0)
+
+
+def test_a_store_takes_no_volumes_of_another_spacing(archive, store, capfd):
+    assert preprocess([str(archive), str(store), "-np", "1"]) == 2
+    assert "have voxels of 4 mm, not 1; give --spacing-mm 4, or choose another STORE" in capfd.readouterr().err
+    assert preprocess([str(archive), str(store), "-np", "1", "--spacing-mm", "4"]) == 0
+
+
+def test_what_is_too_thin_for_the_spacing_is_named_in_mm(archive, tmp_path, capfd):
+    assert preprocess([str(archive), str(tmp_path / "store"), "-np", "1", "--spacing-mm", "8"]) == 2
+    assert (
+        "covers 120 mm from its lowest to its highest slice, a training window needs 192 mm" in capfd.readouterr().err
+    )
