@@ -25,7 +25,7 @@ from turns import Answer, Turns, serve
 
 from pretraining.config import PRESETS, PretrainConfig
 from pretraining.method.pretrainer import Pretrainer
-from pretraining.run.estimate import random_views
+from pretraining.run.estimate import random_sample
 from pretraining.system.machine import keep_freed_memory, peak_memory, reset_peak_memory, resident_memory
 
 SIDES = ("CADS", "CADS_no_sampling", "MoCo_v3", "MAE")
@@ -59,7 +59,7 @@ def be_side(name: str, config: PretrainConfig) -> None:
         if number == WARM_UP:
             reset_peak_memory(CPU)
         torch.manual_seed(number)
-        views = random_views(config, config.optim.batch_size)
+        views = random_sample(config, config.optim.batch_size)[:3]
         start = time.perf_counter()
         step(*views)
         return {"seconds": time.perf_counter() - start, "peak": peak_memory(CPU) - imported}

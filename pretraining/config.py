@@ -43,6 +43,8 @@ POSITIVE = Rule("positive", lambda value: 0 < value < math.inf)
 FRACTION = Rule("in [0, 1]", lambda value: 0 <= value <= 1)
 BELOW_ONE = Rule("in [0, 1)", lambda value: 0 <= value < 1)
 POSITIVE_FRACTION = Rule("in (0, 1]", lambda value: 0 < value <= 1)
+BLOCK = Rule("at least 1 along each axis", lambda values: min(values) >= 1)
+WINDOW = Rule("finite and rising", lambda values: -math.inf < values[0] < values[1] < math.inf)
 RISING = Rule("positive and rising", lambda values: 0 < values[0] <= values[1])
 WEIGHTS = Rule("at least 0, not all 0", lambda values: min(values) >= 0 < sum(values))
 
@@ -83,9 +85,7 @@ class ViewConfig(_Section):
         "published", "strength of the intensity augmentation", one_of("published", "weak", "none")
     )
     uniform_sampling: bool = _setting(True, "keep one patch in four of each CT view")
-    sampling_patch_size: tuple[int, int, int] = _setting(
-        (4, 8, 8), "slices, height, width of a sampled patch", Rule("at least 1 along each axis", lambda v: min(v) >= 1)
-    )
+    sampling_patch_size: tuple[int, int, int] = _setting((4, 8, 8), "slices, height, width of a sampled patch", BLOCK)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -124,11 +124,33 @@ class LossConfig(_Section):
     )
     warmup_teacher_temp_epochs: int = _setting(50, "epochs over which the teacher temperature rises")
     center_momentum: float = _setting(0.9, "momentum of the center of the teacher outputs", FRACTION)
+    distillation_weight: float = _setting(
+        1.0, "weight of the distillation; 0 leaves teacher outputs, heads and X-rays out", at_least(0)
+    )
     xray_weight: float = _setting(1.0, "weight of the pairs with the X-ray view; 0 leaves them out", at_least(0))
     stage_weights: tuple[float, float, float, float] = _setting(
         (1.0, 1.0, 1.0, 1.0),
         "weights of the stages' losses, shallow to deep; 0 0 0 1 teaches the last stage alone",
         WEIGHTS,
+    )
+
+
+@dataclass(frozen=True)
+class RestorationConfig(_Section):
+    """Restoration of corrupted crops, beside the distillation or instead of it (ours)."""
+
+    restoration_weight: float = _setting(0.0, "weight of the restoration; 0 leaves it out", at_least(0))
+    restored_crop_size: tuple[int, int, int] = _setting((16, 96, 96), "slices, height, width of a crop to restore")
+    corruption: str = _setting(
+        "blank",
+        "what is done to blocks of a crop (0 HU, noise, shuffled voxels), or to all its intensities (a random curve)",
+        one_of("blank", "noise", "shuffle", "curve"),
+    )
+    corrupted_block: tuple[int, int, int] = _setting((4, 8, 8), "slices, height, width of a corrupted block", BLOCK)
+    corrupted_ratio: float = _setting(0.6, "fraction of a crop's blocks that are corrupted", POSITIVE_FRACTION)
+    restoration_window: tuple[float, float] = _setting((-256.0, 358.4), "HU that the target is clipped to", WINDOW)
+    restoration_error: str = _setting(
+        "smooth_l1", "what the loss is of an error in sixths of the window", one_of("smooth_l1", "l1", "l2")
     )
 
 
@@ -195,6 +217,7 @@ class PretrainConfig:
     view: ViewConfig = field(default_factory=ViewConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     loss: LossConfig = field(default_factory=LossConfig)
+    restoration: RestorationConfig = field(default_factory=RestorationConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     run: RunConfig = field(default_factory=RunConfig)
 
@@ -203,6 +226,23 @@ class PretrainConfig:
         least = tuple(size * factor for size, factor in zip(MINIMUM_SIZE[3], sampled, strict=True))
         if any(size < low for size, low in zip(self.view.crop_size, least, strict=True)):
             raise _wrong(self.view, "crop_size", f"at least {least}, which the encoder needs")
+        if not (self.distils or self.restores):
+            raise _wrong(self.loss, "distillation_weight", "above 0 where --restoration-weight is 0")
+        restored = self.restoration.restored_crop_size
+        if self.restores and any(size < low for size, low in zip(restored, MINIMUM_SIZE[3], strict=True)):
+            raise _wrong(self.restoration, "restored_crop_size", f"at least {MINIMUM_SIZE[3]}, which the encoder needs")
+        if self.restores and self.view.window_slices < restored[0]:
+            raise _wrong(self.view, "window_slices", f"at least restored_crop_size's {restored[0]} slices")
+
+    @property
+    def distils(self) -> bool:
+        """Whether the run distils: CADS itself."""
+        return self.loss.distillation_weight > 0
+
+    @property
+    def restores(self) -> bool:
+        """Whether the run restores crops."""
+        return self.restoration.restoration_weight > 0
 
     @property
     def peak_lr(self) -> float:

@@ -25,7 +25,11 @@ from pretraining.system.errors import UserError
 from pretraining.system.processes import LostRankError, Processes
 from pretraining.system.torch_errors import no_memory_as_error
 from pretraining.views.batches import batches
+from pretraining.views.corrupted_crops import Crop, collate_crops
 from pretraining.views.loader import ViewStream, make_loader, steps_per_epoch
+
+EXAMPLES = 4
+"""Crops in a run's picture of restoration."""
 
 logger = logging.getLogger("pretraining.train")  # under torchrun -m, __name__ is "__main__"
 
@@ -64,7 +68,9 @@ def train(
             loader = make_loader(stream, config, cads.step, cads.total_steps, device, processes)
             deadline = started + 3600 * config.run.max_hours if config.run.max_hours else math.inf
             with (
-                open_run(output, cads, summary, _how_to_resume(store, output, processes), deadline) as run,
+                open_run(
+                    output, cads, summary, _how_to_resume(store, output, processes), deadline, _examples(stream)
+                ) as run,
                 closing(batches(loader)) as views_of_steps,
             ):
                 try:
@@ -111,6 +117,11 @@ def _how_to_resume(store: Path, output: Path, processes: Processes) -> str:
 def _save_encoder(path: Path, cads: Pretrainer, spacing_mm: float) -> None:
     save_encoder(path, cads.teacher.backbone.state_dict(), encoder_record(cads.config, cads.step, spacing_mm))
     logger.info("encoder: %s\nfine-tune from it with: export nnUNet_cads_encoder=%s", path, path.absolute())
+
+
+def _examples(stream: ViewStream) -> Crop | None:
+    """Crops of the first samples, on which a run that restores shows what it has learnt."""
+    return collate_crops([stream.crop(n) for n in range(EXAMPLES)]) if stream.config.restores else None
 
 
 def _log_start(cads: Pretrainer, stream: ViewStream, output: Path) -> None:

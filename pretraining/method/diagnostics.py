@@ -26,40 +26,54 @@ class StepResult:
     """What a step reports."""
 
     loss: Tensor  # (), before the step's update
-    stage_losses: Tensor  # (4,), shallow to deep
+    stage_losses: Tensor  # (4,), shallow to deep; (0,) where the run does not distil
+    restoration_loss: Tensor  # (); (0,) where the run does not restore
     gradient_norms: Tensor  # (number of gradients,), before clipping
     finite: Tensor  # whether the step happened; where loss or gradients were NaN or infinite it changed nothing
-    health: TeacherHealth
+    health: TeacherHealth | None  # None where the run does not distil
     rates: Rates  # as used
 
 
 @dataclass(frozen=True)
 class StepSums:
-    """Sums over the views of a part of a batch, all of the teacher but the losses."""
+    """Sums over the views of a part of a batch, all of the teacher but the losses. What a run lacks is empty, (0,)."""
 
     logits: Tensor  # (K,)
     probabilities: Tensor  # (K,)
     entropy: Tensor  # (), of the probabilities, in nats
     agreeing: Tensor  # (), number of samples whose two views share the argmax
     stage_losses: Tensor  # (4,), the part's mean losses
+    restoration_loss: Tensor  # (), the part's mean loss
     features: Tensor  # (C,)
 
     @classmethod
-    def of_part(cls, teacher_logits: Tensor, features: Tensor, terms: LossTerms) -> "StepSums":
-        """From the teacher's logits (2b, K) and features (2b, C)."""
+    def of_part(cls, terms: LossTerms | None, teacher: tuple[Tensor, Tensor] | None, restored: Tensor) -> "StepSums":
+        """From the losses of a part.
+
+        Args:
+            terms: of the distillation.
+            teacher: its logits (2b, K) and features (2b, C).
+            restored: loss of the restoration, () or (0,).
+        """
+        restored = restored.detach()
+        if terms is None or teacher is None:
+            nothing = restored.new_empty(0)
+            return cls(*[nothing] * 5, restored, nothing)
+        logits, features = teacher
         probabilities = terms.teacher_probabilities
         first, second = probabilities.argmax(-1).chunk(2)
         return cls(
-            teacher_logits.float().sum(0),
+            logits.float().sum(0),
             probabilities.sum(0),
             torch.special.entr(probabilities).sum(),
             (first == second).sum().float(),
             terms.stage_losses,
-            features.sum(0),
+            restored,
+            features.float().sum(0),
         )
 
     def pack(self) -> Tensor:
-        """All fields in one tensor (2K + 6 + C,), for one exchange."""
+        """All fields in one tensor, for one exchange."""
         return torch.cat([getattr(self, field.name).view(-1) for field in fields(self)])
 
     def unpack(self, packed: Tensor) -> "StepSums":
@@ -73,21 +87,27 @@ class BatchStatistics(NamedTuple):
     """Of the whole batch, over all parts and ranks."""
 
     sums: Tensor  # packed `StepSums`; not finite where a loss or output is not
-    mean_logits: Tensor  # (K,), of the teacher
-    stage_losses: Tensor  # (4,)
-    health: TeacherHealth
+    mean_logits: Tensor | None  # (K,), of the teacher; None where the run does not distil
+    stage_losses: Tensor  # (4,) or (0,)
+    restoration_loss: Tensor  # () or (0,)
+    health: TeacherHealth | None
 
 
-def gather_statistics(parts: list[tuple[StepSums, Tensor]], processes: Processes) -> BatchStatistics:
+def gather_statistics(parts: list[tuple[StepSums, Tensor | None]], processes: Processes) -> BatchStatistics:
     """Exchange what the ranks have added up: once the sums, once the covariance of the features.
 
     Args:
-        parts: of this rank's batch, with the teacher's features (2b, C) of each.
+        parts: of this rank's batch, with the teacher's features (2b, C) of each, where there are any.
         processes: the ranks of the run.
     """
     packed = torch.stack([sums.pack() for sums, _ in parts]).sum(0) if len(parts) > 1 else parts[0][0].pack()
     sums = parts[0][0].unpack(processes.all_reduce(packed))
-    own_features = torch.cat([features for _, features in parts])
+    count = len(parts) * processes.world_size
+    losses = sums.stage_losses / count, sums.restoration_loss / count
+    features = [features for _, features in parts if features is not None]
+    if not features:
+        return BatchStatistics(packed, None, *losses, None)
+    own_features = torch.cat(features).float()
     views = len(own_features) * processes.world_size
     mean_features = sums.features / views
     centred = own_features - mean_features  # first, since almost collapsed features hardly differ
@@ -99,7 +119,7 @@ def gather_statistics(parts: list[tuple[StepSums, Tensor]], processes: Processes
         2 * sums.agreeing / views,
         *spread_and_rank(mean_features, covariance),
     )
-    return BatchStatistics(packed, sums.logits / views, sums.stage_losses / (len(parts) * processes.world_size), health)
+    return BatchStatistics(packed, sums.logits / views, *losses, health)
 
 
 def spread_and_rank(mean: Tensor, covariance: Tensor) -> tuple[Tensor, Tensor]:

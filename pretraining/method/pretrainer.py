@@ -3,7 +3,7 @@
 Paper: CADS (IEEE TMI 2025); CADS method, sections 4 and 5. Checked step by step against the published code.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, NamedTuple
 
@@ -13,23 +13,35 @@ from torch import Tensor
 
 from nnunetv2_cads.network_architecture.pvt_v2 import BRANCHES
 from pretraining.config import PretrainConfig
-from pretraining.method.diagnostics import StepResult, StepSums, gather_statistics, step_is_finite
+from pretraining.method.diagnostics import (
+    BatchStatistics,
+    StepResult,
+    StepSums,
+    gather_statistics,
+    step_is_finite,
+)
 from pretraining.method.loss import deep_distillation_loss, update_center, weighted_mean
 from pretraining.method.optimisation import GROUP_SETTINGS, clip_each_gradient, parameter_groups, set_rates
+from pretraining.method.restoration import restoration_loss
 from pretraining.method.schedules import rates
 from pretraining.method.student_teacher import Student, Teacher
 from pretraining.system.processes import SINGLE_PROCESS, Processes
+from pretraining.views.corrupted_crops import Crop
 
+_VIEW_NOISE, _CROP_NOISE = 2, 3
+"""Streams of random numbers, beside those of the order and of the views."""
 _AUTOCAST_DTYPE = {"none": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class Part(NamedTuple):
     """What one backward pass takes of a rank's batch: b samples, on the device."""
 
-    ct: Tensor  # (2b, 1, D, H, W): first views, then second ones
-    xray: Tensor  # (b, 1, H, W)
+    ct: Tensor | None  # (2b, 1, D, H, W): first views, then second ones; None where the run does not distil
+    xray: Tensor | None  # (b, 1, H, W)
+    crop: Crop | None  # (b, 1, D, H, W) each; None where the run does not restore
     teacher_noise: Tensor  # (BRANCHES, 2b) for stochastic depth
     student_noise: Tensor  # (BRANCHES, 3b)
+    crop_noise: Tensor  # (BRANCHES, b)
     exchange: AbstractContextManager  # around its passes: the ranks average their gradients in the last part's
 
 
@@ -53,7 +65,7 @@ class Pretrainer:
         self.config, self.steps_per_epoch, self.device, self.processes = config, steps_per_epoch, device, processes
         self.step = 0
         torch.manual_seed(config.run.seed)
-        self.student = Student(config.model).to(device)
+        self.student = Student(config.model, config.distils, config.restores).to(device)
         self.teacher = Teacher(self.student).to(device)
         # train mode for both: the published teacher keeps its stochastic depth
         self.student.train()
@@ -72,7 +84,9 @@ class Pretrainer:
         """Steps of the whole run."""
         return self.config.optim.epochs * self.steps_per_epoch
 
-    def train_step(self, view_1: Tensor, view_2: Tensor, xray: Tensor) -> StepResult:
+    def train_step(
+        self, view_1: Tensor | None, view_2: Tensor | None, xray: Tensor | None, crop: Crop | None = None
+    ) -> StepResult:
         """One step on this rank's part of the batch.
 
         Nothing of the state changes before all ranks have finished their backward passes, so a step in which one of
@@ -80,15 +94,16 @@ class Pretrainer:
         number; that is decided on the device, so no GPU is waited for.
 
         Args:
-            view_1: first CT view (B, 1, D, H, W).
+            view_1: first CT view (B, 1, D, H, W); this and the next two are None where the run does not distil.
             view_2: second CT view, same shape.
             xray: radiographs (B, 1, H, W).
+            crop: crops to restore (B, 1, D, H, W), where the run restores.
         """
         now = rates(self.config, self.step, self.steps_per_epoch)
         set_rates(self.optimizer, now)
         self.optimizer.zero_grad(set_to_none=True)
         with self._buffers_kept_on_error() as buffers:
-            parts = [self._backward(part, now.teacher_temp) for part in self._parts(view_1, view_2, xray)]
+            parts = [self._backward(part, now.teacher_temp) for part in self._parts(view_1, view_2, xray, crop)]
             batch = gather_statistics(parts, self.processes)
         self.scaler.unscale_(self.optimizer)
         norms = clip_each_gradient(self.student.parameters(), self.config.optim.clip_grad)
@@ -97,31 +112,48 @@ class Pretrainer:
             self.student.drop_last_layer_gradients()
         self._step_optimizer(finite)
         self.teacher.update(self.student, (1.0 - now.teacher_momentum) * finite)
-        center = update_center(self.center, batch.mean_logits, self.config.loss.center_momentum)
-        self.center = torch.where(finite, center, self.center)
+        if batch.mean_logits is not None:
+            center = update_center(self.center, batch.mean_logits, self.config.loss.center_momentum)
+            self.center = torch.where(finite, center, self.center)
         for buffer, before in buffers:  # running statistics of batch normalisation
             buffer.copy_(torch.where(finite, buffer, before))
         self.step += 1
-        loss = weighted_mean(batch.stage_losses, self.config.loss.stage_weights)
-        return StepResult(loss, batch.stage_losses, norms, finite, batch.health, now)
+        losses = self._loss(batch), batch.stage_losses, batch.restoration_loss
+        return StepResult(*losses, norms, finite, batch.health, now)
 
-    def _backward(self, part: Part, teacher_temp: float) -> tuple[StepSums, Tensor]:
+    def _loss(self, batch: BatchStatistics) -> Tensor:
+        """The whole batch's loss, ()."""
+        config, loss = self.config, torch.zeros((), device=self.device)
+        if config.distils:
+            loss = loss + config.loss.distillation_weight * weighted_mean(batch.stage_losses, config.loss.stage_weights)
+        if config.restores:
+            loss = loss + config.restoration.restoration_weight * batch.restoration_loss
+        return loss
+
+    def _backward(self, part: Part, teacher_temp: float) -> tuple[StepSums, Tensor | None]:
         """Teacher, student, loss and backward for a part of the batch; returns its sums and features (2b, C).
 
         What is large ends with this call, before the next part's passes and the optimizer's step.
         """
-        loss = self.config.loss
+        config, teacher, terms = self.config, None, None
+        total, restoration = 0.0, torch.empty(0, device=self.device)
         with part.exchange:
             with self._autocast():
-                teacher_logits, features = self._teacher(part.ct, part.teacher_noise)
-                student_logits = self._student(part.ct, part.xray, part.student_noise)
-            terms = deep_distillation_loss(
-                student_logits, teacher_logits, self.center, teacher_temp,
-                loss.student_temp, loss.xray_weight, loss.stage_weights,
-            )  # fmt: skip
-            self.scaler.scale(terms.total / self.config.run.accumulate).backward()
-        features = features.float()
-        return StepSums.of_part(teacher_logits, features, terms), features
+                if part.ct is not None:
+                    teacher = self._teacher(part.ct, part.teacher_noise)
+                seen = None if part.crop is None else part.crop.seen
+                student = self._student(part.ct, part.xray, part.student_noise, seen, part.crop_noise)
+            if teacher is not None:
+                terms = deep_distillation_loss(
+                    student.logits, teacher[0], self.center, teacher_temp,
+                    config.loss.student_temp, config.loss.xray_weight, config.loss.stage_weights,
+                )  # fmt: skip
+                total = config.loss.distillation_weight * terms.total
+            if part.crop is not None:
+                restoration = restoration_loss(student.restored, part.crop.truth, part.crop.judged, config.restoration)
+                total = total + config.restoration.restoration_weight * restoration
+            self.scaler.scale(total / config.run.accumulate).backward()
+        return StepSums.of_part(terms, teacher, restoration), None if teacher is None else teacher[1]
 
     @contextmanager
     def _buffers_kept_on_error(self) -> Iterator[list[tuple[Tensor, Tensor]]]:
@@ -134,28 +166,38 @@ class Pretrainer:
                 buffer.copy_(before)
             raise
 
-    def _parts(self, view_1: Tensor, view_2: Tensor, xray: Tensor) -> Iterator[Part]:
+    def _parts(
+        self, view_1: Tensor | None, view_2: Tensor | None, xray: Tensor | None, crop: Crop | None
+    ) -> Iterator[Part]:
         """This rank's batch in ``accumulate`` parts, each moved to the device when it is its turn."""
 
         def move(values: Tensor) -> Tensor:
             return values.to(self.device, non_blocking=True)
 
-        count = self.config.run.accumulate
-        chunks = [values.chunk(count) for values in (view_1, view_2, xray, self._noise(len(view_1)))]
-        for i, (first, second, image, noise) in enumerate(zip(*chunks, strict=True)):
-            # moved before they are joined: what `cat` makes on the host is not pinned, and its copy would be waited for
-            ct = torch.cat([move(first), move(second)])
-            noises = (move(draws.permute(2, 1, 0).flatten(1)) for draws in noise.split([2, 3], dim=1))
-            yield Part(ct, move(image), *noises, nullcontext() if i == count - 1 else self._without_exchange())
+        def chunks(values: Tensor | None) -> Sequence[Tensor | None]:
+            return [None] * count if values is None else values.chunk(count)
 
-    def _noise(self, count: int) -> Tensor:
+        count = self.config.run.accumulate
+        samples = len(crop.truth if view_1 is None else view_1)
+        crops = [None] * count if crop is None else list(map(Crop, *map(chunks, crop)))
+        noises = chunks(self._noise(samples, 5, _VIEW_NOISE)), chunks(self._noise(samples, 1, _CROP_NOISE))
+        rows = zip(chunks(view_1), chunks(view_2), chunks(xray), crops, *noises, strict=True)
+        for i, (first, second, image, to_restore, noise, crop_noise) in enumerate(rows):
+            draws = [move(part.permute(2, 1, 0).flatten(1)) for part in (*noise.split([2, 3], dim=1), crop_noise)]
+            exchange = nullcontext() if i == count - 1 else self._without_exchange()
+            # moved before they are joined: what `cat` makes on the host is not pinned, and its copy would be waited for
+            ct = None if first is None else torch.cat([move(first), move(second)])
+            image = None if image is None else move(image)
+            yield Part(ct, image, to_restore and Crop(*map(move, to_restore)), *draws, exchange)
+
+    def _noise(self, count: int, views: int, stream: int) -> Tensor:
         """(samples, views, `BRANCHES`) numbers for stochastic depth: the teacher's two views, the student's three.
 
         They depend on the seed, the step and a sample's place in the batch alone: not on the number of ranks, nor on
         what was drawn before. So a run that resumes needs no state of a generator.
         """
-        rng = np.random.default_rng((self.config.run.seed, 2, self.step))
-        noise = rng.random((count * self.processes.world_size, 5, BRANCHES), np.float32)
+        rng = np.random.default_rng((self.config.run.seed, stream, self.step))
+        noise = rng.random((count * self.processes.world_size, views, BRANCHES), np.float32)
         first = count * self.processes.rank
         return torch.from_numpy(noise[first : first + count])
 
@@ -169,6 +211,16 @@ class Pretrainer:
         self.optimizer.found_inf = (~finite).float()
         self.scaler.step(self.optimizer)
         self.scaler.update()
+
+    @torch.no_grad()
+    def restore(self, seen: Tensor) -> Tensor:
+        """What the student makes of corrupted crops (B, 1, D, H, W), on the host, in units of the window."""
+        self.student.eval()
+        try:
+            with self._autocast():
+                return self.student.restore(seen.to(self.device)).float().cpu()
+        finally:
+            self.student.train()
 
     def is_finite(self) -> bool:
         """Whether all weights are; waits for the device."""

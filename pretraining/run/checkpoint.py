@@ -4,6 +4,7 @@
       config.json              resolved configuration, versions, the store's fingerprint
       metrics.jsonl            one line per `log_every` steps
       progress.png             their curves
+      restored.png             of a run that restores crops: seen, restored, truth
       checkpoint_latest.pth    everything needed to resume
       cads_encoder.pth         the teacher's encoder, at the end of the run
 
@@ -109,7 +110,9 @@ def resume_from(path: Path, pretrainer: Pretrainer, store: StoreSummary) -> None
 
 def encoder_record(config: PretrainConfig, steps: int, spacing_mm: float) -> EncoderRecord:
     """What whoever uses the encoder must know of its pre-training."""
+    restored = {"restored_crop_size": list(config.restoration.restored_crop_size)} if config.restores else {}
     return dataclasses.replace(PRETRAINING, spacing_mm=(spacing_mm,) * 3).with_notes(
+        **restored,
         crop_size=list(config.view.crop_size),
         steps=steps,
         batch_size=config.optim.batch_size,

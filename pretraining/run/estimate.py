@@ -15,6 +15,8 @@ from pretraining.method.student_teacher import Student, Teacher
 from pretraining.system.errors import UserError
 from pretraining.system.machine import available_memory, peak_memory, reset_peak_memory
 from pretraining.system.processes import SINGLE_PROCESS, Processes
+from pretraining.views.corrupted_crops import Crop
+from pretraining.views.loader import Sample
 
 TIMED_STEPS = 5
 STEPS_BEFORE = 2
@@ -61,12 +63,11 @@ def check_memory(config: PretrainConfig, processes: Processes = SINGLE_PROCESS) 
     Linux does not refuse memory that it lacks; it kills some process, without a message, once that memory is used.
     """
     with torch.device("meta"):
-        student = Student(config.model)
+        student = Student(config.model, config.distils, config.restores)
         teacher = Teacher(student)
     trained, other = (sum(p.numel() for p in network.parameters()) for network in (student, teacher))
     samples = -(-config.optim.batch_size // (processes.world_size * config.run.accumulate))  # of a part
-    with torch.device("meta"):
-        voxels = sum(view.numel() for view in random_views(config, samples))
+    voxels = sum(math.prod(shape) for shape in input_shapes(config, samples))
     each = 4 * (4 * trained + other) + BYTES_PER_VOXEL * voxels  # weights, gradients, AdamW's moments; the teacher's
     needed, available = each * processes.local_world_size, available_memory()
     if needed > available:
@@ -77,20 +78,35 @@ def check_memory(config: PretrainConfig, processes: Processes = SINGLE_PROCESS) 
         )
 
 
-def random_views(config: PretrainConfig, count: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Noise of the shapes of ``count`` samples: (count, 1, D, H, W) twice and (count, 1, H, W)."""
+def input_shapes(config: PretrainConfig, count: int) -> list[tuple[int, ...]]:
+    """Shapes of what the student sees of ``count`` samples: CT views and X-rays, and crops."""
     depth, height, width = config.view.crop_size
     half = 2 if config.view.uniform_sampling else 1
-    ct = (count, 1, depth, height // half, width // half)
-    return torch.randn(ct), torch.randn(ct), torch.randn(count, 1, height, width)
+    views = [(count, 1, depth, height // half, width // half)] * 2 + [(count, 1, height, width)]
+    crop = (count, 1, *config.restoration.restored_crop_size)
+    return views * config.distils + [crop] * config.restores
+
+
+def random_sample(config: PretrainConfig, count: int) -> Sample:
+    """A batch of ``count`` samples of noise."""
+    inputs = iter([torch.randn(shape) for shape in input_shapes(config, count)])
+    views = [next(inputs) if config.distils else None for _ in range(3)]
+    if not config.restores:
+        return Sample(*views, None)
+    truth = next(inputs)
+    return Sample(*views, Crop(torch.zeros_like(truth), truth, torch.ones_like(truth, dtype=torch.bool)))
 
 
 def flops_per_step(pretrainer: Pretrainer) -> float:
     """Multiplications and additions of a step over all ranks: forward counted, backward taken as twice of it."""
-    view_1, view_2, xray = (view.to(pretrainer.device) for view in random_views(pretrainer.config, 1))
-    ct = torch.cat([view_1, view_2])
-    teacher, student = forward_flops(pretrainer.teacher, ct), forward_flops(pretrainer.student, ct, xray)
-    return pretrainer.config.optim.batch_size * (teacher + 3 * student)
+    config, flops = pretrainer.config, 0
+    inputs = iter([torch.randn(shape, device=pretrainer.device) for shape in input_shapes(config, 1)])
+    if config.distils:
+        ct, xray = torch.cat([next(inputs), next(inputs)]), next(inputs)
+        flops += forward_flops(pretrainer.teacher, ct) + 3 * forward_flops(pretrainer.student, ct, xray)
+    if config.restores:
+        flops += 3 * forward_flops(pretrainer.student.restore, next(inputs))
+    return config.optim.batch_size * flops
 
 
 def forward_flops(function: Callable[..., Any], *inputs: torch.Tensor) -> int:
@@ -107,12 +123,12 @@ def estimate(
 ) -> Estimate:
     """Take a few steps on noise and extrapolate."""
     pretrainer = Pretrainer(config, steps_per_epoch, device, processes)
-    views = random_views(config, config.optim.batch_size // processes.world_size)
+    sample = random_sample(config, config.optim.batch_size // processes.world_size)
     reset_peak_memory(device)
     seconds = []
     for _ in range(STEPS_BEFORE + TIMED_STEPS):
         start = time.perf_counter()
-        loss = pretrainer.train_step(*views).loss.item()  # waits for a GPU
+        loss = pretrainer.train_step(*sample).loss.item()  # waits for a GPU
         seconds.append(time.perf_counter() - start)
     if not math.isfinite(loss):
         raise ArithmeticError(f"the loss of noise is {loss}")

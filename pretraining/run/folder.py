@@ -24,6 +24,7 @@ CONFIG = "config.json"
 METRICS = "metrics.jsonl"
 PROGRESS = "progress.png"
 CHECKPOINT = "checkpoint_latest.pth"
+RESTORED = "restored.png"
 ENCODER = "cads_encoder.pth"
 
 NO_SETTINGS = ("versions", "store", "spacing_mm")

@@ -19,6 +19,7 @@ from pretraining.system.errors import UserError
 logger = logging.getLogger(__name__)
 
 Line = dict[str, Any]
+_STAGE_LOSSES = tuple(f"loss_stage{stage}" for stage in range(1, 5))
 
 LINES = 3
 """So many lines in a row must show it, so that one odd batch raises no alarm."""
@@ -71,12 +72,21 @@ def _is_not_finite(line: Line, _chance: float) -> bool:
 
 def _is_uniform(line: Line, chance: float) -> bool:
     # the entropy, too: a rate that is far too high lifts the loss above ln K while the output is a single one
-    is_at_chance = line["loss"] > AT_CHANCE * chance and line["teacher_entropy"] > NEARLY_UNIFORM * chance
-    return line["mutual_information"] < LITTLE_INFORMATION and is_at_chance
+    losses = [line[name] for name in _STAGE_LOSSES if name in line]
+    return (
+        _has_little_information(line)
+        and line["teacher_entropy"] > NEARLY_UNIFORM * chance
+        and sum(losses) / len(losses) > AT_CHANCE * chance
+    )
+
+
+def _has_little_information(line: Line) -> bool:
+    """Never of a run that does not distil, whose lines do not say."""
+    return line.get("mutual_information", math.inf) < LITTLE_INFORMATION
 
 
 def _is_one_output(line: Line, chance: float) -> bool:
-    return line["mutual_information"] < LITTLE_INFORMATION and line["teacher_entropy"] < ONE_OUTPUT * chance
+    return _has_little_information(line) and line["teacher_entropy"] < ONE_OUTPUT * chance
 
 
 def _is_one_point(line: Line, _chance: float) -> bool:

@@ -1,8 +1,6 @@
-"""The record of a run: ``metrics.jsonl`` and the picture drawn from it."""
+"""The record of a run, ``metrics.jsonl``. What is drawn from it: `pretraining.run.pictures`."""
 
 import json
-import math
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -50,8 +48,9 @@ class MetricsLog:
         finite = torch.stack([result.finite for result in self._pending]) if self._pending else torch.empty(0)
         if not finite.any():
             return None
-        rows = torch.stack([_row(result) for result in self._pending]).double()
-        means = dict(zip(_COLUMNS, rows[finite].mean(0).tolist(), strict=True))
+        columns = _columns(self._pending[0])
+        rows = torch.stack([torch.stack(list(_columns(result).values())) for result in self._pending]).double()
+        means = dict(zip(columns, rows[finite].mean(0).tolist(), strict=True))
         norms = rows[finite, -1]
         overflowed = ~norms.isfinite()
         means["gradient_norm"] = None if overflowed.all() else norms[~overflowed].mean().item()
@@ -76,15 +75,19 @@ class MetricsLog:
         return line
 
 
-_COLUMNS = (
-    "loss", "loss_stage1", "loss_stage2", "loss_stage3", "loss_stage4",
-    "teacher_entropy", "mutual_information", "view_agreement", "feature_spread", "feature_rank", "gradient_norm",
-)  # fmt: skip
+_HEALTH = ("teacher_entropy", "mutual_information", "view_agreement", "feature_spread", "feature_rank")
+"""Names of `TeacherHealth`'s values in a line, in their order."""
 
 
-def _row(result: StepResult) -> torch.Tensor:
-    norm = torch.linalg.vector_norm(result.gradient_norms)
-    return torch.stack([result.loss, *result.stage_losses, *result.health, norm])
+def _columns(result: StepResult) -> dict[str, torch.Tensor]:
+    """The values of a step by their names in a line; what the run has not is left out."""
+    columns = {"loss": result.loss}
+    columns |= {f"loss_stage{stage}": loss for stage, loss in enumerate(result.stage_losses, 1)}
+    if result.restoration_loss.dim() == 0:
+        columns["loss_restoration"] = result.restoration_loss
+    if result.health is not None:
+        columns |= dict(zip(_HEALTH, result.health, strict=True))
+    return columns | {"gradient_norm": torch.linalg.vector_norm(result.gradient_norms)}
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
@@ -96,40 +99,3 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
         except ValueError:
             break
     return lines
-
-
-def plot_progress(lines: Iterable[dict[str, Any]], out_dim: int, path: Path) -> None:
-    """Draw loss, health and learning rate over the steps; a loss that stays at ln K means collapse."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg  # both load for half a second
-    from matplotlib.figure import Figure
-
-    lines = list(lines)
-    steps = [line["step"] for line in lines]
-    chance = math.log(out_dim)
-    figure = Figure(figsize=(10, 13), layout="constrained")
-    FigureCanvasAgg(figure)
-    loss, health, rank, norm, rate = figure.subplots(5, 1, sharex=True)
-    for stage in range(1, 5):
-        loss.plot(steps, [line[f"loss_stage{stage}"] for line in lines], lw=0.8, label=f"stage {stage}")
-    loss.plot(steps, [line["loss"] for line in lines], "k", label="total")
-    loss.axhline(chance, color="grey", ls="--", label=f"chance: ln {out_dim}")
-    loss.set_ylabel("loss")
-    health.plot(steps, [line["teacher_entropy"] / chance for line in lines], label="teacher entropy / ln K")
-    health.plot(steps, [line["mutual_information"] for line in lines], label="mutual information (nats)")
-    health.plot(steps, [line["view_agreement"] for line in lines], label="agreement of the views")
-    # runs begun by earlier versions have lines without the features
-    health.plot(steps, [line.get("feature_spread", math.nan) for line in lines], label="spread of the features")
-    health.set_ylabel("health")
-    rank.plot(steps, [line.get("feature_rank", math.nan) for line in lines], label="effective rank of the features")
-    rank.set_ylabel("rank")
-    norms = [math.nan if line["gradient_norm"] is None else line["gradient_norm"] for line in lines]
-    norm.plot(steps, norms, label="norm of the gradient before clipping")
-    norm.set_yscale("log")
-    norm.set_ylabel("gradient")
-    rate.plot(steps, [line["lr"] for line in lines], label="learning rate")
-    rate.set_xlabel("step")
-    for axes in (loss, health, rank, norm, rate):
-        axes.legend(fontsize="small")
-        axes.grid(alpha=0.3)
-    with atomic_path(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=90)

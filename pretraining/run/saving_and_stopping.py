@@ -15,15 +15,17 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from pretraining.method.diagnostics import StepResult
 from pretraining.method.pretrainer import Pretrainer
+from pretraining.method.restoration import UNITS_OF_WINDOW, target
 from pretraining.run.checkpoint import save_checkpoint
-from pretraining.run.folder import CHECKPOINT, METRICS, PROGRESS
+from pretraining.run.folder import CHECKPOINT, METRICS, PROGRESS, RESTORED
 from pretraining.run.health import FiniteGuard, HealthWatch, not_finite_error
-from pretraining.run.metrics import MetricsLog, plot_progress
+from pretraining.run.metrics import MetricsLog, plot_progress, plot_restored
 from pretraining.store.store import StoreSummary
 from pretraining.system.errors import UserError
 from pretraining.system.processes import LostRankError
 from pretraining.system.signals import stop_signals_collected
 from pretraining.system.torch_errors import worker_failures_as_errors
+from pretraining.views.corrupted_crops import Crop
 
 logger = logging.getLogger(__name__)
 
@@ -66,6 +68,7 @@ class Run:
     deadline: float  # `time.monotonic` after which it stops, or infinity
     received: list[int]  # numbers of the stop signals that this process has received; it grows
     bar: tqdm
+    examples: Crop | None = None  # crops of which each save draws what the student makes; None: no picture
 
     def __post_init__(self) -> None:
         config, self._processes = self.pretrainer.config, self.pretrainer.processes
@@ -134,7 +137,15 @@ class Run:
         if self._processes.is_rank0:
             save_checkpoint(self.output / CHECKPOINT, self.pretrainer, self.store)
             plot_progress(self._metrics.lines, self.pretrainer.config.model.head_out_dim, self.output / PROGRESS)
+            if self.examples is not None:
+                self._plot_restored(self.examples)
         self._saved = time.monotonic()
+
+    def _plot_restored(self, crop: Crop) -> None:
+        config = self.pretrainer.config.restoration
+        seen, truth = (target(values, config) for values in (crop.seen, crop.truth))
+        restored = self.pretrainer.restore(crop.seen)
+        plot_restored(seen, restored, truth, UNITS_OF_WINDOW / 2, self.output / RESTORED)
 
     def _write_line(self) -> None:
         """A line of metrics.jsonl, the alarms it raises, and what the bar shows."""
@@ -155,9 +166,16 @@ class Run:
 
 @contextmanager
 def open_run(
-    output: Path, pretrainer: Pretrainer, store: StoreSummary, how_to_resume: str, deadline: float
+    output: Path,
+    pretrainer: Pretrainer,
+    store: StoreSummary,
+    how_to_resume: str,
+    deadline: float,
+    examples: Crop | None = None,
 ) -> Iterator[Run]:
     """A run at work: signals wait for the end of a step, and lines of the log leave the progress bar whole.
+
+    The arguments are the attributes of `Run`.
 
     Raises:
         UserError: the processes that prepare views fail.
@@ -169,4 +187,4 @@ def open_run(
         tqdm(total=pretrainer.total_steps, initial=pretrainer.step, unit="step", dynamic_ncols=True, mininterval=1.0,
              smoothing=0.1, disable=not pretrainer.processes.is_rank0) as bar,
     ):  # fmt: skip
-        yield Run(output, pretrainer, store, how_to_resume, deadline, received, bar)
+        yield Run(output, pretrainer, store, how_to_resume, deadline, received, bar, examples)

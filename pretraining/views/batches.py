@@ -19,8 +19,8 @@ from pretraining.system.errors import UserError
 from pretraining.system.torch_errors import FEWER_WORKERS
 
 _OPEN_FILES = Path("/dev/fd")
-_TENSORS = 3
-"""Of a batch: two CT views and the X-ray. Each is a file in /dev/shm, which both processes hold open."""
+_TENSORS = 6
+"""Of a batch at most: two CT views, X-ray, three of a crop. Each is a file in /dev/shm, held open by both processes."""
 _PIPES_OF_WORKER, _OTHER_FILES = 8, 16
 
 
@@ -35,8 +35,10 @@ class ReadFailure:
 
 
 def collate(samples: list[Any] | ReadFailure) -> Any:
-    """A batch of samples; a `ReadFailure` stays as it is, and `batches` raises it."""
-    return samples if isinstance(samples, ReadFailure) else default_collate(samples)
+    """A batch of samples; a `ReadFailure` stays as it is, and `batches` raises it. What samples lack stays None."""
+    if isinstance(samples, ReadFailure):
+        return samples
+    return [None if parts[0] is None else default_collate(parts) for parts in zip(*samples, strict=True)]
 
 
 def batches(loader: DataLoader) -> Iterator[list[Tensor]]:

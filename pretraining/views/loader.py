@@ -9,20 +9,22 @@ workers.
 import math
 import signal
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from pretraining.config import PretrainConfig, ViewConfig
+from pretraining.config import PretrainConfig
 from pretraining.store.store import Store
 from pretraining.system.errors import UserError
 from pretraining.system.machine import MAX_DEFAULT_PROCESSES, available_memory, core_count
 from pretraining.system.processes import SINGLE_PROCESS, Processes
 from pretraining.views.batches import ReadFailure, collate
+from pretraining.views.corrupted_crops import Crop, make_crop
 from pretraining.views.make_views import make_views, xray_view
-from pretraining.views.subvolumes import SubVolumes
+from pretraining.views.subvolumes import SubVolume, SubVolumes
 
 PREFETCH = 4
 """Batches that each worker prepares ahead."""
@@ -30,8 +32,17 @@ WORKER_BYTES = 300 * 2**20
 """Memory of a worker before it holds any view."""
 
 
+class Sample(NamedTuple):
+    """What a step sees of one sub-volume; with a first axis B, of a batch. What a run does not use is None."""
+
+    view_1: Tensor | None  # (1, D, H, W)
+    view_2: Tensor | None  # (1, D, H, W)
+    xray: Tensor | None  # (1, H, W)
+    crop: Crop | None
+
+
 class ViewStream(Dataset):
-    """The endless stream of samples: number n, from 0 -> (CT view 1, CT view 2, X-ray view).
+    """The endless stream of samples: number n, from 0 -> (CT view 1, CT view 2, X-ray view, crop to restore).
 
     Args:
         store: the store to read.
@@ -43,22 +54,31 @@ class ViewStream(Dataset):
     """
 
     def __init__(self, store: Store, config: PretrainConfig) -> None:
-        self.store, self.view_config, self.seed = store, config.view, config.run.seed
+        self.store, self.config, self.seed = store, config, config.run.seed
         self.subvolumes = SubVolumes(store, config.view)
         self.samples_per_pass = len(self.subvolumes)
         if not config.run.epoch_samples and self.samples_per_pass >= config.optim.batch_size:
             self.samples_per_pass -= self.samples_per_pass % config.optim.batch_size  # whole batches
         self._order: tuple[int, np.ndarray] = (-1, np.empty(0))  # of the pass with that number
 
-    def __getitem__(self, n: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Views (1, D, H, W), (1, D, H, W) and (1, H, W) of sample n."""
+    def __getitem__(self, n: int) -> Sample:
+        """Sample n; what the run does not use is None."""
         subvolume = self.subvolumes[self.subvolume_index(n)]
+        views = self._views(subvolume, n) if self.config.distils else (None, None, None)
+        return Sample(*views, self.crop(n) if self.config.restores else None)
+
+    def _views(self, subvolume: SubVolume, n: int) -> tuple[Tensor, Tensor, Tensor]:
         rng = np.random.default_rng((self.seed, 1, n))
         # Read anew each time: it costs 0.1 ms, and keeping all of a large store would cost gigabytes.
-        xray = xray_view(self.store.radiograph(subvolume.volume_id), self.view_config.crop_size[1:])
-        return *make_views(self.store, subvolume, self.view_config, rng), xray
+        xray = xray_view(self.store.radiograph(subvolume.volume_id), self.config.view.crop_size[1:])
+        return *make_views(self.store, subvolume, self.config.view, rng), xray
 
-    def __getitems__(self, numbers: Sequence[int]) -> list[tuple[Tensor, Tensor, Tensor]] | ReadFailure:
+    def crop(self, n: int) -> Crop:
+        """The crop to restore of sample n."""
+        rng = np.random.default_rng((self.seed, 4, n))
+        return make_crop(self.store, self.subvolumes[self.subvolume_index(n)], self.config.restoration, rng)
+
+    def __getitems__(self, numbers: Sequence[int]) -> list[Sample] | ReadFailure:
         """The samples of a batch, or why one of them could not be read."""
         try:
             return [self[n] for n in numbers]
@@ -95,12 +115,12 @@ def make_loader(
     device: torch.device,
     processes: Processes = SINGLE_PROCESS,
 ) -> DataLoader:
-    """Loader of the remaining steps of a run, for `batches`: (CT view 1, CT view 2, X-ray) with a batch axis each."""
+    """Loader of the remaining steps of a run, for `batches`: the parts of a `Sample`, with a batch axis each."""
     batch_size, workers = config.optim.batch_size, config.run.num_workers
     if workers < 0 and device.type == "cpu":  # training itself takes all cores, and one worker keeps up with it
         workers = 1
     elif workers < 0:
-        workers = default_workers(batch_size // processes.world_size, config.view, processes.local_world_size)
+        workers = default_workers(batch_size // processes.world_size, config, processes.local_world_size)
     return DataLoader(
         stream,
         batch_sampler=[sample_numbers(s, batch_size, processes) for s in range(first_step, total_steps)],
@@ -113,16 +133,17 @@ def make_loader(
     )
 
 
-def default_workers(rank_batch_size: int, config: ViewConfig, local_world_size: int) -> int:
+def default_workers(rank_batch_size: int, config: PretrainConfig, local_world_size: int) -> int:
     """Workers of one rank: as many as its part of the machine's cores and of half the free memory allow, at most 8.
 
     Args:
         rank_batch_size: samples of a step that this rank takes.
-        config: size of the views.
+        config: size of views and crops.
         local_world_size: ranks on this machine.
     """
-    views = 2 * math.prod(config.crop_size) + math.prod(config.crop_size[1:])
-    worker_bytes = WORKER_BYTES + PREFETCH * rank_batch_size * views * 4
+    views = 2 * math.prod(config.view.crop_size) + math.prod(config.view.crop_size[1:]) if config.distils else 0
+    crops = 3 * math.prod(config.restoration.restored_crop_size) if config.restores else 0
+    worker_bytes = WORKER_BYTES + PREFETCH * rank_batch_size * (views + crops) * 4
     by_memory = available_memory() // 2 // worker_bytes
     return max(1, min(core_count() // local_world_size, by_memory // local_world_size, MAX_DEFAULT_PROCESSES))
 

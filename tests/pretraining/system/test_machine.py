@@ -2,7 +2,7 @@
 
 import pytest
 
-from pretraining.config import ViewConfig
+from pretraining.config import PretrainConfig
 from pretraining.system import machine as cores
 from pretraining.views import loader
 
@@ -24,7 +24,7 @@ GIB = 2**30
 def test_each_process_has_its_share_of_cores_and_memory(monkeypatch, core_count, local_processes, memory, expected):
     monkeypatch.setattr(loader, "core_count", lambda: core_count)
     monkeypatch.setattr(loader, "available_memory", lambda: memory)
-    assert loader.default_workers(48, ViewConfig(), local_processes) == expected
+    assert loader.default_workers(48, PretrainConfig(), local_processes) == expected
 
 
 @pytest.mark.parametrize(

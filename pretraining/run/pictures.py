@@ -1,0 +1,84 @@
+"""The pictures of a run: its curves, and of a run that restores crops, what it makes of some.
+
+Imported with the first picture: matplotlib takes half a second to load.
+"""
+
+import math
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from pretraining.system.files import atomic_path
+
+
+def plot_progress(lines: Iterable[dict[str, Any]], out_dim: int, path: Path) -> None:
+    """Draw loss, health and learning rate over the steps; a loss that stays at ln K means collapse.
+
+    What the run has not, its lines have not, and no panel shows; runs begun by earlier versions lack some, too.
+    """
+    lines = list(lines)
+    if not lines:
+        return
+    steps, chance = [line["step"] for line in lines], math.log(out_dim)
+
+    def curve(axes: Axes, name: str, label: str, style: str = "-", scale: float = 1.0) -> None:
+        if name in lines[-1]:
+            values = [math.nan if line.get(name) is None else scale * line[name] for line in lines]
+            axes.plot(steps, values, style, lw=0.8 if "stage" in name else 1.5, label=label)
+
+    distils = "mutual_information" in lines[-1]
+    panels = ["loss", *(["restoration"] if "loss_restoration" in lines[-1] else [])]
+    panels += [*(["health", "rank"] if distils else []), "gradient", "rate"]
+    figure = Figure(figsize=(10, 2.6 * len(panels)), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = dict(zip(panels, figure.subplots(len(panels), 1, sharex=True), strict=True))
+    for stage in range(1, 5):
+        curve(axes["loss"], f"loss_stage{stage}", f"stage {stage}")
+    curve(axes["loss"], "loss", "total", "k")
+    if distils:
+        axes["loss"].axhline(chance, color="grey", ls="--", label=f"chance: ln {out_dim}")
+        curve(axes["health"], "teacher_entropy", "teacher entropy / ln K", scale=1 / chance)
+        curve(axes["health"], "mutual_information", "mutual information (nats)")
+        curve(axes["health"], "view_agreement", "agreement of the views")
+        curve(axes["health"], "feature_spread", "spread of the features")
+        curve(axes["rank"], "feature_rank", "effective rank of the features")
+    if "restoration" in axes:
+        curve(axes["restoration"], "loss_restoration", "restoration")
+    curve(axes["gradient"], "gradient_norm", "norm of the gradient before clipping")
+    axes["gradient"].set_yscale("log")
+    curve(axes["rate"], "lr", "learning rate")
+    axes["rate"].set_xlabel("step")
+    for name, panel in axes.items():
+        panel.set_ylabel(name)
+        panel.legend(fontsize="small")
+        panel.grid(alpha=0.3)
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=90)
+
+
+def plot_restored(seen: Tensor, restored: Tensor, truth: Tensor, limit: float, path: Path) -> None:
+    """Draw the middle slices of crops: what the student saw, what it made of it, the truth; a crop in each row.
+
+    Args:
+        seen: (B, 1, D, H, W), as the other two in units of the window.
+        restored: by the student.
+        truth: of the scans.
+        limit: the window's end in these units; its other end is the negative of it.
+        path: of the picture.
+    """
+    columns = {"seen": seen, "restored": restored, "truth": truth}
+    figure = Figure(figsize=(2.2 * len(columns), 2.2 * len(seen)), layout="constrained")
+    FigureCanvasAgg(figure)
+    for row, axes_of_row in enumerate(figure.subplots(len(seen), len(columns), squeeze=False)):
+        for axes, (title, crops) in zip(axes_of_row, columns.items(), strict=True):
+            axes.imshow(crops[row, 0, crops.shape[2] // 2], cmap="gray", vmin=-limit, vmax=limit)
+            axes.set_axis_off()
+            if row == 0:
+                axes.set_title(title, fontsize="medium")
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=110)

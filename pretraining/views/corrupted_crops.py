@@ -1,0 +1,111 @@
+"""Crops to restore: a part of a sub-volume as it is, and the same with blocks of it, or its intensities, corrupted.
+
+Ours, beside the paper's views. Blank blocks are masked image modelling (SimMIM, Xie et al., CVPR 2022); noise, local
+shuffling and intensity curves are after Models Genesis (Zhou et al., Medical Image Analysis 67, 2021). A crop is not
+resized, mirrored or sampled: it is what fine-tuning will see.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from nnunetv2_cads.encoder_file.record import INTENSITY_SCALE_HU
+from pretraining.config import RestorationConfig
+from pretraining.store.store import Store
+from pretraining.views.make_views import read_box
+from pretraining.views.subvolumes import SubVolume
+
+CURVE_RANGE = (-1.0, 1.0)
+"""Of HU / 1024, which an intensity curve maps onto itself."""
+CURVE_POINTS = 4
+"""Of a curve, its ends among them; drawn as in Models Genesis, which takes a Bezier curve through as many."""
+
+
+class Crop(NamedTuple):
+    """A crop, or a batch of them with a first axis B."""
+
+    seen: Tensor  # (1, D, H, W) HU / 1024, corrupted
+    truth: Tensor  # (1, D, H, W) HU / 1024
+    judged: Tensor  # (1, D, H, W) bool: the voxels that count
+
+
+def collate_crops(crops: Sequence[Crop]) -> Crop:
+    """A batch of crops."""
+    return Crop(*(torch.stack(parts) for parts in zip(*crops, strict=True)))
+
+
+def make_crop(store: Store, subvolume: SubVolume, config: RestorationConfig, rng: np.random.Generator) -> Crop:
+    """Draw a crop of a sub-volume and corrupt it; air lies beyond the scan's edges."""
+    filled = [subvolume.slices, subvolume.rows, subvolume.columns]
+    box = []
+    for (low, high), edge in zip(filled, config.restored_crop_size, strict=True):
+        start = int(rng.integers(low, max(low, high - edge) + 1))
+        box.append((start, start + edge))
+    truth = read_box(store, subvolume.volume_id, box, filled).astype(np.float32)
+    truth /= INTENSITY_SCALE_HU
+    corruption = _CORRUPTIONS[config.corruption]
+    if corruption is None:
+        seen, judged = intensity_curve(truth, rng), np.ones(truth.shape, bool)
+    else:
+        judged = draw_blocks(config, rng)
+        seen = corruption(truth, judged, config, rng)
+    return Crop(*(torch.from_numpy(array[None]) for array in (seen, truth, judged)))
+
+
+def draw_blocks(config: RestorationConfig, rng: np.random.Generator) -> np.ndarray:
+    """Which voxels (D, H, W) of a crop to corrupt: the same number of whole blocks in each crop."""
+    grid = [-(-edge // block) for edge, block in zip(config.restored_crop_size, config.corrupted_block, strict=True)]
+    chosen = np.zeros(np.prod(grid), bool)
+    count = min(max(round(config.corrupted_ratio * len(chosen)), 1), len(chosen))
+    chosen[rng.permutation(len(chosen))[:count]] = True
+    voxels = chosen.reshape(grid)
+    for axis, block in enumerate(config.corrupted_block):
+        voxels = voxels.repeat(block, axis)
+    depth, height, width = config.restored_crop_size
+    return np.ascontiguousarray(voxels[:depth, :height, :width])
+
+
+def _blank(truth: np.ndarray, chosen: np.ndarray, _: RestorationConfig, __: np.random.Generator) -> np.ndarray:
+    """0 HU in the chosen voxels."""
+    return np.where(chosen, np.float32(0), truth)
+
+
+def _noise(truth: np.ndarray, chosen: np.ndarray, _: RestorationConfig, rng: np.random.Generator) -> np.ndarray:
+    """Gaussian noise with the crop's own mean and standard deviation in the chosen voxels."""
+    noise = rng.standard_normal(truth.shape, np.float32) * truth.std() + truth.mean()
+    return np.where(chosen, noise, truth)
+
+
+def _shuffle(truth: np.ndarray, chosen: np.ndarray, config: RestorationConfig, rng: np.random.Generator) -> np.ndarray:
+    """The voxels of each chosen block in a random order."""
+    blocks = np.arange(truth.size).reshape(truth.shape)
+    of_block = np.zeros(truth.shape, np.int64)
+    for axis, (edge, block) in enumerate(zip(truth.shape, config.corrupted_block, strict=True)):
+        of_axis = np.arange(edge) // block
+        of_block = of_block * (of_axis[-1] + 1) + of_axis.reshape([-1 if axis == k else 1 for k in range(3)])
+    places = blocks[chosen]
+    by_block = np.argsort(of_block[chosen], kind="stable")  # the voxels, block after block, in their order ...
+    shuffled = np.lexsort((rng.random(len(places)), of_block[chosen]))  # ... and in a random one
+    seen = truth.copy()
+    seen.flat[places[by_block]] = truth.flat[places[shuffled]]
+    return seen
+
+
+def intensity_curve(truth: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """A random monotonous curve, rising or falling, applied to all intensities."""
+    low, high = CURVE_RANGE
+    points = np.sort(rng.uniform(low, high, (2, CURVE_POINTS - 2)), axis=1)
+    ends = np.array([[low, high], [low, high]])
+    x, y = (np.concatenate([end[:1], inner, end[1:]]) for end, inner in zip(ends, points, strict=True))
+    t = np.linspace(0, 1, 100)[:, None]
+    weights = np.concatenate([(1 - t) ** 3, 3 * t * (1 - t) ** 2, 3 * t**2 * (1 - t), t**3], axis=1)
+    curve = weights @ (y if rng.random() < 0.5 else y[::-1])
+    return np.interp(truth, weights @ x, curve).astype(np.float32)
+
+
+_CORRUPTIONS: dict[str, Callable[..., np.ndarray] | None] = {
+    "blank": _blank, "noise": _noise, "shuffle": _shuffle, "curve": None,
+}  # fmt: skip
