@@ -17,6 +17,7 @@ from tiny_run import TINY_RUN
 from nnunetv2_cads.encoder_file.read import load_encoder, read_encoder_file
 from nnunetv2_cads.network_architecture import PVTv2Encoder
 from pretraining.config import PretrainConfig
+from pretraining.run.folder import NO_SETTINGS
 from pretraining.run.metrics import read_metrics
 from pretraining.system.errors import UserError
 from pretraining.train import main as pretrain
@@ -136,7 +137,7 @@ def test_resuming_a_finished_run_changes_nothing(small_store, unbroken):
 
 def test_python_trains_as_the_command_does(small_store, unbroken, tmp_path):
     content = json.loads((unbroken / "config.json").read_text())
-    config = PretrainConfig.from_dict({key: content[key] for key in content if key not in ("versions", "store")})
+    config = PretrainConfig.from_dict({key: content[key] for key in content if key not in NO_SETTINGS})
     output = tmp_path / "run"
     assert train(small_store, output, config.replace(max_hours=1e-9)) == 0
     assert torch.load(output / "checkpoint_latest.pth", weights_only=True)["step"] == 1
