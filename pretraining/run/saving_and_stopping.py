@@ -19,7 +19,7 @@ from pretraining.method.restoration import UNITS_OF_WINDOW, target
 from pretraining.run.checkpoint import save_checkpoint
 from pretraining.run.folder import CHECKPOINT, METRICS, PROGRESS, RESTORED
 from pretraining.run.health import FiniteGuard, HealthWatch, not_finite_error
-from pretraining.run.metrics import MetricsLog, plot_progress, plot_restored
+from pretraining.run.metrics import MetricsLog
 from pretraining.store.store import StoreSummary
 from pretraining.system.errors import UserError
 from pretraining.system.processes import LostRankError
@@ -136,16 +136,18 @@ class Run:
     def _save(self) -> None:
         if self._processes.is_rank0:
             save_checkpoint(self.output / CHECKPOINT, self.pretrainer, self.store)
-            plot_progress(self._metrics.lines, self.pretrainer.config.model.head_out_dim, self.output / PROGRESS)
-            if self.examples is not None:
-                self._plot_restored(self.examples)
+            self._draw()
         self._saved = time.monotonic()
 
-    def _plot_restored(self, crop: Crop) -> None:
-        config = self.pretrainer.config.restoration
-        seen, truth = (target(values, config) for values in (crop.seen, crop.truth))
-        restored = self.pretrainer.restore(crop.seen)
-        plot_restored(seen, restored, truth, UNITS_OF_WINDOW / 2, self.output / RESTORED)
+    def _draw(self) -> None:
+        from pretraining.run.pictures import plot_progress, plot_restored
+
+        config, crop = self.pretrainer.config, self.examples
+        plot_progress(self._metrics.lines, config.model.head_out_dim, self.output / PROGRESS)
+        if crop is not None:
+            seen, truth = (target(values, config.restoration) for values in (crop.seen, crop.truth))
+            restored = self.pretrainer.restore(crop.seen)
+            plot_restored(seen, restored, truth, UNITS_OF_WINDOW / 2, self.output / RESTORED)
 
     def _write_line(self) -> None:
         """A line of metrics.jsonl, the alarms it raises, and what the bar shows."""
