@@ -1,15 +1,17 @@
 """The few-labels benchmark: random weights and pre-trained encoders on head-and-neck CT of which few are labelled.
 
     cd benchmarks
-    python -m few_labels.head_and_neck finetune FOLDER OPENKBP RECORDS [--questions curve rates baselines] [--hours H]
-    python -m few_labels.head_and_neck pretrain FOLDER OPENKBP RECORDS [--name restoration] [--crops N] [--hours H]
+    python -m few_labels.head_and_neck pretrain FOLDER OPENKBP NAME... [--hours H]
+    python -m few_labels.head_and_neck tune FOLDER OPENKBP RECORDS [--hours H]
+    python -m few_labels.head_and_neck compare FOLDER OPENKBP RECORDS [--starts random NAME...] [--labels 1 2 8]
+        [--seeds 0 1 2] [--iterations 600] [--hours H]
     python -m few_labels.head_and_neck tables RECORDS
 
 Give the same command again to resume: finished trainings are kept, and a pre-training resumes at its last checkpoint.
-`finetune` given several times at once shares the work; OMP_NUM_THREADS=1 gives each process one core.
+`tune` and `compare` given several times at once share the work; OMP_NUM_THREADS=1 gives each process one core.
 
 FOLDER takes data, plans, logs and pre-trainings; OPENKBP is the folder of the scans, with `index.json`; RECORDS takes
-one JSON file for each training.
+one JSON file for each training; NAME is of `pretrainings.py`.
 """
 
 import argparse
@@ -17,7 +19,8 @@ import sys
 import time
 from pathlib import Path
 
-from few_labels.head_and_neck.trainings import QUESTIONS
+from few_labels.head_and_neck.pretrainings import PRETRAININGS
+from few_labels.head_and_neck.trainings import BUDGETS, LENGTH, RANDOM, SEEDS, TUNING, comparison
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -29,46 +32,37 @@ def main(argv: list[str] | None = None) -> int:
         print_tables(arguments.records)
         return 0
     from few_labels.data import StudyFolder
-    from few_labels.head_and_neck.finetuning import Benchmark
+    from few_labels.head_and_neck.benchmark import Benchmark
     from pretraining.system.machine import keep_freed_memory
 
     keep_freed_memory()
     deadline = time.monotonic() + 3600 * arguments.hours
-    benchmark = Benchmark(StudyFolder(arguments.folder.absolute()), arguments.openkbp, arguments.records)
-    if arguments.command == "finetune":
-        finished = benchmark.run([t for name in arguments.questions for t in QUESTIONS[name]], deadline)
-    else:
-        finished = _pretrain(benchmark, arguments, deadline)
-    if not finished:
+    benchmark = Benchmark(StudyFolder(arguments.folder.absolute()), arguments.openkbp)
+    if arguments.command == "pretrain":
+        return max(benchmark.pretrain(name, deadline) for name in arguments.names)
+    trainings = TUNING
+    if arguments.command == "compare":
+        trainings = comparison(arguments.starts, arguments.labels, arguments.seeds, arguments.iterations)
+    if not benchmark.run(trainings, arguments.records, deadline):
         print("the time is over; give the same command again to resume")
     return 0
-
-
-def _pretrain(benchmark, arguments: argparse.Namespace, deadline: float) -> bool:
-    from few_labels.head_and_neck.data import read_archive
-    from few_labels.head_and_neck.restoration import RestorationConfig, pretrain
-
-    benchmark.prepare()
-    config = RestorationConfig(crops=arguments.crops)
-    run = benchmark.folder.runs / arguments.name
-    return pretrain(read_archive(benchmark.archive), run, config, deadline, arguments.resume_from)
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
-    finetune, pretrain, tables = (commands.add_parser(name) for name in ("finetune", "pretrain", "tables"))
-    for command in (finetune, pretrain):
+    pretrain, tune, compare, tables = (commands.add_parser(n) for n in ("pretrain", "tune", "compare", "tables"))
+    for command in (pretrain, tune, compare):
         command.add_argument("folder", type=Path)
         command.add_argument("openkbp", type=Path)
-    for command in (finetune, pretrain, tables):
-        command.add_argument("records", type=Path)
-    for command in (finetune, pretrain):
         command.add_argument("--hours", type=float, default=float("inf"), help="begin nothing after so many hours")
-    finetune.add_argument("--questions", nargs="+", choices=QUESTIONS, default=list(QUESTIONS))
-    pretrain.add_argument("--name", default="restoration", help="of the run, in FOLDER/runs")
-    pretrain.add_argument("--crops", type=int, default=100_000, help="length; the rate falls over its last fifth")
-    pretrain.add_argument("--resume-from", type=Path, help="a snapshot of another run, to end it at another length")
+    for command in (tune, compare, tables):
+        command.add_argument("records", type=Path)
+    pretrain.add_argument("names", metavar="NAME", nargs="+", choices=PRETRAININGS, help=", ".join(PRETRAININGS))
+    compare.add_argument("--starts", nargs="+", default=[RANDOM], help=f"{RANDOM} and names of pre-trainings")
+    compare.add_argument("--labels", nargs="+", type=int, choices=BUDGETS, default=[1, 2, 8])
+    compare.add_argument("--seeds", nargs="+", type=int, choices=range(SEEDS), default=[0, 1, 2])
+    compare.add_argument("--iterations", type=int, default=LENGTH // 2)
     return parser
 
 

@@ -1,4 +1,4 @@
-"""The scans at 4 mm: the archive as arrays, the task as an nnU-Net raw data set. What exists is kept."""
+"""The scans at 4 mm: the archive as a store, the task as an nnU-Net raw data set. What exists is kept."""
 
 import json
 from collections.abc import Iterable
@@ -11,7 +11,7 @@ from few_labels.head_and_neck.cases import LARGEST_RIM, Split
 from few_labels.tasks import Fold, Task
 from nnunetv2_cads.encoder_file.record import CLIP_HU
 from pretraining.ct.geometry import resample_cubic, to_canonical
-from pretraining.system.files import atomic_path
+from pretraining.preprocess import Part, preprocess
 
 SPACING_MM = 4.0
 DATASET = "Dataset821_HeadAndNeck"
@@ -20,19 +20,15 @@ LARGEST_HU = 3071
 """Of 12-bit CT; interpolation at metal exceeds it."""
 
 
-def write_archive(openkbp: Path, archive: Path, split: Split) -> None:
-    """Write what pre-training sees: one array (z headward, y to the back, x to the left) of int16 HU for each scan."""
+def make_store(openkbp: Path, archive: Path, store: Path, split: Split) -> None:
+    """Make the store that pre-training sees, of links to the scans in a folder ``archive``."""
     archive.mkdir(parents=True, exist_ok=True)
     for name in split.archive:
-        path = archive / f"{name}.npy"
-        if not path.exists():
-            with atomic_path(path) as temporary, temporary.open("wb") as file:
-                np.save(file, to_integers(read_resampled(openkbp / f"{name}_ct.nii.gz"), *CLIP_HU))
-
-
-def read_archive(archive: Path) -> list[np.ndarray]:
-    """The arrays that `write_archive` wrote, in the order of their files' names."""
-    return [np.load(path) for path in sorted(archive.glob("*.npy"))]
+        link = archive / f"{name}_ct.nii.gz"
+        if not link.is_symlink():
+            link.symlink_to(openkbp.absolute() / link.name)
+    if preprocess(archive, store, 1, Part(0, 1), spacing_mm=SPACING_MM):
+        raise RuntimeError(f"{store}: some scans could not be used")
 
 
 def write_dataset(openkbp: Path, raw: Path, split: Split) -> Path:

@@ -1,10 +1,12 @@
-"""Fine-tunes with the study's own code, and writes one record of each training: whatever stops it, one is lost."""
+"""Pre-trains with the command, fine-tunes with the study's own code, and writes one record of each fine-tuning."""
 
 import contextlib
 import functools
 import io
 import json
+import math
 import os
+import time
 from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
@@ -13,12 +15,15 @@ from typing import Any
 from few_labels.data import StudyFolder
 from few_labels.finetune import Schedule, finetune
 from few_labels.head_and_neck.cases import Split, read_split
-from few_labels.head_and_neck.data import make_task, write_archive, write_dataset
-from few_labels.head_and_neck.trainings import BUDGETS, EPOCH, SEEDS, Training
+from few_labels.head_and_neck.data import make_store, make_task, write_dataset
+from few_labels.head_and_neck.pretrainings import PRETRAININGS
+from few_labels.head_and_neck.trainings import BUDGETS, EPOCH, RANDOM, SEEDS, Training
 from few_labels.plans import plan_and_preprocess, read_plans
 from few_labels.sharing import Piece, held, work_through
 from few_labels.tasks import Task
+from pretraining.run.folder import ENCODER
 from pretraining.system.files import atomic_path
+from pretraining.train import train
 
 PATCH_SIZE = (24, 48, 48)
 BATCH_SIZE = 2
@@ -34,26 +39,28 @@ class Benchmark:
     Args:
         folder: of data, plans and logs.
         openkbp: folder of the scans.
-        records: folder of the records, one JSON file each.
     """
 
-    def __init__(self, folder: StudyFolder, openkbp: Path, records: Path) -> None:
-        self.folder, self.openkbp, self.records = folder, openkbp, records
+    def __init__(self, folder: StudyFolder, openkbp: Path) -> None:
+        self.folder, self.openkbp = folder, openkbp
         self.split: Split = read_split(openkbp)
         for path in folder.nnunet_variables().values():
             Path(path).mkdir(parents=True, exist_ok=True)
         os.environ.update(folder.nnunet_variables(), nnUNet_def_n_proc="1")
-        records.mkdir(parents=True, exist_ok=True)
 
-    @property
-    def archive(self) -> Path:
-        """What pre-training sees."""
-        return self.folder.root / "archive_4mm"
+    def pretrain(self, name: str, deadline: float) -> int:
+        """Begin or resume a pre-training, until its end or ``deadline`` (monotonic seconds); returns the exit code."""
+        store = self.folder.root / "store_4mm"
+        with held(self.folder.root / "data.lock", wait=True):
+            if not (store / "manifest.json").exists():
+                make_store(self.openkbp, self.folder.root / "archive", store, self.split)
+        hours = (deadline - time.monotonic()) / 3600
+        limit = {"max_hours": hours} if hours < math.inf else {}
+        return train(store, self.folder.runs / name, PRETRAININGS[name] | limit, resume=True)
 
     def prepare(self) -> Task:
-        """Write the archive and the task, and plan; what exists is kept."""
+        """Write the task, and plan; what exists is kept."""
         with held(self.folder.root / "data.lock", wait=True):
-            write_archive(self.openkbp, self.archive, self.split)
             dataset = write_dataset(self.openkbp, self.folder.nnunet("raw"), self.split)
             task = make_task(dataset, self.split, BUDGETS, SEEDS)
             preprocessed = self.folder.nnunet("preprocessed")
@@ -62,25 +69,29 @@ class Benchmark:
             task.write_splits(preprocessed)
         return task
 
-    def run(self, trainings: Iterable[Training], deadline: float) -> bool:
-        """Do what is not done, in order, until ``deadline`` (monotonic seconds). Returns whether all is done."""
+    def run(self, trainings: Iterable[Training], records: Path, deadline: float) -> bool:
+        """Do what is not done, in order, until ``deadline`` (monotonic seconds). Returns whether all is done.
+
+        Args:
+            trainings: to do.
+            records: folder of their records, one JSON file each.
+            deadline: after which nothing is begun.
+        """
         task = self.prepare()
-        pieces = [
-            Piece(self.record_path(training), functools.partial(self.finetune, task, training))
-            for training in trainings
-        ]
+        records.mkdir(parents=True, exist_ok=True)
+        pieces = []
+        for training in trainings:
+            path = records / f"{training.name}.json"
+            needs = () if training.start == RANDOM else (self.encoder_path(training.start),)
+            pieces.append(Piece(path, functools.partial(self.finetune, task, training, path), needs))
         return work_through(pieces, deadline)
 
-    def record_path(self, training: Training) -> Path:
-        """What a training writes."""
-        return self.records / f"{training.name}.json"
-
-    def finetune(self, task: Task, training: Training) -> None:
+    def finetune(self, task: Task, training: Training, record: Path) -> None:
         """One training, and its record."""
         number = next(i for i, f in enumerate(task.folds) if (f.labels, f.seed) == (training.labels, training.seed))
         scored = set(self.split.validation) | (set(self.split.test) if training.tested else set())
         cases = {name: case for name, case in task.test_cases(task.folds[number]).items() if name in scored}
-        from_random = training.start == "random"
+        from_random = training.start == RANDOM
         log = self.folder.root / "logs" / f"{training.name}.log"
         log.parent.mkdir(exist_ok=True)
         with log.open("w", encoding="utf-8") as file, contextlib.redirect_stdout(file):
@@ -94,12 +105,11 @@ class Benchmark:
                 cases,
                 encoder=None if from_random else self.encoder_path(training.start),
             )
-        write_rows(self.record_path(training), self.record(task, training, number, result))
+        write_rows(record, self.record(task, training, number, result))
 
     def encoder_path(self, name: str) -> Path:
-        """The encoder of a pre-training: ``NAME@CROPS``, such as ``restoration@10000``."""
-        pretraining, _, crops = name.partition("@")
-        return self.folder.runs / pretraining / f"encoder_{int(crops):06d}.pth"
+        """The encoder of a pre-training."""
+        return self.folder.runs / name / ENCODER
 
     def record(self, task: Task, training: Training, number: int, result: dict[str, Any]) -> dict[str, Any]:
         """All of a training that is kept; scores of validation and test apart from each other."""
