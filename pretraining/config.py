@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from typing import Any, NamedTuple
 
+from nnunetv2_cads.encoder_file.record import CLIP_HU
 from nnunetv2_cads.network_architecture.pvt_v2 import MINIMUM_SIZE
 from pretraining.system.errors import UserError
 
@@ -81,6 +82,17 @@ class ViewConfig(_Section):
     )
     view_scale: tuple[float, float] = _setting((0.8, 1.2), "in-plane edges of a view, in crop sizes", RISING)
     mirror_probability: float = _setting(0.8, "probability of mirroring, for each axis", FRACTION)
+    intensity_window: tuple[float, float] = _setting(
+        tuple(map(float, CLIP_HU)), "HU that the encoder sees, as -1 to 1; what lies beyond is clipped", WINDOW
+    )
+    random_window_probability: float = _setting(
+        0.0, "probability of showing a CT view in a narrower, random window", FRACTION
+    )
+    xray: str = _setting(
+        "scan",
+        "what the X-ray view shows: the whole scan, or the part of it above its CT views",
+        one_of("scan", "crop"),
+    )
     intensity: str = _setting(
         "published", "strength of the intensity augmentation", one_of("published", "weak", "none")
     )

@@ -69,6 +69,7 @@ class EncoderRecord:
         spacing_mm: of the volumes, along ``axes``.
         clip_hu: lower and upper limit.
         intensity_scale_hu: what HU were divided by.
+        intensity_center_hu: what was subtracted from HU before that.
         notes: further names and short plain values (crop size, steps, version, ...), for people to read.
     """
 
@@ -86,6 +87,7 @@ class EncoderRecord:
     spacing_mm: tuple[float, ...] | None = _checked(_is_spacing, "a list of three numbers above 0")
     clip_hu: tuple[float, ...] | None = _checked(_is_range, "a list of two numbers, the smaller one first,")
     intensity_scale_hu: float | None = _checked(lambda value: _is_number(value, above=0), "a number above 0")
+    intensity_center_hu: float | None = _checked(_is_number, "a number")
     notes: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
@@ -121,7 +123,7 @@ class EncoderRecord:
 FIELDS = {entry.name: entry.metadata for entry in dataclasses.fields(EncoderRecord) if entry.metadata}
 """Name of each field that is checked -> its rule."""
 
-PRETRAINING = EncoderRecord(FORMAT_VERSION, ARCHITECTURE, AXES, (SPACING_MM,) * 3, CLIP_HU, INTENSITY_SCALE_HU)
+PRETRAINING = EncoderRecord(FORMAT_VERSION, ARCHITECTURE, AXES, (SPACING_MM,) * 3, CLIP_HU, INTENSITY_SCALE_HU, 0)
 """What our pre-training at 1 mm records; also taken for what a file leaves out."""
 
 
@@ -172,7 +174,7 @@ def preprocessing_differences(
             )
             continue
         planned = [intensities[str(channel)][key] for key in ("percentile_00_5", "percentile_99_5", "mean", "std")]
-        seen = [*saw.clip_hu, 0, saw.intensity_scale_hu]
+        seen = [*saw.clip_hu, saw.intensity_center_hu, saw.intensity_scale_hu]
         if not _equal(planned, seen):
             values = f"the plans {_normalisation(planned)}, the encoder's pre-training {_normalisation(seen)}"
             found.append(Difference(INTENSITIES, f"{name}: {values}"))

@@ -99,7 +99,7 @@ class CADSPlanner(ExperimentPlanner):
         """
         record = self.pretraining
         seen = {"percentile_00_5": record.clip_hu[0], "percentile_99_5": record.clip_hu[1]}
-        seen |= {"mean": 0, "std": record.intensity_scale_hu}
+        seen |= {"mean": record.intensity_center_hu, "std": record.intensity_scale_hu}
         seen = {name: float(value) for name, value in seen.items()}
         schemes, _ = self.determine_normalization_scheme_and_whether_mask_is_used_for_norm()
         properties = copy.deepcopy(plans["foreground_intensity_properties_per_channel"])

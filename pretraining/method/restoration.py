@@ -8,7 +8,6 @@ window: organs differ by 5 to 15% of HU / 1024, air and bone by 100 to 200%, so 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nnunetv2_cads.encoder_file.record import INTENSITY_SCALE_HU
 from nnunetv2_cads.network_architecture.decoder import PyramidDecoder
 from nnunetv2_cads.network_architecture.pvt_unet import STRIDES
 from pretraining.config import RestorationConfig
@@ -34,7 +33,7 @@ def restoration_loss(restored: Tensor, truth: Tensor, judged: Tensor, config: Re
 
     Args:
         restored: (B, 1, D, H, W) in units of the window, see `target`.
-        truth: (B, 1, D, H, W) HU / 1024.
+        truth: (B, 1, D, H, W) HU.
         judged: (B, 1, D, H, W) bool.
         config: window and kind of error.
     """
@@ -42,7 +41,7 @@ def restoration_loss(restored: Tensor, truth: Tensor, judged: Tensor, config: Re
     return ((errors * judged).flatten(1).sum(1) / judged.flatten(1).sum(1)).mean()
 
 
-def target(truth: Tensor, config: RestorationConfig) -> Tensor:
-    """HU / 1024, clipped to the window, in its units: 0 at its middle, -3 and 3 at its ends."""
-    low, high = (limit / INTENSITY_SCALE_HU for limit in config.restoration_window)
-    return (truth.clamp(low, high) - (low + high) / 2) * (UNITS_OF_WINDOW / (high - low))
+def target(hu: Tensor, config: RestorationConfig) -> Tensor:
+    """HU clipped to the window, in its units: 0 at its middle, -3 and 3 at its ends."""
+    low, high = config.restoration_window
+    return (hu.clamp(low, high) - (low + high) / 2) * (UNITS_OF_WINDOW / (high - low))

@@ -110,8 +110,16 @@ def resume_from(path: Path, pretrainer: Pretrainer, store: StoreSummary) -> None
 
 def encoder_record(config: PretrainConfig, steps: int, spacing_mm: float) -> EncoderRecord:
     """What whoever uses the encoder must know of its pre-training."""
+    low, high = config.view.intensity_window
+    saw = dataclasses.replace(
+        PRETRAINING,
+        spacing_mm=(spacing_mm,) * 3,
+        clip_hu=(low, high),
+        intensity_center_hu=(low + high) / 2,
+        intensity_scale_hu=(high - low) / 2,
+    )
     restored = {"restored_crop_size": list(config.restoration.restored_crop_size)} if config.restores else {}
-    return dataclasses.replace(PRETRAINING, spacing_mm=(spacing_mm,) * 3).with_notes(
+    return saw.with_notes(
         **restored,
         crop_size=list(config.view.crop_size),
         steps=steps,

@@ -145,7 +145,9 @@ class Run:
         config, crop = self.pretrainer.config, self.examples
         plot_progress(self._metrics.lines, config.model.head_out_dim, self.output / PROGRESS)
         if crop is not None:
-            seen, truth = (target(values, config.restoration) for values in (crop.seen, crop.truth))
+            low, high = config.view.intensity_window
+            seen_hu = crop.seen * ((high - low) / 2) + (low + high) / 2
+            seen, truth = (target(hu, config.restoration) for hu in (seen_hu, crop.truth))
             restored = self.pretrainer.restore(crop.seen)
             plot_restored(seen, restored, truth, UNITS_OF_WINDOW / 2, self.output / RESTORED)
 

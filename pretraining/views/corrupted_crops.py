@@ -12,14 +12,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nnunetv2_cads.encoder_file.record import INTENSITY_SCALE_HU
-from pretraining.config import RestorationConfig
+from pretraining.config import PretrainConfig, RestorationConfig
 from pretraining.store.store import Store
-from pretraining.views.make_views import read_box
+from pretraining.views.make_views import read_box, show_in_window
 from pretraining.views.subvolumes import SubVolume
 
 CURVE_RANGE = (-1.0, 1.0)
-"""Of HU / 1024, which an intensity curve maps onto itself."""
+"""Of what the encoder sees, which an intensity curve maps onto itself."""
 CURVE_POINTS = 4
 """Of a curve, its ends among them; drawn as in Models Genesis, which takes a Bezier curve through as many."""
 
@@ -27,8 +26,8 @@ CURVE_POINTS = 4
 class Crop(NamedTuple):
     """A crop, or a batch of them with a first axis B."""
 
-    seen: Tensor  # (1, D, H, W) HU / 1024, corrupted
-    truth: Tensor  # (1, D, H, W) HU / 1024
+    seen: Tensor  # (1, D, H, W) corrupted, as the encoder sees it
+    truth: Tensor  # (1, D, H, W) HU
     judged: Tensor  # (1, D, H, W) bool: the voxels that count
 
 
@@ -37,22 +36,21 @@ def collate_crops(crops: Sequence[Crop]) -> Crop:
     return Crop(*(torch.stack(parts) for parts in zip(*crops, strict=True)))
 
 
-def make_crop(store: Store, subvolume: SubVolume, config: RestorationConfig, rng: np.random.Generator) -> Crop:
+def make_crop(store: Store, subvolume: SubVolume, config: PretrainConfig, rng: np.random.Generator) -> Crop:
     """Draw a crop of a sub-volume and corrupt it; air lies beyond the scan's edges."""
-    filled = [subvolume.slices, subvolume.rows, subvolume.columns]
-    box = []
-    for (low, high), edge in zip(filled, config.restored_crop_size, strict=True):
+    settings, filled, box = config.restoration, [subvolume.slices, subvolume.rows, subvolume.columns], []
+    for (low, high), edge in zip(filled, settings.restored_crop_size, strict=True):
         start = int(rng.integers(low, max(low, high - edge) + 1))
         box.append((start, start + edge))
-    truth = read_box(store, subvolume.volume_id, box, filled).astype(np.float32)
-    truth /= INTENSITY_SCALE_HU
-    corruption = _CORRUPTIONS[config.corruption]
+    truth = torch.from_numpy(read_box(store, subvolume.volume_id, box, filled).astype(np.float32))
+    sound = show_in_window(truth.clone(), config.view.intensity_window).numpy()
+    corruption = _CORRUPTIONS[settings.corruption]
     if corruption is None:
-        seen, judged = intensity_curve(truth, rng), np.ones(truth.shape, bool)
+        seen, judged = intensity_curve(sound, rng), np.ones(sound.shape, bool)
     else:
-        judged = draw_blocks(config, rng)
-        seen = corruption(truth, judged, config, rng)
-    return Crop(*(torch.from_numpy(array[None]) for array in (seen, truth, judged)))
+        judged = draw_blocks(settings, rng)
+        seen = corruption(sound, judged, settings, rng)
+    return Crop(torch.from_numpy(seen)[None], truth[None], torch.from_numpy(judged)[None])
 
 
 def draw_blocks(config: RestorationConfig, rng: np.random.Generator) -> np.ndarray:
@@ -68,33 +66,33 @@ def draw_blocks(config: RestorationConfig, rng: np.random.Generator) -> np.ndarr
     return np.ascontiguousarray(voxels[:depth, :height, :width])
 
 
-def _blank(truth: np.ndarray, chosen: np.ndarray, _: RestorationConfig, __: np.random.Generator) -> np.ndarray:
-    """0 HU in the chosen voxels."""
-    return np.where(chosen, np.float32(0), truth)
+def _blank(image: np.ndarray, chosen: np.ndarray, _: RestorationConfig, __: np.random.Generator) -> np.ndarray:
+    """0 in the chosen voxels: the middle of what the encoder sees, 0 HU as published."""
+    return np.where(chosen, np.float32(0), image)
 
 
-def _noise(truth: np.ndarray, chosen: np.ndarray, _: RestorationConfig, rng: np.random.Generator) -> np.ndarray:
+def _noise(image: np.ndarray, chosen: np.ndarray, _: RestorationConfig, rng: np.random.Generator) -> np.ndarray:
     """Gaussian noise with the crop's own mean and standard deviation in the chosen voxels."""
-    noise = rng.standard_normal(truth.shape, np.float32) * truth.std() + truth.mean()
-    return np.where(chosen, noise, truth)
+    noise = rng.standard_normal(image.shape, np.float32) * image.std() + image.mean()
+    return np.where(chosen, noise, image)
 
 
-def _shuffle(truth: np.ndarray, chosen: np.ndarray, config: RestorationConfig, rng: np.random.Generator) -> np.ndarray:
+def _shuffle(image: np.ndarray, chosen: np.ndarray, config: RestorationConfig, rng: np.random.Generator) -> np.ndarray:
     """The voxels of each chosen block in a random order."""
-    blocks = np.arange(truth.size).reshape(truth.shape)
-    of_block = np.zeros(truth.shape, np.int64)
-    for axis, (edge, block) in enumerate(zip(truth.shape, config.corrupted_block, strict=True)):
+    blocks = np.arange(image.size).reshape(image.shape)
+    of_block = np.zeros(image.shape, np.int64)
+    for axis, (edge, block) in enumerate(zip(image.shape, config.corrupted_block, strict=True)):
         of_axis = np.arange(edge) // block
         of_block = of_block * (of_axis[-1] + 1) + of_axis.reshape([-1 if axis == k else 1 for k in range(3)])
     places = blocks[chosen]
     by_block = np.argsort(of_block[chosen], kind="stable")  # the voxels, block after block, in their order ...
     shuffled = np.lexsort((rng.random(len(places)), of_block[chosen]))  # ... and in a random one
-    seen = truth.copy()
-    seen.flat[places[by_block]] = truth.flat[places[shuffled]]
+    seen = image.copy()
+    seen.flat[places[by_block]] = image.flat[places[shuffled]]
     return seen
 
 
-def intensity_curve(truth: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+def intensity_curve(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """A random monotonous curve, rising or falling, applied to all intensities."""
     low, high = CURVE_RANGE
     points = np.sort(rng.uniform(low, high, (2, CURVE_POINTS - 2)), axis=1)
@@ -103,7 +101,7 @@ def intensity_curve(truth: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     t = np.linspace(0, 1, 100)[:, None]
     weights = np.concatenate([(1 - t) ** 3, 3 * t * (1 - t) ** 2, 3 * t**2 * (1 - t), t**3], axis=1)
     curve = weights @ (y if rng.random() < 0.5 else y[::-1])
-    return np.interp(truth, weights @ x, curve).astype(np.float32)
+    return np.interp(image, weights @ x, curve).astype(np.float32)
 
 
 _CORRUPTIONS: dict[str, Callable[..., np.ndarray] | None] = {

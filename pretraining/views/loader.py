@@ -23,8 +23,8 @@ from pretraining.system.machine import MAX_DEFAULT_PROCESSES, available_memory, 
 from pretraining.system.processes import SINGLE_PROCESS, Processes
 from pretraining.views.batches import ReadFailure, collate
 from pretraining.views.corrupted_crops import Crop, make_crop
-from pretraining.views.make_views import make_views, xray_view
-from pretraining.views.subvolumes import SubVolume, SubVolumes
+from pretraining.views.make_views import Views, make_views
+from pretraining.views.subvolumes import SubVolumes
 
 PREFETCH = 4
 """Batches that each worker prepares ahead."""
@@ -63,20 +63,20 @@ class ViewStream(Dataset):
 
     def __getitem__(self, n: int) -> Sample:
         """Sample n; what the run does not use is None."""
-        subvolume = self.subvolumes[self.subvolume_index(n)]
-        views = self._views(subvolume, n) if self.config.distils else (None, None, None)
-        return Sample(*views, self.crop(n) if self.config.restores else None)
+        return Sample(
+            *(self.views(n) if self.config.distils else (None, None, None)),
+            self.crop(n) if self.config.restores else None,
+        )
 
-    def _views(self, subvolume: SubVolume, n: int) -> tuple[Tensor, Tensor, Tensor]:
+    def views(self, n: int) -> Views:
+        """The views of sample n."""
         rng = np.random.default_rng((self.seed, 1, n))
-        # Read anew each time: it costs 0.1 ms, and keeping all of a large store would cost gigabytes.
-        xray = xray_view(self.store.radiograph(subvolume.volume_id), self.config.view.crop_size[1:])
-        return *make_views(self.store, subvolume, self.config.view, rng), xray
+        return make_views(self.store, self.subvolumes[self.subvolume_index(n)], self.config.view, rng)
 
     def crop(self, n: int) -> Crop:
         """The crop to restore of sample n."""
         rng = np.random.default_rng((self.seed, 4, n))
-        return make_crop(self.store, self.subvolumes[self.subvolume_index(n)], self.config.restoration, rng)
+        return make_crop(self.store, self.subvolumes[self.subvolume_index(n)], self.config, rng)
 
     def __getitems__(self, numbers: Sequence[int]) -> list[Sample] | ReadFailure:
         """The samples of a batch, or why one of them could not be read."""

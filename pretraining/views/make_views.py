@@ -8,6 +8,7 @@ an axis alike, and after uniform sampling a quarter of the voxels is left to mov
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -16,6 +17,7 @@ from torch import Tensor
 
 from nnunetv2_cads.encoder_file.record import CLIP_HU, INTENSITY_SCALE_HU
 from pretraining.config import ViewConfig
+from pretraining.ct.radiograph import ConstantRadiographError, frontal_radiograph
 from pretraining.store.store import Store
 from pretraining.views.intensity import INTENSITY_AUGMENTATIONS
 from pretraining.views.subvolumes import SubVolume
@@ -24,25 +26,30 @@ from pretraining.views.uniform_sampling import draw_patches, gather_patches
 PADDING_HU = CLIP_HU[0]
 """Air, in what lies outside of a volume."""
 
+RANDOM_WINDOW_WIDTHS_HU = (150.0, 2048.0)
+"""Drawn evenly on a logarithmic scale: from a window of one organ to all."""
+RANDOM_WINDOW_MIDDLES_HU = (-150.0, 250.0)
+"""Of fat and of contrast agent."""
+
 Box = list[tuple[int, int]]
 """Half-open voxel ranges [start, stop) per axis of a volume; may extend beyond it, where air is assumed."""
 
 
-def make_views(
-    store: Store, subvolume: SubVolume, config: ViewConfig, rng: np.random.Generator
-) -> tuple[Tensor, Tensor]:
-    """Draw the two CT views of a sub-volume, float32.
+class Views(NamedTuple):
+    """Of one sub-volume, float32; with a first axis B, of a batch."""
 
-    Returns:
-        Two tensors (1, D, H, W) of ``crop_size``, or half of it in-plane with uniform sampling.
-    """
+    ct_1: Tensor  # (1, D, H, W) of ``crop_size``, or half of it in-plane with uniform sampling
+    ct_2: Tensor
+    xray: Tensor  # (1, H, W) of ``crop_size`` in-plane
+
+
+def make_views(store: Store, subvolume: SubVolume, config: ViewConfig, rng: np.random.Generator) -> Views:
+    """Draw the views of a sub-volume."""
     with _one_thread():
         return _make_views(store, subvolume, config, rng)
 
 
-def _make_views(
-    store: Store, subvolume: SubVolume, config: ViewConfig, rng: np.random.Generator
-) -> tuple[Tensor, Tensor]:
+def _make_views(store: Store, subvolume: SubVolume, config: ViewConfig, rng: np.random.Generator) -> Views:
     crop, filled = draw_common_crop(subvolume, config, rng)
     boxes = [draw_view_box(crop, config, rng) for _ in range(2)]
     both = [(min(a[0], b[0]), max(a[1], b[1])) for a, b in zip(*boxes, strict=True)]
@@ -50,10 +57,48 @@ def _make_views(
     views = []
     for box, intensity in zip(boxes, INTENSITY_AUGMENTATIONS[config.intensity], strict=True):
         part = tuple(slice(low - least, high - least) for (low, high), (least, _) in zip(box, both, strict=True))
-        view = resize_in_plane(image_hu[part], config.crop_size[1:]).mul_(1 / INTENSITY_SCALE_HU)
+        view = resize_in_plane(image_hu[part], config.crop_size[1:])
+        view = show_in_window(view, draw_window(config, rng))
         keep = _draw_sampling_and_mirroring(config, rng)
         views.append((keep(view) if intensity is None else intensity(view, rng, keep))[None])
-    return views[0], views[1]
+    # Read anew each time: it costs 0.1 ms, and keeping all of a large store would cost gigabytes.
+    radiograph = (
+        store.radiograph(subvolume.volume_id)
+        if config.xray == "scan"
+        else crop_radiograph(store, subvolume.volume_id, filled)
+    )
+    return Views(*views, xray_view(radiograph, config.crop_size[1:]))
+
+
+def draw_window(config: ViewConfig, rng: np.random.Generator) -> tuple[float, float]:
+    """The HU that a view shows: those that the encoder sees, or with some probability a random part of them."""
+    low, high = config.intensity_window
+    if not config.random_window_probability or rng.random() >= config.random_window_probability:
+        return low, high
+    width = np.exp(rng.uniform(*np.log(RANDOM_WINDOW_WIDTHS_HU)))
+    middle = rng.uniform(*RANDOM_WINDOW_MIDDLES_HU)
+    return max(low, middle - width / 2), min(high, middle + width / 2)
+
+
+def show_in_window(hu: Tensor, window: tuple[float, float]) -> Tensor:
+    """HU to -1 ... 1 over the window, clipped beyond it; overwrites ``hu``, which is within `CLIP_HU`."""
+    low, high = window
+    if window == CLIP_HU:
+        return hu.mul_(1 / INTENSITY_SCALE_HU)
+    return hu.sub_((low + high) / 2).mul_(2 / (high - low)).clamp_(-1, 1)
+
+
+def crop_radiograph(store: Store, volume_id: str, filled: Box) -> np.ndarray:
+    """The radiograph of a crop's slices and columns, through the whole body; -1 everywhere where that is air.
+
+    Ours: the published X-ray is the same for all sub-volumes of a scan, so it cannot tell where one lies.
+    """
+    slices, _, columns = (slice(*limits) for limits in filled)
+    volume_hu = store.window(volume_id, (slices, slice(None), columns))
+    try:
+        return frontal_radiograph(volume_hu, store.spacing_mm)
+    except ConstantRadiographError:
+        return np.full((volume_hu.shape[0], volume_hu.shape[2]), -1, np.float32)
 
 
 @contextmanager

@@ -72,6 +72,20 @@ def test_flags_change_spacing_and_normalisation(planned, nnunet_project):
     assert plans[key] == fingerprint[key]
 
 
+def test_plans_show_what_the_named_encoder_saw(planned, nnunet_project, tmp_path):
+    saw = {"spacing_mm": [4.0, 4.0, 4.0], "clip_hu": [-200, 300], "intensity_center_hu": 50, "intensity_scale_hu": 250}
+    teacher = {"backbone.x": torch.zeros(1)}
+    torch.save({"teacher": teacher, "cads": saw}, tmp_path / "encoder.pth")
+    here = {"nnUNet_cads_encoder": str(tmp_path / "encoder.pth"), "nnUNet_n_proc_DA": "1"}
+    flags = ("--no_pp", "--pretraining-spacing", "-overwrite_plans_name", "Named")
+    nnunet_project.call(plan_and_preprocess.main, "-d", 1, *SMALL, *flags, **here)
+    plans = json.loads((planned / "Named.json").read_text())
+    assert plans["configurations"]["3d_fullres"]["spacing"] == [4, 4, 4]
+    ours = plans["foreground_intensity_properties_per_channel"]["0"]
+    assert (ours["percentile_00_5"], ours["percentile_99_5"], ours["mean"], ours["std"]) == (-200, 300, 50, 250)
+    assert plans["cads"]["pretraining"] == {"spacing_mm": [4.0] * 3, "clip_hu": [-200, 300], "axes": "zyx"}
+
+
 @pytest.mark.parametrize("trainer", ["OneStepStockTrainer", "nnUNetTrainerCADS_scratch_demo_quick"])
 def test_train_and_predict_with_the_plans(trainer, planned, nnunet_project, tmp_path):
     folders = (nnunet_project.trainer_folder, REPOSITORY / "nnunetv2_cads" / "training" / "discovery")

@@ -15,38 +15,38 @@ SIZES = {"restored_crop_size": (16, 40, 36), "corrupted_block": (4, 8, 8)}
 
 
 def crop_of(small_store, **settings):
-    store, config = Store.open(small_store), RestorationConfig(**SIZES | settings)
-    subvolume = SubVolumes(store, PretrainConfig().view)[2]
-    return make_crop(store, subvolume, config, np.random.default_rng(0)), config
+    store, config = Store.open(small_store), PretrainConfig().replace(**SIZES | settings)
+    crop = make_crop(store, SubVolumes(store, config.view)[2], config, np.random.default_rng(0))
+    return crop, crop.truth / 1024, config.restoration
 
 
 @pytest.mark.parametrize("corruption", ["blank", "noise", "shuffle"])
 def test_blocks_are_corrupted_and_the_rest_is_as_it_is(small_store, corruption):
-    crop, _ = crop_of(small_store, corruption=corruption)
+    crop, sound, _ = crop_of(small_store, corruption=corruption)
     assert all(part.shape == (1, 16, 40, 36) for part in crop)
-    assert torch.equal(crop.seen[~crop.judged], crop.truth[~crop.judged])
-    assert (crop.seen[crop.judged] != crop.truth[crop.judged]).float().mean() > 0.5
+    assert torch.equal(crop.seen[~crop.judged], sound[~crop.judged])
+    assert (crop.seen[crop.judged] != sound[crop.judged]).float().mean() > 0.5
     assert crop.judged.float().mean().item() == pytest.approx(0.6, abs=0.05)
 
 
 def test_blank_blocks_are_0_hu_and_noise_is_like_the_crop(small_store):
-    blank, _ = crop_of(small_store, corruption="blank")
+    blank, _, _ = crop_of(small_store, corruption="blank")
     assert (blank.seen[blank.judged] == 0).all()
-    noise, _ = crop_of(small_store, corruption="noise")
+    noise, sound, _ = crop_of(small_store, corruption="noise")
     drawn = noise.seen[noise.judged]
-    assert drawn.mean().item() == pytest.approx(noise.truth.mean().item(), abs=0.02)
-    assert drawn.std().item() == pytest.approx(noise.truth.std(correction=0).item(), rel=0.05)
+    assert drawn.mean().item() == pytest.approx(sound.mean().item(), abs=0.02)
+    assert drawn.std().item() == pytest.approx(sound.std(correction=0).item(), rel=0.05)
 
 
 def test_shuffling_keeps_the_voxels_of_each_block(small_store):
-    crop, config = crop_of(small_store, corruption="shuffle")
+    crop, sound, config = crop_of(small_store, corruption="shuffle")
     depth, height, width = config.corrupted_block
     changed = 0
     for z in range(0, 16, depth):
         for y in range(0, 40, height):
             for x in range(0, 36, width):
                 block = (0, slice(z, z + depth), slice(y, y + height), slice(x, x + width))
-                seen, truth = crop.seen[block].flatten(), crop.truth[block].flatten()
+                seen, truth = crop.seen[block].flatten(), sound[block].flatten()
                 assert torch.equal(seen.sort().values, truth.sort().values)
                 changed += not torch.equal(seen, truth)
     assert changed > 10
@@ -62,8 +62,8 @@ def test_a_curve_keeps_the_order_or_turns_it_over(seed):
 
 
 def test_a_curve_is_judged_everywhere(small_store):
-    crop, _ = crop_of(small_store, corruption="curve")
-    assert crop.judged.all() and (crop.seen != crop.truth).float().mean() > 0.5
+    crop, sound, _ = crop_of(small_store, corruption="curve")
+    assert crop.judged.all() and (crop.seen != sound).float().mean() > 0.5
 
 
 @given(
@@ -85,20 +85,20 @@ def test_as_many_blocks_as_the_ratio_says(ratio, size, block, seed):
 def test_air_is_beyond_a_scan_that_is_smaller_than_a_crop(small_store):
     store = Store.open(small_store)
     subvolume = SubVolume("small", (0, 24), (0, 60), (0, 70))
-    config = RestorationConfig(restored_crop_size=(24, 64, 70))
+    config = PretrainConfig().replace(restored_crop_size=(24, 64, 70))
     crop = make_crop(store, subvolume, config, np.random.default_rng(0))
-    assert (crop.truth[0, :, 60:] == -1).all()
+    assert (crop.truth[0, :, 60:] == -1024).all()
     hu = torch.from_numpy(store.volume("small")[:24, :60, :70].astype(np.float32))
-    assert torch.equal(crop.truth[0, :, :60] * 1024, hu)
+    assert torch.equal(crop.truth[0, :, :60], hu)
 
 
 def test_a_crop_lies_within_its_sub_volume_anywhere(small_store):
-    store, config = Store.open(small_store), RestorationConfig(restored_crop_size=(16, 32, 32))
+    store, config = Store.open(small_store), PretrainConfig().replace(restored_crop_size=(16, 32, 32))
     subvolume = SubVolume("middle", (12, 36), (0, 130), (0, 150))
     rng = np.random.default_rng(0)
     volume, places = store.volume("middle")[:].astype(np.float32), []
     for _ in range(30):
-        truth = make_crop(store, subvolume, config, rng).truth[0].numpy() * 1024
+        truth = make_crop(store, subvolume, config, rng).truth[0].numpy()
         windows = np.lib.stride_tricks.sliding_window_view(volume, truth.shape)
         places.append(np.argwhere((windows[..., 0, 0, :4] == truth[0, 0, :4]).all(-1))[0])
     places = np.array(places)

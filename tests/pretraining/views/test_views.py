@@ -7,10 +7,18 @@ import pytest
 import torch
 
 from pretraining.config import PretrainConfig, ViewConfig
+from pretraining.ct.radiograph import frontal_radiograph
 from pretraining.store.store import Store
 from pretraining.system.processes import Processes
 from pretraining.views.loader import ViewStream, make_loader, sample_numbers, steps_per_epoch
-from pretraining.views.make_views import draw_common_crop, draw_view_box, make_views, read_box, resize_in_plane
+from pretraining.views.make_views import (
+    draw_common_crop,
+    draw_view_box,
+    draw_window,
+    make_views,
+    read_box,
+    resize_in_plane,
+)
 from pretraining.views.subvolumes import SubVolumes
 
 
@@ -91,7 +99,7 @@ def test_a_box_of_padding_alone_is_air(store):
 @pytest.mark.parametrize(("sampled", "shape"), [(True, (1, 16, 48, 48)), (False, (1, 16, 96, 96))])
 def test_views_have_their_shape_and_differ(store, sampled, shape):
     config = ViewConfig(uniform_sampling=sampled)
-    first, second = make_views(store, SubVolumes(store, config)[0], config, np.random.default_rng(0))
+    first, second, _ = make_views(store, SubVolumes(store, config)[0], config, np.random.default_rng(0))
     assert first.shape == second.shape == shape
     assert first.dtype == torch.float32
     assert not torch.equal(first, second)
@@ -123,6 +131,50 @@ def test_a_sampled_view_shows_patches_of_the_whole_one_in_order(store):
         shown = view.reshape(4, 4, 6, 8, 6, 8).transpose(0, 2, 4, 1, 3, 5).reshape(-1, 4, 8, 8)
         same = (shown[:, None] == patches[None]).all((2, 3, 4))
         assert (same.sum(1) == 1).all() and (np.diff(same.argmax(1)) > 0).all()
+
+
+UNCHANGED = {"uniform_sampling": False, "intensity": "none", "mirror_probability": 0.0}
+
+
+def test_a_window_is_shown_as_minus_1_to_1_and_clipped(store):
+    whole, window = (ViewConfig(**UNCHANGED, intensity_window=limits) for limits in ((-1024, 1024), (-100.0, 300.0)))
+    subvolume = SubVolumes(store, whole)[2]
+    for seed in range(3):
+        hu = 1024 * make_views(store, subvolume, whole, np.random.default_rng(seed)).ct_1.numpy()
+        shown = make_views(store, subvolume, window, np.random.default_rng(seed)).ct_1.numpy()
+        np.testing.assert_allclose(shown, np.clip((hu - 100) / 200, -1, 1), atol=1e-5)
+
+
+def test_random_windows_differ_between_views_and_show_a_part_of_what_the_encoder_sees(store):
+    config = ViewConfig(**UNCHANGED, random_window_probability=1.0)
+    windows = {draw_window(config, np.random.default_rng(seed)) for seed in range(200)}
+    assert len(windows) == 200 and all(-1024 <= low < high <= 1024 for low, high in windows)
+    widths = np.array([high - low for low, high in windows])
+    assert widths.min() < 200 and widths.max() > 1200 and 350 < np.median(widths) < 800
+    rare = ViewConfig(**UNCHANGED, random_window_probability=0.25)
+    drawn = [draw_window(rare, np.random.default_rng(seed)) for seed in range(400)]
+    assert np.mean([window != (-1024, 1024) for window in drawn]) == pytest.approx(0.25, abs=0.07)
+    views = make_views(store, SubVolumes(store, config)[2], config, np.random.default_rng(0))
+    assert all(view.min() >= -1 and view.max() <= 1 for view in views)
+    assert (views.ct_1.mean() - views.ct_2.mean()).abs() > 0.1
+
+
+def test_the_xray_of_a_crop_tells_where_it_lies_and_that_of_the_scan_does_not(store):
+    for xray, tells in (("scan", False), ("crop", True)):
+        config = ViewConfig(xray=xray)
+        of_middle = [subvolume for subvolume in SubVolumes(store, config) if subvolume.volume_id == "middle"]
+        xrays = [make_views(store, s, config, np.random.default_rng(0)).xray for s in of_middle[:2]]
+        assert all(image.shape == (1, 96, 96) and image.min() >= -1 and image.max() <= 1 for image in xrays)
+        assert torch.equal(*xrays) != tells
+
+
+def test_the_xray_of_a_crop_is_the_radiograph_of_its_slices_and_columns(store):
+    config = ViewConfig(xray="crop")
+    subvolume = next(s for s in SubVolumes(store, config) if s.volume_id == "wide")
+    _, (slices, _, columns) = draw_common_crop(subvolume, config, np.random.default_rng(1))
+    part = store.volume("wide")[slice(*slices), :, slice(*columns)]
+    expected = resize_in_plane(frontal_radiograph(part)[None], (96, 96))
+    assert torch.equal(make_views(store, subvolume, config, np.random.default_rng(1)).xray, expected)
 
 
 def test_resize_keeps_a_ramp_straight():
