@@ -106,7 +106,7 @@ class PyramidDecoder(nn.Module):
         self.upsamplings = nn.ModuleList(up(i, o, stride, stride=stride) for (i, o), stride in steps)
         self.blocks = nn.ModuleList(ResidualBlock(o, conv_op) for (_, o), _ in steps)
         self.seg_layers = nn.ModuleList(conv_op(o, num_classes, 1) for (_, o), _ in steps)  # nnU-Net's name for heads
-        self.apply(_initialise)
+        self.apply(initialise)
 
     def forward(self, maps: Sequence[Tensor], input_size: Sequence[int]) -> Tensor | list[Tensor]:
         """Decode the encoder's maps, finest first, of an input of at least ``input_size``.
@@ -153,7 +153,7 @@ def upsample(layer: nn.ConvTranspose2d | nn.ConvTranspose3d, x: Tensor) -> Tenso
     return y.add_(layer.bias.view(1, -1, *(1,) * (x.dim() - 2)))
 
 
-def _initialise(module: nn.Module) -> None:
+def initialise(module: nn.Module) -> None:
     """Normal after He et al. (ICCV 2015) for the LeakyReLU's slope, biases 0, as nnU-Net does for its decoders."""
     if isinstance(module, (nn.Conv2d, nn.Conv3d, nn.ConvTranspose2d, nn.ConvTranspose3d)):
         nn.init.kaiming_normal_(module.weight, a=NEGATIVE_SLOPE)

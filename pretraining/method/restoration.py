@@ -5,10 +5,13 @@ window: organs differ by 5 to 15% of HU / 1024, air and bone by 100 to 200%, so 
 (docs/pretraining.md).
 """
 
+import itertools
+from collections.abc import Sequence
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nnunetv2_cads.network_architecture.decoder import PyramidDecoder
+from nnunetv2_cads.network_architecture.decoder import ResidualBlock, crop, initialise, upsample
 from nnunetv2_cads.network_architecture.pvt_unet import STRIDES
 from pretraining.config import RestorationConfig
 
@@ -17,15 +20,31 @@ UNITS_OF_WINDOW = 6
 _ERRORS = {"smooth_l1": F.smooth_l1_loss, "l1": F.l1_loss, "l2": F.mse_loss}
 
 
-def restoration_decoder(channels: tuple[int, ...]) -> PyramidDecoder:
-    """PVT-UNet's decoder with one output, of the full resolution alone.
+class RestorationDecoder(nn.Module):
+    """PVT-UNet's decoder up to half resolution; from there one transposed convolution makes the voxels.
+
+    PVT-UNet's last step, at full resolution, would take 40% of the FLOPs of a restoration and is thrown away with the
+    rest. The other steps have PVT-UNet's names.
 
     Args:
-        channels: of the encoder's maps.
+        channels: of the encoder's maps, finest first.
     """
-    decoder = PyramidDecoder(channels, STRIDES[3], 1, nn.Conv3d, deep_supervision=False)
-    decoder.seg_layers[:-1].requires_grad_(False)  # never used; ranks would wait for their gradients
-    return decoder
+
+    def __init__(self, channels: Sequence[int]) -> None:
+        super().__init__()
+        last, *others = STRIDES[3]
+        steps = list(zip(itertools.pairwise(reversed(channels)), reversed(others), strict=True))
+        self.upsamplings = nn.ModuleList(nn.ConvTranspose3d(i, o, stride, stride=stride) for (i, o), stride in steps)
+        self.blocks = nn.ModuleList(ResidualBlock(o, nn.Conv3d) for (_, o), _ in steps)
+        self.voxels = nn.ConvTranspose3d(channels[0], 1, last, stride=last)
+        self.apply(initialise)
+
+    def forward(self, maps: Sequence[Tensor], input_size: Sequence[int]) -> Tensor:
+        """The encoder's maps, finest first, of an input of ``input_size`` -> (B, 1, *input_size)."""
+        x = maps[-1]
+        for upsampling, block, skip in zip(self.upsamplings, self.blocks, reversed(maps[:-1]), strict=True):
+            x = block(crop(upsample(upsampling, x), skip.shape[2:]) + skip)
+        return crop(upsample(self.voxels, x), input_size)
 
 
 def restoration_loss(restored: Tensor, truth: Tensor, judged: Tensor, config: RestorationConfig) -> Tensor:

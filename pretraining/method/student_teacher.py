@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from nnunetv2_cads.network_architecture import PVTv2Encoder
 from pretraining.config import ModelConfig
 from pretraining.method.heads import ProjectionHead
-from pretraining.method.restoration import restoration_decoder
+from pretraining.method.restoration import RestorationDecoder
 
 
 class StudentOutput(NamedTuple):
@@ -42,7 +42,7 @@ class Student(nn.Module):
             for name, dim in zip(self.head_names, self.backbone.channels[1:], strict=True):
                 self.add_module(name, ProjectionHead(dim, config))
         if restores:
-            self.decoder = restoration_decoder(self.backbone.channels)
+            self.decoder = RestorationDecoder(self.backbone.channels)
 
     def forward(
         self,
