@@ -13,8 +13,9 @@ from few_labels.head_and_neck import benchmark as benchmark_module
 from few_labels.head_and_neck.benchmark import Benchmark, schedule_of
 from few_labels.head_and_neck.cases import LARGEST_RIM, make_split
 from few_labels.head_and_neck.data import make_task, read_resampled, read_resampled_labels
+from few_labels.head_and_neck.gains import gains
 from few_labels.head_and_neck.pretrainings import PRETRAININGS
-from few_labels.head_and_neck.tables import curve_table, dice_table, read_records
+from few_labels.head_and_neck.tables import curve_table, dice_table, gain_table, read_records
 from few_labels.head_and_neck.trainings import EPOCH, RANDOM, TUNING, Training, comparison
 from few_labels.tasks import Task
 
@@ -136,6 +137,27 @@ def test_validation_and_test_are_recorded_apart_and_tabled(recorded, tmp_path):
     runs = read_records(tmp_path / "records")
     assert "| test | restoration | 25 | 1 | 0: 0.500, 1: 0.750 | 0.625 |" in dice_table(runs)
     assert "| 0.001, 0.002 | 25: 0.500 | 0.750 |" in curve_table(runs)
+
+
+def test_gains_are_paired_by_seed_and_their_interval_widens_with_the_spread_of_the_seeds():
+    cases = [f"pt_{i}" for i in range(30)]
+    alike = {"iterations": 25, "encoder_lr": 1, "decoder_lr": 1, "labels": 2}
+
+    def run(start, seed, dice):
+        rows = [{"case": case, "organ": "Brainstem", "dice": dice + i / 100} for i, case in enumerate(cases)]
+        return alike | {"start": start, "seed": seed, "test": rows}
+
+    def start(*added):
+        return [run("x", seed, 0.4 + gain) for seed, gain in enumerate(added)]
+
+    random, steady, unsteady = [run(RANDOM, seed, 0.4) for seed in range(3)], start(*(0.04,) * 3), start(0, 0, 0.12)
+    (found,) = gains([*random, *steady, run("x", 3, 0.9)])
+    assert (found.gain, found.low, found.high) == pytest.approx((4, 4, 4))
+    assert (found.seeds, found.seeds_ahead) == (3, 3) and found.mean == pytest.approx(58.5)
+    (found,) = gains([*random, *unsteady])
+    assert found.gain == pytest.approx(4) and found.low == pytest.approx(0, abs=1e-6) and found.high > 8
+    assert found.seeds_ahead == 1
+    assert gain_table([found]).endswith("| x | 25 | 2 | 58.5 | +4.0 | +0.0 to +12.0 | 1 of 3 |")
 
 
 def test_a_pretraining_is_the_commands_and_resumes(tmp_path, monkeypatch):

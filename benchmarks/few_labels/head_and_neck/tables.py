@@ -9,6 +9,7 @@ import numpy as np
 from tables import markdown_table
 
 from few_labels.head_and_neck.cases import LARGEST_RIM
+from few_labels.head_and_neck.gains import Gain, gains
 
 
 def print_tables(records: Path) -> None:
@@ -18,6 +19,7 @@ def print_tables(records: Path) -> None:
     tested = [run for run in runs if run["test"]]
     if tested:
         print("\n" + dice_table(tested))
+        print("\n" + gain_table(gains(tested)))
 
 
 def read_records(records: Path) -> list[dict[str, Any]]:
@@ -51,6 +53,19 @@ def dice_table(runs: list[dict[str, Any]]) -> str:
         seeds = ", ".join(f"{seed}: {means[seed]:.3f}" for seed in sorted(means))
         rows.append([*map(str, key), seeds, f"{np.mean(list(means.values())):.3f}"])
     return markdown_table(["question", "start", "iterations", "labels", "test Dice by seed", "mean"], rows)
+
+
+def gain_table(found: list[Gain]) -> str:
+    """One row per start, length and budget: what it adds to random weights, in points."""
+    rows = [
+        [
+            *(gain.start, str(gain.iterations), str(gain.labels), f"{gain.mean:.1f}", f"{gain.gain:+.1f}"),
+            *(f"{gain.low:+.1f} to {gain.high:+.1f}", f"{gain.seeds_ahead} of {gain.seeds}"),
+        ]
+        for gain in found
+    ]
+    heads = ["start", "iterations", "labels", "Dice", "- random", "95% interval", "seeds ahead"]
+    return markdown_table(heads, rows)
 
 
 def mean_by_organ(rows: list[dict[str, Any]]) -> dict[str, float]:

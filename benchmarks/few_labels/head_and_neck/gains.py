@@ -1,0 +1,88 @@
+"""What a start adds to random weights; its interval does not count the cases of one training as independent."""
+
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from few_labels.head_and_neck.data import TASK
+from few_labels.head_and_neck.trainings import RANDOM
+
+DRAWS = 10_000
+INTERVAL = (2.5, 97.5)
+
+
+@dataclass(frozen=True)
+class Gain:
+    """Of a start at a budget, over the seeds that it and random weights have both; in points of Dice.
+
+    Attributes:
+        task: name.
+        start: name of the pre-training.
+        iterations: length of the fine-tunings.
+        labels: budget.
+        mean: Dice of the start.
+        gain: over random weights.
+        low: lower end of the gain's 95% interval.
+        high: its upper end.
+        seeds_ahead: on how many seeds the gain is above 0.
+        seeds: their number.
+    """
+
+    task: str
+    start: str
+    iterations: int
+    labels: int
+    mean: float
+    gain: float
+    low: float
+    high: float
+    seeds_ahead: int
+    seeds: int
+
+
+def gains(runs: Iterable[dict[str, Any]]) -> list[Gain]:
+    """Of all starts, lengths and budgets among the records of tested trainings."""
+    scores: dict[tuple, dict[int, dict[str, float]]] = defaultdict(dict)
+    for run in runs:
+        key = run["start"], run["iterations"], run["encoder_lr"], run["decoder_lr"], run["labels"]
+        scores[key][run["seed"]] = case_means(run["test"])
+    found = []
+    for (start, iterations, *rates, labels), by_seed in sorted(scores.items()):
+        baseline = scores.get((RANDOM, iterations, *rates, labels), {})
+        seeds = sorted(by_seed.keys() & baseline.keys())
+        if start == RANDOM or not seeds:
+            continue
+        cases = sorted(by_seed[seeds[0]])
+        ours, theirs = (np.array([[of[seed][case] for case in cases] for seed in seeds]) for of in (by_seed, baseline))
+        differences = 100 * (ours - theirs)
+        low, high = interval(differences)
+        ahead = int((differences.mean(1) > 0).sum())
+        means = 100 * float(ours.mean()), float(differences.mean()), low, high
+        found.append(Gain(TASK, start, iterations, labels, *means, ahead, len(seeds)))
+    return found
+
+
+def case_means(rows: list[dict[str, Any]]) -> dict[str, float]:
+    """Mean Dice over the organs of each case."""
+    values = defaultdict(list)
+    for row in rows:
+        values[row["case"]].append(row["dice"])
+    return {case: float(np.mean(of_case)) for case, of_case in values.items()}
+
+
+def interval(differences: np.ndarray) -> tuple[float, float]:
+    """95% of the means of differences (seeds, cases) when seeds are drawn anew, and within each its cases."""
+    rng = np.random.default_rng(0)
+    seeds, cases = differences.shape
+    drawn = differences[rng.integers(seeds, size=(DRAWS, seeds))]
+    places = rng.integers(cases, size=drawn.shape)
+    low, high = np.percentile(np.take_along_axis(drawn, places, 2).mean((1, 2)), INTERVAL)
+    return float(low), float(high)
+
+
+def summary(found: Iterable[Gain]) -> list[dict[str, Any]]:
+    """As plain rows, numbers to two digits."""
+    return [{k: round(v, 2) if isinstance(v, float) else v for k, v in asdict(gain).items()} for gain in found]
