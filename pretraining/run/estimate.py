@@ -94,7 +94,7 @@ def random_sample(config: PretrainConfig, count: int) -> Sample:
     if not config.restores:
         return Sample(*views, None)
     truth = next(inputs)
-    return Sample(*views, Crop(torch.zeros_like(truth), truth, torch.ones_like(truth, dtype=torch.bool)))
+    return Sample(*views, Crop(truth, truth, torch.ones_like(truth, dtype=torch.bool)))
 
 
 def flops_per_step(pretrainer: Pretrainer) -> float:

@@ -54,8 +54,8 @@ class Benchmark:
         with held(self.folder.root / "data.lock", wait=True):
             if not (store / "manifest.json").exists():
                 make_store(self.openkbp, self.folder.root / "archive", store, self.split)
-        hours = (deadline - time.monotonic()) / 3600
-        limit = {"max_hours": hours} if hours < math.inf else {}
+        hours = max(deadline - time.monotonic(), 1.0) / 3600
+        limit = {"max_hours": hours if hours < math.inf else 0.0}
         return train(store, self.folder.runs / name, PRETRAININGS[name] | limit, resume=True)
 
     def prepare(self) -> Task:

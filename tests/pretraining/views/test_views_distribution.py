@@ -41,8 +41,9 @@ def texture_hu() -> np.ndarray:
 
 
 def our_views(config, volume_hu, seed):
-    store = SimpleNamespace(window=lambda _, region: volume_hu[region])
-    return [view[0].numpy() for view in make_views(store, WINDOW, config, np.random.default_rng(seed))]
+    radiograph = np.zeros((SHAPE[0], SHAPE[2]), np.float32)
+    store = SimpleNamespace(window=lambda _, region: volume_hu[region], radiograph=lambda _: radiograph)
+    return [view[0].numpy() for view in make_views(store, WINDOW, config, np.random.default_rng(seed))[:2]]
 
 
 def plain_views(views, volume_hu, seed):
