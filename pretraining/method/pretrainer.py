@@ -180,7 +180,7 @@ class Pretrainer:
         count = self.config.run.accumulate
         samples = len(crop.truth if view_1 is None else view_1)
         crops = [None] * count if crop is None else list(map(Crop, *map(chunks, crop)))
-        noises = chunks(self._noise(samples, 5, _VIEW_NOISE)), chunks(self._noise(samples, 1, _CROP_NOISE))
+        noises = chunks(self._noise(samples)), chunks(self._noise(samples, 1, _CROP_NOISE))
         rows = zip(chunks(view_1), chunks(view_2), chunks(xray), crops, *noises, strict=True)
         for i, (first, second, image, to_restore, noise, crop_noise) in enumerate(rows):
             draws = [move(part.permute(2, 1, 0).flatten(1)) for part in (*noise.split([2, 3], dim=1), crop_noise)]
@@ -190,7 +190,7 @@ class Pretrainer:
             image = None if image is None else move(image)
             yield Part(ct, image, to_restore and Crop(*map(move, to_restore)), *draws, exchange)
 
-    def _noise(self, count: int, views: int, stream: int) -> Tensor:
+    def _noise(self, count: int, views: int = 5, stream: int = _VIEW_NOISE) -> Tensor:
         """(samples, views, `BRANCHES`) numbers for stochastic depth: the teacher's two views, the student's three.
 
         They depend on the seed, the step and a sample's place in the batch alone: not on the number of ranks, nor on

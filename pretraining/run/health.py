@@ -72,7 +72,7 @@ def _is_not_finite(line: Line, _chance: float) -> bool:
 
 def _is_uniform(line: Line, chance: float) -> bool:
     # the entropy, too: a rate that is far too high lifts the loss above ln K while the output is a single one
-    losses = [line[name] for name in _STAGE_LOSSES if name in line]
+    losses = [line[name] for name in _STAGE_LOSSES if name in line] or [line["loss"]]
     return (
         _has_little_information(line)
         and line["teacher_entropy"] > NEARLY_UNIFORM * chance

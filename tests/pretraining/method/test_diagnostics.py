@@ -12,9 +12,12 @@ from pretraining.system.processes import SINGLE_PROCESS
 SAMPLES, K, C = 4, 12, 5
 
 
+NOT_RESTORED = torch.empty(0)
+
+
 def sums_of(student, teacher, features) -> tuple[StepSums, torch.Tensor]:
     terms = deep_distillation_loss([student] * 4, teacher, torch.zeros(K), 0.05, 0.1)
-    return StepSums.of_part(teacher, features, terms), features
+    return StepSums.of_part(terms, (teacher, features), NOT_RESTORED), features
 
 
 @pytest.fixture
@@ -54,7 +57,8 @@ def test_health_of_known_outputs():
         teacher[view, range(3), tops] = 100.0
     student, features = torch.zeros(9, 3), torch.zeros(6, 2)
     terms = deep_distillation_loss([student] * 4, teacher.flatten(0, 1), torch.zeros(3), 1.0, 0.1)
-    batch = gather_statistics([(StepSums.of_part(teacher.flatten(0, 1), features, terms), features)], SINGLE_PROCESS)
+    sums = StepSums.of_part(terms, (teacher.flatten(0, 1), features), NOT_RESTORED)
+    batch = gather_statistics([(sums, features)], SINGLE_PROCESS)
     assert batch.health.entropy.item() == pytest.approx(0, abs=1e-6)
     assert batch.health.view_agreement.item() == pytest.approx(2 / 3)
     frequencies = torch.tensor([3 / 6, 2 / 6, 1 / 6])
