@@ -55,6 +55,15 @@ class Arm:
 
 
 WHOLE_VIEWS = {"uniform_sampling": False}
+RESTORATION = {
+    "distillation_weight": 0.0,
+    "restoration_weight": 1.0,
+    "restored_crop_size": (16, 48, 48),
+    "batch_size": 4,
+    "lr": 6.4e-2,
+    "weight_decay": (0.04, 0.04),
+}
+IN_HU = {"restoration_window": (-1024.0, 1024.0), "restoration_error": "l2"}
 
 PRETRAININGS = {
     "CADS": Pretraining(),
@@ -67,10 +76,13 @@ PRETRAININGS = {
     "MAE": Pretraining(
         "masked_autoencoder", {**WHOLE_VIEWS, "intensity": "none", "batch_size": 8, "lr": 1.6e-2}, equal_flops=True
     ),
+    "restoration": Pretraining(changes=RESTORATION, equal_flops=True),
+    "restoration_hu": Pretraining(changes={**RESTORATION, **IN_HU}, equal_flops=True),
     "oracle": Pretraining(SUPERVISED),
 }
 """The ablations have the recipe's number of steps, the peers its FLOPs. Peers see whole views, as in their papers,
-and so fewer of them; the autoencoder, which compares no samples, in smaller batches. CADS without sampling
+and so fewer of them; the autoencoder, which compares no samples, in smaller batches. Restoration has the window of
+soft tissue as its target, or all of HU with the squared error of the autoencoder. CADS without sampling
 is also made at equal FLOPs (``_short``) and with twice the steps. The oracle's encoder was taught the organs of all
 labelled cases: what it gains is about what there is to gain."""
 

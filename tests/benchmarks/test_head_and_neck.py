@@ -10,11 +10,18 @@ import pytest
 import SimpleITK as sitk
 from few_labels.data import StudyFolder
 from few_labels.head_and_neck import benchmark as benchmark_module
+from few_labels.head_and_neck import pretrainings
 from few_labels.head_and_neck.benchmark import Benchmark, schedule_of
 from few_labels.head_and_neck.cases import LARGEST_RIM, make_split
 from few_labels.head_and_neck.data import make_task, read_resampled, read_resampled_labels
 from few_labels.head_and_neck.gains import gains
-from few_labels.head_and_neck.pretrainings import PRETRAININGS
+from few_labels.head_and_neck.pretrainings import (
+    PRETRAININGS,
+    RESTORATION,
+    SAMPLES_PER_EPOCH,
+    Pretraining,
+    flops_per_sample,
+)
 from few_labels.head_and_neck.tables import curve_table, dice_table, gain_table, read_records
 from few_labels.head_and_neck.trainings import EPOCH, RANDOM, TUNING, Training, comparison
 from few_labels.tasks import Task
@@ -160,6 +167,13 @@ def test_gains_are_paired_by_seed_and_their_interval_widens_with_the_spread_of_t
     assert gain_table([found]).endswith("| x | 25 | 2 | 58.5 | +4.0 | +0.0 to +12.0 | 1 of 3 |")
 
 
+def test_pretrainings_have_equal_flops():
+    worth = 100_000 * flops_per_sample(RESTORATION)
+    for name in ("cads", "both"):
+        settings = Pretraining(PRETRAININGS[name].settings, crops=100_000).with_length()
+        assert settings["epochs"] * SAMPLES_PER_EPOCH * flops_per_sample(settings) == pytest.approx(worth, rel=0.02)
+
+
 def test_a_pretraining_is_the_commands_and_resumes(tmp_path, monkeypatch):
     """Two made-up scans in place of the archive, and a run of four crops."""
     benchmark = Benchmark(StudyFolder(tmp_path / "work"), write_index(tmp_path))
@@ -170,8 +184,9 @@ def test_a_pretraining_is_the_commands_and_resumes(tmp_path, monkeypatch):
         image.SetSpacing((4.0, 4.0, 4.0))
         sitk.WriteImage(image, str(tmp_path / f"{name}_ct.nii.gz"))
     monkeypatch.setattr(benchmark, "split", dataclasses.replace(benchmark.split, archive=benchmark.split.archive[:2]))
-    tiny = PRETRAININGS["restoration"] | {"epochs": 2, "epoch_samples": 2, "batch_size": 2, "amp": "none"}
-    monkeypatch.setitem(PRETRAININGS, "restoration", tiny)
+    tiny = RESTORATION | {"epoch_samples": 2, "batch_size": 2, "amp": "none"}
+    monkeypatch.setattr(pretrainings, "SAMPLES_PER_EPOCH", 2)
+    monkeypatch.setitem(PRETRAININGS, "restoration", Pretraining(tiny, crops=4))
     assert benchmark.pretrain("restoration", time.monotonic()) == 0
     assert not benchmark.encoder_path("restoration").exists()
     assert benchmark.pretrain("restoration", math.inf) == 0

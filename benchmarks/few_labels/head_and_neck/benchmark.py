@@ -56,7 +56,7 @@ class Benchmark:
                 make_store(self.openkbp, self.folder.root / "archive", store, self.split)
         hours = max(deadline - time.monotonic(), 1.0) / 3600
         limit = {"max_hours": hours if hours < math.inf else 0.0}
-        return train(store, self.folder.runs / name, PRETRAININGS[name] | limit, resume=True)
+        return train(store, self.folder.runs / name, PRETRAININGS[name].with_length() | limit, resume=True)
 
     def prepare(self) -> Task:
         """Write the task, and plan; what exists is kept."""

@@ -1,18 +1,25 @@
 """The pre-trainings of the benchmark, as settings of `cads_pretrain`. Each is one run in FOLDER/runs, by its name."""
 
+from dataclasses import dataclass
 from typing import Any
 
-CROPS_PER_EPOCH = 1000
+import torch
 
-RECIPE: dict[str, Any] = {
+from pretraining.config import PRESETS, PretrainConfig
+from pretraining.method.pretrainer import Pretrainer
+from pretraining.run.estimate import flops_per_step
+
+SAMPLES_PER_EPOCH = 1000
+
+RECIPE: dict[str, Any] = PRESETS["demo"] | {
     "amp": "bf16",
     "num_workers": 0,
     "save_minutes": 10.0,
     "log_every": 25,
-    "epoch_samples": CROPS_PER_EPOCH,
+    "epoch_samples": SAMPLES_PER_EPOCH,
     "warmup_epochs": 1,
 }
-"""What all have in common."""
+"""What all have in common: the sizes of the preset `demo`, for two cores."""
 RESTORATION: dict[str, Any] = RECIPE | {
     "distillation_weight": 0.0,
     "restoration_weight": 1.0,
@@ -22,13 +29,57 @@ RESTORATION: dict[str, Any] = RECIPE | {
     "weight_decay": (0.04, 0.04),
     "teacher_momentum": (0.998, 1.0),
 }
-"""60% of the blocks blank, in the window of soft tissue."""
-
-PRETRAININGS: dict[str, dict[str, Any]] = {
-    "restoration": RESTORATION | {"epochs": 100},
-    "restoration_25": RESTORATION | {"epochs": 25},
-    "restoration_hu": RESTORATION | {"epochs": 25, "restoration_window": (-1024.0, 1024.0), "restoration_error": "l2"},
-    "restoration_noise": RESTORATION | {"epochs": 25, "corruption": "noise"},
-    "restoration_curve": RESTORATION | {"epochs": 25, "corruption": "curve"},
+"""Restoration alone: 60% of the blocks blank, the target in the window of soft tissue."""
+CADS: dict[str, Any] = RECIPE | {"batch_size": 32, "lr": 4e-4 * 256 / 32}
+BOTH: dict[str, Any] = CADS | {
+    "restoration_weight": 1.0,
+    "restored_crop_size": (24, 48, 48),
+    "batch_size": 8,
+    "lr": 1e-3 * 256 / 8,
+    "weight_decay": (0.04, 0.04),
+    "teacher_momentum": (0.996, 1.0),
 }
-"""By name; epochs of `CROPS_PER_EPOCH` crops."""
+
+
+@dataclass(frozen=True)
+class Pretraining:
+    """A run.
+
+    Attributes:
+        settings: all but its length.
+        crops: its length: so many crops of `RESTORATION`, or as many samples as have their FLOPs.
+    """
+
+    settings: dict[str, Any]
+    crops: int = 25_000
+
+    def with_length(self) -> dict[str, Any]:
+        """The settings with the number of epochs that the length makes."""
+        samples = self.crops * flops_per_sample(RESTORATION) / flops_per_sample(self.settings)
+        return self.settings | {"epochs": max(round(samples / SAMPLES_PER_EPOCH), 1)}
+
+
+def flops_per_sample(settings: dict[str, Any]) -> float:
+    """Of a training step, divided by its batch; counted on noise."""
+    config = PretrainConfig().replace(**settings)
+    return flops_per_step(Pretrainer(config, 1, torch.device("cpu"))) / config.optim.batch_size
+
+
+PRETRAININGS: dict[str, Pretraining] = {
+    "restoration": Pretraining(RESTORATION),
+    "restoration_4x": Pretraining(RESTORATION, 100_000),
+    "restoration_hu": Pretraining(RESTORATION | {"restoration_window": (-1024.0, 1024.0), "restoration_error": "l2"}),
+    "restoration_noise": Pretraining(RESTORATION | {"corruption": "noise"}),
+    "restoration_shuffle": Pretraining(RESTORATION | {"corruption": "shuffle"}),
+    "restoration_curve": Pretraining(RESTORATION | {"corruption": "curve"}),
+    "cads": Pretraining(CADS),
+    "cads_no_sampling": Pretraining(CADS | {"uniform_sampling": False}),
+    "cads_windows": Pretraining(CADS | {"random_window_probability": 1.0}),
+    "cads_local_xray": Pretraining(CADS | {"xray": "crop"}),
+    "both": Pretraining(BOTH | {"xray": "crop", "random_window_probability": 0.5}),
+    "both_no_xray": Pretraining(BOTH | {"xray_weight": 0.0, "random_window_probability": 0.5}),
+    "both_last_stage": Pretraining(
+        BOTH | {"xray": "crop", "random_window_probability": 0.5, "stage_weights": (0.0, 0.0, 0.0, 1.0)}
+    ),
+}
+"""By name; all but `restoration_4x` at equal FLOPs."""
