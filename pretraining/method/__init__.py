@@ -12,6 +12,7 @@
        Weight decay groups, clipping                 optimisation.py
        The training step, which puts all together    pretrainer.py
     -  What a step reports about itself              diagnostics.py
+    -  Restoration of corrupted crops (ours)         restoration.py; the crops: pretraining/views/corrupted_crops.py
 
 Start with `pretraining.method.pretrainer.Pretrainer.train_step`. The same, written without any thought of speed:
 `pretraining.plain`.
