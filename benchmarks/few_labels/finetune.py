@@ -78,6 +78,7 @@ def finetune(
     encoder: Path | None = None,
     encoder_out: Path | None = None,
     frozen: bool = False,
+    decoder: Path | None = None,
 ) -> dict[str, Any]:
     """Train on the cases of a fold and score on the held-out ones.
 
@@ -92,6 +93,7 @@ def finetune(
         encoder: a pre-trained one to start from.
         encoder_out: where to write the trained network's encoder.
         frozen: whether the encoder keeps its weights; of PVT-UNet.
+        decoder: checkpoint of a pre-training that restored crops, whose decoder PVT-UNet's starts from.
 
     Returns:
         ``scores`` [{case, organ, dice, nsd}], None where neither truth nor prediction has the organ; ``curve`` (train
@@ -106,6 +108,9 @@ def finetune(
         if frozen:
             trainer.frozen_encoder_epochs = schedule.epochs
         trainer.after_epoch = lambda: _score_milestone(trainer, schedule, held_out)
+        if decoder:
+            trainer.initialize()
+            load_decoder(trainer.network.decoder, decoder)
         started = time.perf_counter()
         trainer.run_training()
     seconds = time.perf_counter() - started - trainer.scoring_seconds
@@ -157,6 +162,16 @@ def _make_trainer(
     if base is not nnUNetTrainerNoMirroring:
         trainer.initial_lr = schedule.decoder_lr
     return trainer
+
+
+def load_decoder(decoder: nn.Module, checkpoint: Path) -> None:
+    """Start PVT-UNet's decoder, but for its step at full resolution and its heads, from that of a restoration."""
+    state, prefix = torch.load(checkpoint, weights_only=True)["student"], "decoder."
+    steps = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+    known = {key: value for key, value in steps.items() if key in decoder.state_dict()}
+    if not known:
+        raise ValueError(f"{checkpoint}: holds no decoder; give the checkpoint of a run that restored crops")
+    decoder.load_state_dict(known, strict=False)
 
 
 def _in_float32(network: nn.Module, inputs: tuple, outputs: Tensor | list[Tensor]) -> Tensor | list[Tensor]:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 from few_labels.data import StudyFolder
+from few_labels.finetune import load_decoder
 from few_labels.head_and_neck import benchmark as benchmark_module
 from few_labels.head_and_neck import pretrainings
 from few_labels.head_and_neck.benchmark import Benchmark, schedule_of
@@ -27,6 +28,7 @@ from few_labels.head_and_neck.trainings import EPOCH, RANDOM, TUNING, Training, 
 from few_labels.tasks import Task
 
 from nnunetv2_cads.encoder_file.read import read_encoder_file
+from nnunetv2_cads.network_architecture import PVTUNet
 
 
 def patients(usable=60, others=20):
@@ -105,7 +107,7 @@ def recorded(tmp_path, monkeypatch):
     task = make_task(tmp_path, benchmark.split, (1, 2), 2)
     given = []
 
-    def stand_in(trainer, plans, dataset_json, fold, seed, schedule, held_out, encoder):
+    def stand_in(trainer, plans, dataset_json, fold, seed, schedule, held_out, encoder, decoder):
         given.append((trainer, fold, list(held_out), encoder))
         rows = [
             {"case": case, "organ": o, "dice": 0.5 + seed / 4, "nsd": 1.0} for case in held_out for o in LARGEST_RIM
@@ -188,7 +190,14 @@ def test_a_pretraining_is_the_commands_and_resumes(tmp_path, monkeypatch):
     monkeypatch.setattr(pretrainings, "SAMPLES_PER_EPOCH", 2)
     monkeypatch.setitem(PRETRAININGS, "restoration", Pretraining(tiny, crops=4))
     assert benchmark.pretrain("restoration", time.monotonic()) == 0
-    assert not benchmark.encoder_path("restoration").exists()
+    assert not benchmark.files_of("restoration")[0].exists()
     assert benchmark.pretrain("restoration", math.inf) == 0
-    record = read_encoder_file(benchmark.encoder_path("restoration")).record
+    record = read_encoder_file(benchmark.files_of("restoration")[0]).record
     assert record.spacing_mm == (4.0, 4.0, 4.0) and record.notes["steps"] == 2
+    decoder = PVTUNet(1, 3).decoder
+    before = {name: value.clone() for name, value in decoder.state_dict().items()}
+    load_decoder(decoder, benchmark.files_of("restoration+decoder")[1])
+    changed = {
+        tuple(name.split(".")[:2]) for name, value in decoder.state_dict().items() if not value.equal(before[name])
+    }
+    assert changed == {(kind, str(step)) for kind in ("blocks", "upsamplings") for step in range(4)}

@@ -17,11 +17,11 @@ from few_labels.finetune import Schedule, finetune
 from few_labels.head_and_neck.cases import Split, read_split
 from few_labels.head_and_neck.data import make_store, make_task, write_dataset
 from few_labels.head_and_neck.pretrainings import PRETRAININGS
-from few_labels.head_and_neck.trainings import BUDGETS, EPOCH, RANDOM, SEEDS, Training
+from few_labels.head_and_neck.trainings import BUDGETS, EPOCH, RANDOM, SEEDS, WITH_DECODER, Training
 from few_labels.plans import plan_and_preprocess, read_plans
 from few_labels.sharing import Piece, held, work_through
 from few_labels.tasks import Task
-from pretraining.run.folder import ENCODER
+from pretraining.run.folder import CHECKPOINT, ENCODER
 from pretraining.system.files import atomic_path
 from pretraining.train import train
 
@@ -82,7 +82,7 @@ class Benchmark:
         pieces = []
         for training in trainings:
             path = records / f"{training.name}.json"
-            needs = () if training.start == RANDOM else (self.encoder_path(training.start),)
+            needs = () if training.start == RANDOM else (self.files_of(training.start)[0],)
             pieces.append(Piece(path, functools.partial(self.finetune, task, training, path), needs))
         return work_through(pieces, deadline)
 
@@ -92,6 +92,7 @@ class Benchmark:
         scored = set(self.split.validation) | (set(self.split.test) if training.tested else set())
         cases = {name: case for name, case in task.test_cases(task.folds[number]).items() if name in scored}
         from_random = training.start == RANDOM
+        encoder, decoder = (None, None) if from_random else self.files_of(training.start)
         log = self.folder.root / "logs" / f"{training.name}.log"
         log.parent.mkdir(exist_ok=True)
         with log.open("w", encoding="utf-8") as file, contextlib.redirect_stdout(file):
@@ -103,13 +104,15 @@ class Benchmark:
                 training.seed,
                 schedule_of(training),
                 cases,
-                encoder=None if from_random else self.encoder_path(training.start),
+                encoder=encoder,
+                decoder=decoder,
             )
         write_rows(record, self.record(task, training, number, result))
 
-    def encoder_path(self, name: str) -> Path:
-        """The encoder of a pre-training."""
-        return self.folder.runs / name / ENCODER
+    def files_of(self, start: str) -> tuple[Path, Path | None]:
+        """The encoder file of a pre-training, and for a start that has its decoder, too, the run's checkpoint."""
+        run = self.folder.runs / start.removesuffix(WITH_DECODER)
+        return run / ENCODER, run / CHECKPOINT if start.endswith(WITH_DECODER) else None
 
     def record(self, task: Task, training: Training, number: int, result: dict[str, Any]) -> dict[str, Any]:
         """All of a training that is kept; scores of validation and test apart from each other."""

@@ -5,6 +5,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 RANDOM = "random"
+WITH_DECODER = "+decoder"
+"""Ends the name of a start that has the decoder of its pre-training, too."""
 BUDGETS = (1, 2, 4, 8, 16)
 SEEDS = 5
 EPOCH = 25
@@ -19,7 +21,7 @@ class Training:
 
     Attributes:
         question: what it is for; part of its name.
-        start: `RANDOM`, or the name of a pre-training.
+        start: `RANDOM`, or the name of a pre-training, with `WITH_DECODER` or without.
         labels: number of labelled cases.
         seed: of the labelled cases, weights, order and augmentation.
         iterations: its length, a multiple of `EPOCH`.
