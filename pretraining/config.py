@@ -45,7 +45,9 @@ FRACTION = Rule("in [0, 1]", lambda value: 0 <= value <= 1)
 BELOW_ONE = Rule("in [0, 1)", lambda value: 0 <= value < 1)
 POSITIVE_FRACTION = Rule("in (0, 1]", lambda value: 0 < value <= 1)
 BLOCK = Rule("at least 1 along each axis", lambda values: min(values) >= 1)
-WINDOW = Rule("finite and rising", lambda values: -math.inf < values[0] < values[1] < math.inf)
+WINDOW = Rule(
+    f"rising, from {CLIP_HU[0]} to {CLIP_HU[1]}", lambda values: CLIP_HU[0] <= values[0] < values[1] <= CLIP_HU[1]
+)
 RISING = Rule("positive and rising", lambda values: 0 < values[0] <= values[1])
 WEIGHTS = Rule("at least 0, not all 0", lambda values: min(values) >= 0 < sum(values))
 
@@ -74,7 +76,7 @@ class ViewConfig(_Section):
 
     window_slices: int = _setting(24, "slices of a sub-volume")
     window_stride: int = _setting(12, "slices between neighbouring sub-volumes", at_least(1))
-    wide_volume: int = _setting(320, "width in voxels above which only the central part is used in-plane")
+    wide_volume: int = _setting(320, "width in mm above which only the central part is used in-plane")
     central_fraction: float = _setting(0.8, "fraction of a wide volume that is used in-plane", POSITIVE_FRACTION)
     crop_size: tuple[int, int, int] = _setting((16, 96, 96), "slices, height, width of a CT view before sampling")
     common_crop_scale: tuple[float, float] = _setting(
@@ -90,8 +92,8 @@ class ViewConfig(_Section):
     )
     xray: str = _setting(
         "scan",
-        "what the X-ray view shows: the whole scan, or the part of it above its CT views",
-        one_of("scan", "crop"),
+        "what the X-ray view shows: the whole scan, or the slices and columns that the CT views are cut from",
+        one_of("scan", "local"),
     )
     intensity: str = _setting(
         "published", "strength of the intensity augmentation", one_of("published", "weak", "none")
@@ -155,7 +157,7 @@ class RestorationConfig(_Section):
     restored_crop_size: tuple[int, int, int] = _setting((16, 96, 96), "slices, height, width of a crop to restore")
     corruption: str = _setting(
         "blank",
-        "what is done to blocks of a crop (0 HU, noise, shuffled voxels), or to all its intensities (a random curve)",
+        "what is done to blocks of a crop (0, noise, shuffled voxels), or to all its intensities (a random curve)",
         one_of("blank", "noise", "shuffle", "curve"),
     )
     corrupted_block: tuple[int, int, int] = _setting((4, 8, 8), "slices, height, width of a corrupted block", BLOCK)

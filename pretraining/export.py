@@ -6,10 +6,9 @@ from pathlib import Path
 
 from torch import Tensor
 
-from nnunetv2_cads.encoder_file.read import EncoderFileError, compare_encoder_state, read_encoder_file
+from nnunetv2_cads.encoder_file.read import EncoderFileError, read_encoder_file, report_on
 from nnunetv2_cads.encoder_file.record import ARCHITECTURE, EncoderRecord
 from nnunetv2_cads.encoder_file.safe_loading import SAFETENSORS
-from nnunetv2_cads.network_architecture import PVTv2Encoder
 from pretraining import __version__
 from pretraining.run.checkpoint import save_encoder
 from pretraining.run.folder import CHECKPOINT, ENCODER
@@ -52,7 +51,7 @@ def export_encoder(source: Path, out: Path, transpose_in_plane: bool = False) ->
         content = read_encoder_file(source)
     except EncoderFileError as error:
         raise UserError(str(error)) from error
-    report = compare_encoder_state(PVTv2Encoder(size=content.size), content.state)
+    report = report_on(content)
     logger.info("%s: %s; %d keys of the head left out", source, report, len(content.ignored))
     for name in ("missing", "unexpected", "mismatched"):
         for key in getattr(report, name):

@@ -77,7 +77,7 @@ def preprocess(
         logger.info(
             "stopped; no finished volume is lost. To resume, give the same command: cads_preprocess %s %s%s%s%s",
             source, store, part, " --anonymise" if anonymise else "",
-            f" --spacing-mm {spacing_mm:g}" if spacing_mm != SPACING_MM else "",
+            f" --spacing-mm {spacing_mm:.10g}" if spacing_mm != SPACING_MM else "",
         )  # fmt: skip
         return stop.exit_code
 

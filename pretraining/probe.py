@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 
 from nnunetv2_cads.encoder_file.record import SPACING_MM
-from nnunetv2_cads.network_architecture import PVTv2Encoder
 from pretraining.config import PretrainConfig
 from pretraining.probing.cases import LabelledCase, RawDataset, draw_crops
 from pretraining.probing.features import MAPS, FrozenEncoder, load_frozen, pooled_features
@@ -45,7 +44,7 @@ def common_spacing(encoders: dict[str, FrozenEncoder], store: Store | None) -> f
     Raises:
         UserError: there are several.
     """
-    spacings = {source: encoder.spacing_mm for source, encoder in encoders.items() if encoder.spacing_mm}
+    spacings = {source: encoder.saw.spacing_mm[0] for source, encoder in encoders.items() if encoder.saw}
     if store:
         spacings[str(store.path)] = store.spacing_mm
     if len(set(spacings.values())) > 1:
@@ -76,7 +75,7 @@ def read_crops(dataset: RawDataset, spacing_mm: float) -> tuple[list[LabelledCas
 
 
 def probe(
-    encoder: PVTv2Encoder, train: list[LabelledCase], test: list[LabelledCase], store: Store | None
+    encoder: FrozenEncoder, train: list[LabelledCase], test: list[LabelledCase], store: Store | None
 ) -> dict[str, Any]:
     """All probes of one encoder; keys as `organ_probe` and `retrieval` name them."""
     started = time.perf_counter()
@@ -143,7 +142,7 @@ def _command(argv: list[str]) -> int:
     results = []
     for source, frozen in encoders.items():
         logger.info("probing %s", source)
-        results.append({"encoder": source} | probe(frozen.encoder, train, test, store))
+        results.append({"encoder": source} | probe(frozen, train, test, store))
     if arguments.json:
         write_json(arguments.json, results)
     sys.stdout.write(table(results))

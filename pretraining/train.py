@@ -65,12 +65,11 @@ def train(
             cads = Pretrainer(config, steps_per_epoch(stream, config), device, processes)
             resume_from(output / CHECKPOINT, cads, summary)
             _log_start(cads, stream, output)
+            examples = _examples(stream, processes)
             loader = make_loader(stream, config, cads.step, cads.total_steps, device, processes)
             deadline = started + 3600 * config.run.max_hours if config.run.max_hours else math.inf
             with (
-                open_run(
-                    output, cads, summary, _how_to_resume(store, output, processes), deadline, _examples(stream)
-                ) as run,
+                open_run(output, cads, summary, _how_to_resume(store, output, processes), deadline, examples) as run,
                 closing(batches(loader)) as views_of_steps,
             ):
                 try:
@@ -119,9 +118,11 @@ def _save_encoder(path: Path, cads: Pretrainer, spacing_mm: float) -> None:
     logger.info("encoder: %s\nfine-tune from it with: export nnUNet_cads_encoder=%s", path, path.absolute())
 
 
-def _examples(stream: ViewStream) -> Crop | None:
+def _examples(stream: ViewStream, processes: Processes) -> Crop | None:
     """Crops of the first samples, on which a run that restores shows what it has learnt."""
-    return collate_crops([stream.crop(n) for n in range(EXAMPLES)]) if stream.config.restores else None
+    if not stream.config.restores:
+        return None
+    return processes.broadcast_from_rank0(lambda: collate_crops([stream.crop(n) for n in range(EXAMPLES)]))
 
 
 def _log_start(cads: Pretrainer, stream: ViewStream, output: Path) -> None:

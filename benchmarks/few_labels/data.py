@@ -1,6 +1,6 @@
 """The study's data: an unlabelled archive and its store, and labelled tasks in nnU-Net's raw format.
 
-Synthetic torsos are scaled so that their voxels are 1 mm: pre-training, which always works at 1 mm, then sees organs
+Synthetic torsos are scaled so that their voxels are 1 mm: pre-training at 1 mm then sees organs
 at the size and resolution at which fine-tuning shows them. One voxel is 4 mm of an adult.
 """
 

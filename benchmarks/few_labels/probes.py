@@ -30,7 +30,7 @@ def probe(source: str, dataset: Path, store: Path, ct_dir: Path | None, view: Vi
         view: size of the sub-volumes.
     """
     started = time.perf_counter()
-    encoder = load_frozen(source, for_radiographs=False).encoder  # the oracle has no 2D weights
+    encoder = load_frozen(source, for_radiographs=False)  # the oracle has no 2D weights
     result: dict[str, Any] = {"encoder": source}
     result |= organ_probe(encoder, read_crops(dataset, "Tr", TRAIN_CASES), read_crops(dataset, "Ts", TEST_CASES))
     features = pooled_features(encoder, Store.open(store), view)

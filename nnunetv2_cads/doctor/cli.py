@@ -158,8 +158,7 @@ def check_folders() -> Iterator[Finding]:
 
 def check_encoder(encoder_file: str | None, plans_file: Path | None) -> Iterator[Finding]:
     """The encoder file's keys and record; spacing and intensities compared with the plans."""
-    from nnunetv2_cads.encoder_file.read import EncoderFileError, compare_encoder_state, read_encoder_file
-    from nnunetv2_cads.network_architecture import PVTv2Encoder
+    from nnunetv2_cads.encoder_file.read import EncoderFileError, read_encoder_file, report_on
 
     file = encoder_file or os.environ.get("nnUNet_cads_encoder")
     if not file:
@@ -171,13 +170,15 @@ def check_encoder(encoder_file: str | None, plans_file: Path | None) -> Iterator
     except EncoderFileError as error:
         yield Finding(PROBLEM, str(error), _similar_file(Path(file)))
         return
-    report = compare_encoder_state(PVTv2Encoder(size=content.size), content.state)
+    report = report_on(content)
     if report.missing or report.mismatched:
         yield Finding(PROBLEM, f"{file}: {report}; export it from its run again")
     else:
-        yield Finding(OK, f"{file}: {report}")
+        only_3d = "" if any("_2D" in key for key in content.state) else "; for 3D configurations alone"
+        yield Finding(OK, f"{file}: {report}{only_3d}")
     if plans_file is not None:
-        yield from _compare(content.record, plans_file)
+        named = f"nnUNet_cads_encoder={shlex.quote(encoder_file)} " if encoder_file else ""
+        yield from _compare(content.record, plans_file, named)
 
 
 def check_plans(plans_file: Path | None) -> Iterator[Finding]:
@@ -207,8 +208,8 @@ def _similar_file(path: Path) -> str:
     return f"export nnUNet_cads_encoder={shlex.quote(str(path.absolute().with_name(similar[0])))}" if similar else ""
 
 
-def _compare(record: EncoderRecord, plans_file: Path) -> Iterator[Finding]:
-    """What pre-training saw, compared with what the plans show."""
+def _compare(record: EncoderRecord, plans_file: Path, named: str) -> Iterator[Finding]:
+    """What pre-training saw, compared with what the plans show; ``named`` before a command names the encoder to it."""
     try:
         plans = json.loads(plans_file.read_text(encoding="utf-8"))
         configurations = plans["configurations"]
@@ -224,7 +225,7 @@ def _compare(record: EncoderRecord, plans_file: Path) -> Iterator[Finding]:
     for difference in differences:
         if difference.kind in _FLAGS:
             text = f"{difference.text}; to show it the same, plan again and train with -p nnUNetCADSPlans"
-            yield Finding(WARNING, text, plan_command(plans_file, *_FLAGS[difference.kind]))
+            yield Finding(WARNING, text, named + plan_command(plans_file, *_FLAGS[difference.kind]))
         else:
             yield Finding(WARNING, difference.text)
 

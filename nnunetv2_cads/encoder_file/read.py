@@ -21,6 +21,7 @@ from nnunetv2_cads.encoder_file.safe_loading import (
     load_archive,
     load_safetensors,
 )
+from nnunetv2_cads.network_architecture.pvt_v2 import SUFFIX, PVTv2Encoder
 
 ENCODER_FILES = "cads_encoder.pth or .safetensors"
 ENCODER_VARIABLE = "nnUNet_cads_encoder"
@@ -141,6 +142,12 @@ def compare_encoder_state(encoder: nn.Module, state: dict[str, Tensor]) -> Match
         else:
             report.matched.append(key)
     return report
+
+
+def report_on(file: EncoderFile) -> MatchReport:
+    """How a file's keys match those of an encoder of its size; one for CT alone, where it has no weights for X-rays."""
+    has_2d = any(SUFFIX[2] in key for key in file.state)
+    return compare_encoder_state(PVTv2Encoder(spatial_dims=(2, 3) if has_2d else (3,), size=file.size), file.state)
 
 
 def load_encoder(encoder: nn.Module, state: dict[str, Tensor]) -> MatchReport:

@@ -19,7 +19,7 @@ AXES = "zyx"
 SPACING_MM = 1.0
 CLIP_HU = (-1024, 1024)
 INTENSITY_SCALE_HU = 1024
-"""The encoder sees HU, clipped to `CLIP_HU`, divided by this."""
+"""As published, the encoder sees HU, clipped to `CLIP_HU`, divided by this."""
 
 CT_SCHEME = "CTNormalization"
 """nnU-Net's name of the normalisation that it plans only for CT."""

@@ -75,7 +75,7 @@ def _plan_and_preprocess(arguments: argparse.Namespace) -> None:
     try:
         record = record_to_plan_for()
     except EncoderFileError as error:
-        raise UserError(str(error)) from error
+        raise UserError(f"{ENCODER_VARIABLE} names the encoder to plan for: {error}") from error
     extract_fingerprints(
         arguments.d,
         arguments.fpe,
@@ -190,7 +190,7 @@ def _parser() -> argparse.ArgumentParser:
         help=f"target spacing as in pre-training: of the encoder file that {ENCODER_VARIABLE} names, or 1 mm",
     )
     add("-overwrite_plans_name", metavar="NAME", help=f"name of the plans, to keep several (default: {PLANS_NAME})")
-    add("--nnunet-normalization", action="store_true", help="nnU-Net's own CT normalisation instead of HU / 1024")
+    add("--nnunet-normalization", action="store_true", help="nnU-Net's own CT normalisation instead of pre-training's")
     add("--verbose", action="store_true", help="print more")
     add("--no_pbar", action="store_true", help="no progress bars")
     return parser

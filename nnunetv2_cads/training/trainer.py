@@ -2,7 +2,7 @@
 
 Source: CADS method, "Downstream: PVT-UNet". Only hooks are overridden; data, augmentation, loss, gradient clipping
 (norm 12, in nnU-Net's training step), validation and checkpoints are nnU-Net's.
-Stock plans normalise CT by z-score where pre-training saw HU / 1024. That does little harm: each convolution of the
+Stock plans normalise CT by z-score, not as pre-training saw it. That does little harm: each convolution of the
 encoder's stem is followed by an instance norm, so scale and offset matter only at the patch's zero-padded borders.
 """
 

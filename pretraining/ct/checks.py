@@ -116,7 +116,7 @@ def check_extent(shape: tuple[int, int, int], spacing_mm: float) -> None:
     least_mm, sizes_mm = MIN_EDGE_VOXELS * spacing_mm, [edge * spacing_mm for edge in shape]
     if shape[0] < MIN_EDGE_VOXELS:
         raise UnusableScanError(
-            f"covers {sizes_mm[0]:g} mm from its lowest to its highest slice, a training window needs {least_mm:g} mm; "
+            f"covers {sizes_mm[0]:g} mm from its lowest to its highest slice, a sub-volume needs {least_mm:g} mm; "
             "leave out localizers and single slices"
         )
     if min(shape) < MIN_EDGE_VOXELS:

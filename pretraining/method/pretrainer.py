@@ -27,9 +27,8 @@ from pretraining.method.schedules import rates
 from pretraining.method.student_teacher import Student, Teacher
 from pretraining.system.processes import SINGLE_PROCESS, Processes
 from pretraining.views.corrupted_crops import Crop
+from pretraining.views.streams import Stream, generator
 
-_VIEW_NOISE, _CROP_NOISE = 2, 3
-"""Streams of random numbers, beside those of the order and of the views."""
 _AUTOCAST_DTYPE = {"none": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -180,7 +179,7 @@ class Pretrainer:
         count = self.config.run.accumulate
         samples = len(crop.truth if view_1 is None else view_1)
         crops = [None] * count if crop is None else list(map(Crop, *map(chunks, crop)))
-        noises = chunks(self._noise(samples)), chunks(self._noise(samples, 1, _CROP_NOISE))
+        noises = chunks(self._noise(samples)), chunks(self._noise(samples, 1, Stream.DEPTH_OF_CROPS))
         rows = zip(chunks(view_1), chunks(view_2), chunks(xray), crops, *noises, strict=True)
         for i, (first, second, image, to_restore, noise, crop_noise) in enumerate(rows):
             draws = [move(part.permute(2, 1, 0).flatten(1)) for part in (*noise.split([2, 3], dim=1), crop_noise)]
@@ -190,13 +189,13 @@ class Pretrainer:
             image = None if image is None else move(image)
             yield Part(ct, image, to_restore and Crop(*map(move, to_restore)), *draws, exchange)
 
-    def _noise(self, count: int, views: int = 5, stream: int = _VIEW_NOISE) -> Tensor:
+    def _noise(self, count: int, views: int = 5, stream: Stream = Stream.DEPTH_OF_VIEWS) -> Tensor:
         """(samples, views, `BRANCHES`) numbers for stochastic depth: the teacher's two views, the student's three.
 
         They depend on the seed, the step and a sample's place in the batch alone: not on the number of ranks, nor on
         what was drawn before. So a run that resumes needs no state of a generator.
         """
-        rng = np.random.default_rng((self.config.run.seed, stream, self.step))
+        rng = generator(self.config.run.seed, stream, self.step)
         noise = rng.random((count * self.processes.world_size, views, BRANCHES), np.float32)
         first = count * self.processes.rank
         return torch.from_numpy(noise[first : first + count])

@@ -51,7 +51,7 @@ def list_subvolumes(store: Store, config: ViewConfig) -> list[tuple[str, Region]
     for volume_id in store.ids:
         depth, height, width = store.shape(volume_id)
         last = max(0, depth - config.window_slices)
-        fraction = config.central_fraction if width > config.wide_volume else 1.0
+        fraction = config.central_fraction if width * store.spacing_mm > config.wide_volume else 1.0
         for start in [*range(0, last, config.window_stride), last]:
             slices = slice(start, min(start + config.window_slices, depth))
             subvolumes.append((volume_id, (slices, central(height, fraction), central(width, fraction))))

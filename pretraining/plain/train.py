@@ -78,8 +78,9 @@ def check_supported(config: PretrainConfig) -> None:
                           for c in (config, PretrainConfig()))  # fmt: skip
     for name in NOT_HERE:
         if settings[name] != defaults[name]:
-            flag = "--" + name.replace("_", "-")
-            raise UserError(f"--plain has no {flag}; leave it out, or give its default ({flag} {defaults[name]})")
+            flag, default = "--" + name.replace("_", "-"), defaults[name]
+            words = " ".join(map(str, default)) if isinstance(default, tuple) else default
+            raise UserError(f"--plain has no {flag}; leave it out, or give its default ({flag} {words})")
 
 
 def choose_device(name: str) -> torch.device:

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -10,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from nnunetv2_cads.encoder_file.read import EncoderFileError, load_encoder, read_encoder_file
-from nnunetv2_cads.encoder_file.record import CLIP_HU, INTENSITY_SCALE_HU, completed
+from nnunetv2_cads.encoder_file.record import PRETRAINING, EncoderRecord, completed
 from nnunetv2_cads.network_architecture import PVTv2Encoder
 from nnunetv2_cads.network_architecture.pvt_unet import STRIDES as STEP_STRIDES
 from nnunetv2_cads.network_architecture.pvt_v2 import MINIMUM_SIZE
@@ -28,11 +27,22 @@ SUB_VOLUMES = 3
 """Of each volume of a store."""
 
 
-class FrozenEncoder(NamedTuple):
-    """An encoder to probe, in eval mode, without gradients."""
+@dataclass(frozen=True)
+class FrozenEncoder:
+    """An encoder to probe.
 
-    encoder: PVTv2Encoder
-    spacing_mm: float | None  # that its pre-training saw; None for random weights
+    Attributes:
+        network: in eval mode, without gradients.
+        saw: the record of its pre-training; None for random weights.
+    """
+
+    network: PVTv2Encoder
+    saw: EncoderRecord | None = None
+
+    def shown(self, hu: Tensor) -> Tensor:
+        """HU as its pre-training saw them."""
+        saw = self.saw or PRETRAINING
+        return (hu.clamp(*saw.clip_hu) - saw.intensity_center_hu) / saw.intensity_scale_hu
 
 
 def load_frozen(source: str, for_radiographs: bool = True) -> FrozenEncoder:
@@ -51,7 +61,7 @@ def load_frozen(source: str, for_radiographs: bool = True) -> FrozenEncoder:
     if not (seed or "0").isdecimal():
         raise UserError(f"{source}: the seed must be a number from 0 up, as in random:1")
     torch.manual_seed(int(seed or 0))
-    return FrozenEncoder(PVTv2Encoder().eval().requires_grad_(False), None)
+    return FrozenEncoder(PVTv2Encoder().eval().requires_grad_(False))
 
 
 def _read_frozen(path: str, for_radiographs: bool) -> FrozenEncoder:
@@ -67,25 +77,28 @@ def _read_frozen(path: str, for_radiographs: bool) -> FrozenEncoder:
         wrong = report.mismatched[0] if report.mismatched else f"{missing[0]} is missing"
         advice = "leave --store out" if all("_2D" in key for key in missing) else "give the file of a CADS encoder"
         raise UserError(f"{path}: does not fit the CADS encoder ({wrong}); {advice}")
-    return FrozenEncoder(encoder.eval().requires_grad_(False), completed(file.record).spacing_mm[0])
+    saw = completed(file.record)
+    if len(set(saw.spacing_mm)) > 1:
+        raise UserError(f"{path}: saw voxels of {saw.spacing_mm} mm; only cubic ones can be shown to it")
+    return FrozenEncoder(encoder.eval().requires_grad_(False), saw)
 
 
 @torch.no_grad()
-def voxel_features(encoder: PVTv2Encoder, image_hu: np.ndarray, voxels: np.ndarray) -> list[Tensor]:
+def voxel_features(encoder: FrozenEncoder, image_hu: np.ndarray, voxels: np.ndarray) -> list[Tensor]:
     """Features of some voxels, from each of the five maps by trilinear interpolation.
 
     Args:
-        encoder: in eval mode.
+        encoder: to probe.
         image_hu: (D, H, W), seen whole; its last voxels are repeated where the encoder needs more.
         voxels: (N, 3) integer indices.
 
     Returns:
         Five tensors (N, channels).
     """
-    image = torch.from_numpy(np.clip(image_hu, *CLIP_HU).astype(np.float32) / INTENSITY_SCALE_HU)
+    image = encoder.shown(torch.from_numpy(image_hu.astype(np.float32)))
     missing = [max(0, least - n) for n, least in zip(image.shape, MINIMUM_SIZE[3], strict=True)]
     image = F.pad(image[None, None], [edge for m in reversed(missing) for edge in (0, m)], mode="replicate")
-    maps = encoder(image)
+    maps = encoder.network(image)
     return [sample_map(m[0], torch.from_numpy(voxels), stride) for m, stride in zip(maps, STRIDES, strict=True)]
 
 
@@ -120,7 +133,7 @@ class PooledFeatures:
 
 
 @torch.no_grad()
-def pooled_features(encoder: PVTv2Encoder, store: Store, view: ViewConfig) -> PooledFeatures:
+def pooled_features(encoder: FrozenEncoder, store: Store, view: ViewConfig) -> PooledFeatures:
     """Features of `SUB_VOLUMES` evenly spaced sub-volumes of every volume of a store, and of its radiograph.
 
     A sub-volume shows its central crop of ``view.crop_size``, neither augmented nor sampled.
@@ -134,24 +147,23 @@ def pooled_features(encoder: PVTv2Encoder, store: Store, view: ViewConfig) -> Po
     for number, name in enumerate(store.ids):
         places = np.linspace(0, len(by_volume[name]) - 1, SUB_VOLUMES + 2).round()[1:-1]
         chosen = [subvolumes[by_volume[name][i]] for i in np.unique(places).astype(int)]
-        images = torch.stack([_central_crop(store, subvolume, view) for subvolume in chosen])
-        for features, stage_map in zip(stages, encoder(images[:, None])[1:], strict=True):
+        images = encoder.shown(torch.stack([_central_crop_hu(store, subvolume, view) for subvolume in chosen]))
+        for features, stage_map in zip(stages, encoder.network(images[:, None])[1:], strict=True):
             features.append(stage_map.flatten(2).mean(2))
         volume += [number] * len(chosen)
         picture = xray_view(store.radiograph(name), view.crop_size[1:])
-        xray.append(encoder(picture[None])[-1].flatten(2).mean(2))
+        xray.append(encoder.network(picture[None])[-1].flatten(2).mean(2))
     pooled = [torch.cat(features) for features in stages]
     return PooledFeatures(pooled[-1], torch.tensor(volume), torch.cat(xray), [effective_rank(x) for x in pooled])
 
 
-def _central_crop(store: Store, subvolume: SubVolume, view: ViewConfig) -> Tensor:
+def _central_crop_hu(store: Store, subvolume: SubVolume, view: ViewConfig) -> Tensor:
     limits = (subvolume.slices, subvolume.rows, subvolume.columns)
     box = []
     for (low, high), size in zip(limits, view.crop_size, strict=True):
         start = (low + high - size) // 2
         box.append((start, start + size))
-    hu = read_box(store, subvolume.volume_id, box, list(limits))
-    return resize_in_plane(hu, view.crop_size[1:]) / INTENSITY_SCALE_HU
+    return resize_in_plane(read_box(store, subvolume.volume_id, box, list(limits)), view.crop_size[1:])
 
 
 def effective_rank(features: Tensor) -> float:

@@ -11,9 +11,8 @@ from sklearn.neighbors import KNeighborsClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from nnunetv2_cads.network_architecture import PVTv2Encoder
 from pretraining.probing.cases import NO_LABEL, LabelledCase
-from pretraining.probing.features import MAPS, PooledFeatures, voxel_features
+from pretraining.probing.features import MAPS, FrozenEncoder, PooledFeatures, voxel_features
 
 WEIGHT_PENALTY = 1e-3
 """Of the squared weights, beside the mean cross-entropy of a sample."""
@@ -42,7 +41,7 @@ def draw_voxels(labels: np.ndarray, classes: list[int], per_class: int, seed: in
 
 
 def organ_probe(
-    encoder: PVTv2Encoder, train: Sequence[LabelledCase], test: Sequence[LabelledCase], per_class: int = VOXELS
+    encoder: FrozenEncoder, train: Sequence[LabelledCase], test: Sequence[LabelledCase], per_class: int = VOXELS
 ) -> dict[str, float]:
     """Balanced accuracy of telling the labels (background, too) apart by frozen voxel features.
 
@@ -71,7 +70,7 @@ def organ_probe(
 
 
 def _features(
-    encoder: PVTv2Encoder, crops: Sequence[LabelledCase], classes: list[int], per_class: int, first_seed: int
+    encoder: FrozenEncoder, crops: Sequence[LabelledCase], classes: list[int], per_class: int, first_seed: int
 ) -> tuple[list[np.ndarray], np.ndarray]:
     """Features (N, channels) of drawn voxels by map, and their classes' places (N,)."""
     rows, targets = [], []

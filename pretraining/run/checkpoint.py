@@ -110,22 +110,27 @@ def resume_from(path: Path, pretrainer: Pretrainer, store: StoreSummary) -> None
 
 def encoder_record(config: PretrainConfig, steps: int, spacing_mm: float) -> EncoderRecord:
     """What whoever uses the encoder must know of its pre-training."""
-    low, high = config.view.intensity_window
+    low, high = map(_short, config.view.intensity_window)
     saw = dataclasses.replace(
         PRETRAINING,
         spacing_mm=(spacing_mm,) * 3,
         clip_hu=(low, high),
-        intensity_center_hu=(low + high) / 2,
-        intensity_scale_hu=(high - low) / 2,
+        intensity_center_hu=_short((low + high) / 2),
+        intensity_scale_hu=_short((high - low) / 2),
     )
-    restored = {"restored_crop_size": list(config.restoration.restored_crop_size)} if config.restores else {}
+    sizes = {"crop_size": list(config.view.crop_size)} if config.distils else {}
+    sizes |= {"restored_crop_size": list(config.restoration.restored_crop_size)} if config.restores else {}
     return saw.with_notes(
-        **restored,
-        crop_size=list(config.view.crop_size),
+        **sizes,
         steps=steps,
         batch_size=config.optim.batch_size,
         package_version=__version__,
     )
+
+
+def _short(value: float) -> int | float:
+    """A whole number without its point: it is shown to people."""
+    return int(value) if float(value).is_integer() else value
 
 
 def save_encoder(path: Path, encoder_state: dict[str, Tensor], record: EncoderRecord) -> None:

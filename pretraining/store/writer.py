@@ -130,8 +130,8 @@ class StoreWriter:
         manifest = layout.read_manifest(self.path)
         if manifest["spacing_mm"] != self.spacing_mm:
             raise UserError(
-                f"{self.path}: the volumes of this store have voxels of {manifest['spacing_mm']:g} mm, not "
-                f"{self.spacing_mm:g}; give --spacing-mm {manifest['spacing_mm']:g}, or choose another STORE"
+                f"{self.path}: the volumes of this store have voxels of {manifest['spacing_mm']:.10g} mm, not "
+                f"{self.spacing_mm:.10g}; give --spacing-mm {manifest['spacing_mm']:.10g}, or choose another STORE"
             )
         if manifest.get("anonymised", False) != self.anonymised:
             begun, advice = ("without", "leave it out") if self.anonymised else ("with", "give it again")

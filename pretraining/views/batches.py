@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
 from torch.utils.data import DataLoader, default_collate
 
 from pretraining.system.errors import UserError
@@ -41,8 +40,10 @@ def collate(samples: list[Any] | ReadFailure) -> Any:
     return [None if parts[0] is None else default_collate(parts) for parts in zip(*samples, strict=True)]
 
 
-def batches(loader: DataLoader) -> Iterator[list[Tensor]]:
-    """The batches of a loader with `collate`; its workers end with the iteration, however that ends.
+def batches(loader: DataLoader) -> Iterator[list[Any]]:
+    """The batches of a loader with `collate`: the parts of a sample, with a first axis B.
+
+    The loader's workers end with the iteration, however that ends.
 
     Raises:
         UserError: a sample could not be read, or there are too few file handles for the workers.

@@ -20,7 +20,7 @@ _BLOCK = 24  # rows of a filter's matrix that are multiplied at a time, without 
 
 @dataclass(frozen=True)
 class IntensityAugmentation:
-    """Ranges and probabilities, in the order of application. Intensities are HU / 1024.
+    """Ranges and probabilities, in the order of application. Intensities are those that the encoder sees.
 
     Attributes:
         noise: range of the Gaussian noise's standard deviation.

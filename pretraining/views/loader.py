@@ -24,6 +24,7 @@ from pretraining.system.processes import SINGLE_PROCESS, Processes
 from pretraining.views.batches import ReadFailure, collate
 from pretraining.views.corrupted_crops import Crop, make_crop
 from pretraining.views.make_views import Views, make_views
+from pretraining.views.streams import Stream, generator
 from pretraining.views.subvolumes import SubVolumes
 
 PREFETCH = 4
@@ -70,12 +71,12 @@ class ViewStream(Dataset):
 
     def views(self, n: int) -> Views:
         """The views of sample n."""
-        rng = np.random.default_rng((self.seed, 1, n))
+        rng = generator(self.seed, Stream.VIEWS, n)
         return make_views(self.store, self.subvolumes[self.subvolume_index(n)], self.config.view, rng)
 
     def crop(self, n: int) -> Crop:
         """The crop to restore of sample n."""
-        rng = np.random.default_rng((self.seed, 4, n))
+        rng = generator(self.seed, Stream.CROPS, n)
         return make_crop(self.store, self.subvolumes[self.subvolume_index(n)], self.config, rng)
 
     def __getitems__(self, numbers: Sequence[int]) -> list[Sample] | ReadFailure:
@@ -89,7 +90,7 @@ class ViewStream(Dataset):
         """Which of the sub-volumes sample n shows."""
         number, place = divmod(n, self.samples_per_pass)
         if self._order[0] != number:
-            self._order = number, np.random.default_rng((self.seed, 0, number)).permutation(len(self.subvolumes))
+            self._order = number, generator(self.seed, Stream.ORDER, number).permutation(len(self.subvolumes))
         return int(self._order[1][place])
 
 

@@ -65,7 +65,7 @@ def _make_views(store: Store, subvolume: SubVolume, config: ViewConfig, rng: np.
     radiograph = (
         store.radiograph(subvolume.volume_id)
         if config.xray == "scan"
-        else crop_radiograph(store, subvolume.volume_id, filled)
+        else local_radiograph(store, subvolume.volume_id, filled)
     )
     return Views(*views, xray_view(radiograph, config.crop_size[1:]))
 
@@ -75,9 +75,9 @@ def draw_window(config: ViewConfig, rng: np.random.Generator) -> tuple[float, fl
     low, high = config.intensity_window
     if not config.random_window_probability or rng.random() >= config.random_window_probability:
         return low, high
-    width = np.exp(rng.uniform(*np.log(RANDOM_WINDOW_WIDTHS_HU)))
-    middle = rng.uniform(*RANDOM_WINDOW_MIDDLES_HU)
-    return max(low, middle - width / 2), min(high, middle + width / 2)
+    width = min(np.exp(rng.uniform(*np.log(RANDOM_WINDOW_WIDTHS_HU))), high - low)
+    middle = np.clip(rng.uniform(*RANDOM_WINDOW_MIDDLES_HU), low + width / 2, high - width / 2)
+    return float(middle - width / 2), float(middle + width / 2)
 
 
 def show_in_window(hu: Tensor, window: tuple[float, float]) -> Tensor:
@@ -88,8 +88,8 @@ def show_in_window(hu: Tensor, window: tuple[float, float]) -> Tensor:
     return hu.sub_((low + high) / 2).mul_(2 / (high - low)).clamp_(-1, 1)
 
 
-def crop_radiograph(store: Store, volume_id: str, filled: Box) -> np.ndarray:
-    """The radiograph of a crop's slices and columns, through the whole body; -1 everywhere where that is air.
+def local_radiograph(store: Store, volume_id: str, filled: Box) -> np.ndarray:
+    """The radiograph of the common crop's slices and columns, through the whole body; -1 everywhere where that is air.
 
     Ours: the published X-ray is the same for all sub-volumes of a scan, so it cannot tell where one lies.
     """

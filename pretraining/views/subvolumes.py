@@ -30,7 +30,7 @@ class SubVolumes(Sequence[SubVolume]):
     """
 
     def __init__(self, store: Store, config: ViewConfig) -> None:
-        self._ids, self._config = store.ids, config
+        self._ids, self._config, self._spacing_mm = store.ids, config, store.spacing_mm
         self._shapes = np.array([store.shape(volume_id) for volume_id in store.ids])
         last = np.maximum(self._shapes[:, 0] - config.window_slices, 0)
         self._ends = np.cumsum(-(-last // config.window_stride) + 1)  # in the list, of each volume's windows
@@ -46,7 +46,7 @@ class SubVolumes(Sequence[SubVolume]):
         window = int(index) - (int(self._ends[volume - 1]) if volume else 0)
         depth, height, width = self._shapes[volume].tolist()
         start = min(window * config.window_stride, max(depth - config.window_slices, 0))
-        fraction = config.central_fraction if width > config.wide_volume else 1.0
+        fraction = config.central_fraction if width * self._spacing_mm > config.wide_volume else 1.0
         return SubVolume(
             volume_id=self._ids[volume],
             slices=(start, min(start + config.window_slices, depth)),

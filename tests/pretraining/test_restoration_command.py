@@ -10,11 +10,17 @@ import torch
 from tiny_run import TINY_RUN
 from torch import nn
 
+from nnunetv2_cads.doctor.cli import main as doctor
 from nnunetv2_cads.encoder_file.read import read_encoder_file
 from nnunetv2_cads.network_architecture import PVTUNet
 from nnunetv2_cads.training.pretrained_encoder import load_pretrained_encoder
+from pretraining.config import PretrainConfig
+from pretraining.export import main as export
 from pretraining.run.metrics import read_metrics
+from pretraining.store.store import Store
 from pretraining.train import main as pretrain
+from pretraining.views.corrupted_crops import make_crop
+from pretraining.views.subvolumes import SubVolumes
 
 BOTH = [*TINY_RUN, "--epochs=2", "--restoration-weight=1", "--restored-crop-size", "16", "32", "32"]
 ALONE = [*BOTH, "--distillation-weight=0"]
@@ -79,6 +85,27 @@ def test_two_processes_do_what_one_does(small_store, unbroken, tmp_path, flags):
     assert (tmp_path / "run" / "restored.png").exists()
 
 
+def test_a_window_is_what_student_and_encoder_file_are_told(small_store, tmp_path):
+    run = tmp_path / "run"
+    window = ["--intensity-window", "-100", "300", "--num-workers=0"]
+    assert pretrain([str(small_store), str(run), *ALONE, *window, "--max-hours=1e-9"]) == 0
+    record = read_encoder_file(run / "checkpoint_latest.pth").record
+    assert (record.clip_hu, record.intensity_center_hu, record.intensity_scale_hu) == ((-100, 300), 100, 200)
+    assert "crop_size" not in record.notes
+    config = PretrainConfig().replace(intensity_window=(-100.0, 300.0), restored_crop_size=(16, 32, 32))
+    store = Store.open(small_store)
+    crop = make_crop(store, SubVolumes(store, config.view)[2], config, np.random.default_rng(0))
+    shown = ((crop.truth - 100) / 200).clamp(-1, 1)
+    torch.testing.assert_close(crop.seen[~crop.judged], shown[~crop.judged])
+
+
+def test_an_encoder_that_only_restored_is_exported_and_found_sound(unbroken, tmp_path, capfd):
+    assert export([str(unbroken(ALONE)), str(tmp_path / "encoder.safetensors")]) == 0
+    doctor(["--encoder", str(tmp_path / "encoder.safetensors")])
+    assert "encoder.safetensors: 192 matched, 0 missing" in (said := capfd.readouterr().out)
+    assert "; for 3D configurations alone" in said
+
+
 def test_fine_tuning_starts_from_an_encoder_that_only_restored(unbroken):
     path = unbroken(ALONE) / "cads_encoder.pth"
     encoder = PVTUNet(1, 2, nn.Conv3d).encoder
@@ -99,7 +126,10 @@ def test_fine_tuning_starts_from_an_encoder_that_only_restored(unbroken):
             ["--restoration-weight=1", "--restored-crop-size", "32", "32", "32"],
             "window_slices must be at least",
         ),
-        (["--restoration-window", "300", "100"], "restoration_window must be finite and rising, got (300.0, 100.0)"),
+        (
+            ["--restoration-window", "300", "100"],
+            "restoration_window must be rising, from -1024 to 1024, got (300.0, 100.0)",
+        ),
         (["--plain", "--restoration-weight=1"], "--plain has no --restoration-weight; leave it out"),
     ],
 )

@@ -52,6 +52,4 @@ def test_a_store_takes_no_volumes_of_another_spacing(archive, store, capfd):
 
 def test_what_is_too_thin_for_the_spacing_is_named_in_mm(archive, tmp_path, capfd):
     assert preprocess([str(archive), str(tmp_path / "store"), "-np", "1", "--spacing-mm", "8"]) == 2
-    assert (
-        "covers 120 mm from its lowest to its highest slice, a training window needs 192 mm" in capfd.readouterr().err
-    )
+    assert "covers 120 mm from its lowest to its highest slice, a sub-volume needs 192 mm" in capfd.readouterr().err

@@ -5,7 +5,7 @@
     python -m few_labels.head_and_neck tune FOLDER OPENKBP RECORDS [--hours H]
     python -m few_labels.head_and_neck compare FOLDER OPENKBP RECORDS [--starts random NAME...] [--labels 1 2 8]
         [--seeds 0 1 2] [--iterations 600] [--hours H]
-    python -m few_labels.head_and_neck tables RECORDS
+    python -m few_labels.head_and_neck tables RECORDS [--json FILE]
 
 Give the same command again to resume: finished trainings are kept, and a pre-training resumes at its last checkpoint.
 `tune` and `compare` given several times at once share the work; OMP_NUM_THREADS=1 gives each process one core.
@@ -20,7 +20,9 @@ import time
 from pathlib import Path
 
 from few_labels.head_and_neck.pretrainings import PRETRAININGS
-from few_labels.head_and_neck.trainings import BUDGETS, LENGTH, RANDOM, SEEDS, TUNING, comparison
+from few_labels.head_and_neck.trainings import BUDGETS, LENGTH, RANDOM, SEEDS, TUNING, WITH_DECODER, comparison
+
+STARTS = (RANDOM, *PRETRAININGS, *(name + WITH_DECODER for name in PRETRAININGS))
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -29,7 +31,7 @@ def main(argv: list[str] | None = None) -> int:
     if arguments.command == "tables":
         from few_labels.head_and_neck.tables import print_tables
 
-        print_tables(arguments.records)
+        print_tables(arguments.records, arguments.json)
         return 0
     from few_labels.data import StudyFolder
     from few_labels.head_and_neck.benchmark import Benchmark
@@ -39,7 +41,12 @@ def main(argv: list[str] | None = None) -> int:
     deadline = time.monotonic() + 3600 * arguments.hours
     benchmark = Benchmark(StudyFolder(arguments.folder.absolute()), arguments.openkbp)
     if arguments.command == "pretrain":
-        return max(benchmark.pretrain(name, deadline) for name in arguments.names)
+        for name in arguments.names:
+            if time.monotonic() > deadline:
+                break
+            if code := benchmark.pretrain(name, deadline):
+                return code
+        return 0
     trainings = TUNING
     if arguments.command == "compare":
         trainings = comparison(arguments.starts, arguments.labels, arguments.seeds, arguments.iterations)
@@ -59,7 +66,8 @@ def _parser() -> argparse.ArgumentParser:
     for command in (tune, compare, tables):
         command.add_argument("records", type=Path)
     pretrain.add_argument("names", metavar="NAME", nargs="+", choices=PRETRAININGS, help=", ".join(PRETRAININGS))
-    compare.add_argument("--starts", nargs="+", default=[RANDOM], help=f"{RANDOM} and names of pre-trainings")
+    tables.add_argument("--json", metavar="FILE", type=Path, help="write the gains to this file, too")
+    compare.add_argument("--starts", metavar="START", nargs="+", default=[RANDOM], choices=STARTS, help=f"of {STARTS}")
     compare.add_argument("--labels", nargs="+", type=int, choices=BUDGETS, default=[1, 2, 8])
     compare.add_argument("--seeds", nargs="+", type=int, choices=range(SEEDS), default=[0, 1, 2])
     compare.add_argument("--iterations", type=int, default=LENGTH // 2)

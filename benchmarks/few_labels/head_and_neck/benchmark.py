@@ -27,6 +27,8 @@ from pretraining.train import train
 
 PATCH_SIZE = (24, 48, 48)
 BATCH_SIZE = 2
+LEAST_HOURS = 1e-9
+"""Limit of a pre-training that saves after its next step; 0 would be none."""
 MILESTONE_CASES = 8
 """Validation cases that are scored at milestones; at the end all are."""
 TRAINERS = {True: "nnUNetTrainerCADS_scratch", False: "nnUNetTrainerCADS"}
@@ -52,9 +54,8 @@ class Benchmark:
         """Begin or resume a pre-training, until its end or ``deadline`` (monotonic seconds); returns the exit code."""
         store = self.folder.root / "store_4mm"
         with held(self.folder.root / "data.lock", wait=True):
-            if not (store / "manifest.json").exists():
-                make_store(self.openkbp, self.folder.root / "archive", store, self.split)
-        hours = max(deadline - time.monotonic(), 1.0) / 3600
+            make_store(self.openkbp, self.folder.root / "archive", store, self.split)
+        hours = max((deadline - time.monotonic()) / 3600, LEAST_HOURS)
         limit = {"max_hours": hours if hours < math.inf else 0.0}
         return train(store, self.folder.runs / name, PRETRAININGS[name].with_length() | limit, resume=True)
 

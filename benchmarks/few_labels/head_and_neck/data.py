@@ -12,6 +12,7 @@ from few_labels.tasks import Fold, Task
 from nnunetv2_cads.encoder_file.record import CLIP_HU
 from pretraining.ct.geometry import resample_cubic, to_canonical
 from pretraining.preprocess import Part, preprocess
+from pretraining.store.store import read_manifest
 
 SPACING_MM = 4.0
 DATASET = "Dataset821_HeadAndNeck"
@@ -21,7 +22,9 @@ LARGEST_HU = 3071
 
 
 def make_store(openkbp: Path, archive: Path, store: Path, split: Split) -> None:
-    """Make the store that pre-training sees, of links to the scans in a folder ``archive``."""
+    """Make or finish the store that pre-training sees, of links to the scans in a folder ``archive``."""
+    if (store / "manifest.json").exists() and read_manifest(store)["complete"]:
+        return
     archive.mkdir(parents=True, exist_ok=True)
     for name in split.archive:
         link = archive / f"{name}_ct.nii.gz"

@@ -9,7 +9,8 @@ from pretraining.config import PRESETS, PretrainConfig
 from pretraining.method.pretrainer import Pretrainer
 from pretraining.run.estimate import flops_per_step
 
-SAMPLES_PER_EPOCH = 1000
+SAMPLES_PER_EPOCH = 1024
+"""A multiple of all batches, so that an epoch is no longer than that."""
 
 RECIPE: dict[str, Any] = PRESETS["demo"] | {
     "amp": "bf16",
@@ -51,7 +52,7 @@ class Pretraining:
     """
 
     settings: dict[str, Any]
-    crops: int = 25_000
+    crops: int = 25 * SAMPLES_PER_EPOCH
 
     def with_length(self) -> dict[str, Any]:
         """The settings with the number of epochs that the length makes."""
@@ -67,7 +68,7 @@ def flops_per_sample(settings: dict[str, Any]) -> float:
 
 PRETRAININGS: dict[str, Pretraining] = {
     "restoration": Pretraining(RESTORATION),
-    "restoration_4x": Pretraining(RESTORATION, 100_000),
+    "restoration_4x": Pretraining(RESTORATION, 100 * SAMPLES_PER_EPOCH),
     "restoration_hu": Pretraining(RESTORATION | {"restoration_window": (-1024.0, 1024.0), "restoration_error": "l2"}),
     "restoration_noise": Pretraining(RESTORATION | {"corruption": "noise"}),
     "restoration_shuffle": Pretraining(RESTORATION | {"corruption": "shuffle"}),
@@ -75,11 +76,11 @@ PRETRAININGS: dict[str, Pretraining] = {
     "cads": Pretraining(CADS),
     "cads_no_sampling": Pretraining(CADS | {"uniform_sampling": False}),
     "cads_windows": Pretraining(CADS | {"random_window_probability": 1.0}),
-    "cads_local_xray": Pretraining(CADS | {"xray": "crop"}),
-    "both": Pretraining(BOTH | {"xray": "crop", "random_window_probability": 0.5}),
+    "cads_local_xray": Pretraining(CADS | {"xray": "local"}),
+    "both": Pretraining(BOTH | {"xray": "local", "random_window_probability": 0.5}),
     "both_no_xray": Pretraining(BOTH | {"xray_weight": 0.0, "random_window_probability": 0.5}),
     "both_last_stage": Pretraining(
-        BOTH | {"xray": "crop", "random_window_probability": 0.5, "stage_weights": (0.0, 0.0, 0.0, 1.0)}
+        BOTH | {"xray": "local", "random_window_probability": 0.5, "stage_weights": (0.0, 0.0, 0.0, 1.0)}
     ),
 }
 """By name; all but `restoration_4x` at equal FLOPs."""

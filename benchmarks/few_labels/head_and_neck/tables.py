@@ -9,17 +9,20 @@ import numpy as np
 from tables import markdown_table
 
 from few_labels.head_and_neck.cases import LARGEST_RIM
-from few_labels.head_and_neck.gains import Gain, gains
+from few_labels.head_and_neck.gains import Gain, gains, summary
+from pretraining.system.files import write_json
 
 
-def print_tables(records: Path) -> None:
-    """Print the curves of all trainings on the validation cases, and the Dice on the test cases."""
+def print_tables(records: Path, gains_file: Path | None = None) -> None:
+    """Print the curves of all trainings on the validation cases, the Dice on the test cases, and the gains."""
     runs = read_records(records)
     print(curve_table(runs))
     tested = [run for run in runs if run["test"]]
     if tested:
         print("\n" + dice_table(tested))
-        print("\n" + gain_table(gains(tested)))
+        print("\n" + gain_table(found := gains(tested)))
+        if gains_file:
+            write_json(gains_file, summary(found))
 
 
 def read_records(records: Path) -> list[dict[str, Any]]:

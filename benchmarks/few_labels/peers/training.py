@@ -41,7 +41,7 @@ def pretrain_peer(method: nn.Module, store: Path, config: PretrainConfig, output
     started, first = time.perf_counter(), trainer.step
     loader = make_loader(stream, config, first, trainer.total_steps, torch.device("cpu"))
     with (output / "metrics.jsonl").open("a", encoding="utf-8") as log:
-        for view_1, view_2, _ in loader:
+        for view_1, view_2, *_ in loader:
             loss = trainer.train_step(view_1, view_2)
             log.write(json.dumps({"step": trainer.step - 1, "loss": loss}) + "\n")
             if trainer.step % trainer.steps_per_epoch == 0:

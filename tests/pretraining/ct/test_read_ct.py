@@ -160,7 +160,7 @@ def test_too_small(shape):
 
 
 def test_sizes_are_told_in_mm_whatever_the_spacing():
-    with pytest.raises(UnusableScanError, match=r"covers 92 mm .* a training window needs 96 mm"):
+    with pytest.raises(UnusableScanError, match=r"covers 92 mm .* a sub-volume needs 96 mm"):
         check_extent((23, 50, 50), 4.0)
     with pytest.raises(UnusableScanError, match=r"would have 1001 x 1000 x 1000 voxels at 0\.5 mm"):
         check_extent((1001, 1000, 1000), 0.5)

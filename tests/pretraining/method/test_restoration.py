@@ -1,8 +1,11 @@
 """The loss of restoration, and steps with it: whole batches and parts, beside the distillation and alone."""
 
+import dataclasses
+
 import pytest
 import torch
 
+import pretraining.method.pretrainer
 from pretraining.config import PretrainConfig, RestorationConfig
 from pretraining.method.pretrainer import Pretrainer
 from pretraining.method.restoration import restoration_loss, target
@@ -70,6 +73,40 @@ def test_the_loss_is_the_weighted_sum_and_the_distillation_is_what_it_is_without
     torch.testing.assert_close(both.stage_losses, without.stage_losses)
     torch.testing.assert_close(both.loss, both.stage_losses.mean() + 0.5 * both.restoration_loss)
     assert without.restoration_loss.numel() == 0
+
+
+def gradients(pretrainer: Pretrainer) -> dict[str, torch.Tensor]:
+    return {name: p.grad.clone() for name, p in pretrainer.student.named_parameters() if p.grad is not None}
+
+
+def test_the_weights_act_on_the_gradients():
+    torch.manual_seed(0)
+    config = PretrainConfig().replace(**BOTH, clip_grad=0.0, freeze_last_layer_epochs=0)
+    sample = random_sample(config, 4)
+    found = []
+    for weights in ((1.0, 0.0), (0.0, 1.0), (0.25, 3.0)):
+        pretrainer = Pretrainer(config, 2, CPU)  # of both, so that its weights are the same each time
+        loss = dataclasses.replace(config.loss, distillation_weight=weights[0])
+        restoration = dataclasses.replace(config.restoration, restoration_weight=weights[1])
+        pretrainer.config = dataclasses.replace(config, loss=loss, restoration=restoration)
+        pretrainer.train_step(*sample)
+        found.append(gradients(pretrainer))
+    distilled, restored, both = found
+    for name in ("backbone.block2.0.mlp.fc1.weight", "backbone.patch_embed1.proj.0.weight", "decoder.voxels.weight"):
+        expected = 0.25 * distilled[name] + 3.0 * restored[name]
+        torch.testing.assert_close(both[name], expected, rtol=1e-3, atol=1e-4 * expected.abs().max().item())
+        assert restored[name].abs().max() > 0
+
+
+@pytest.mark.parametrize("amp", ["bf16", "fp16"])
+def test_a_step_of_both_under_autocast_is_near_the_exact_one(amp, monkeypatch):
+    monkeypatch.setitem(pretraining.method.pretrainer._AUTOCAST_DTYPE, "fp16", None)  # fp16 takes a CPU a minute
+    torch.manual_seed(0)
+    config = PretrainConfig().replace(**BOTH)
+    sample = random_sample(config, 4)
+    exact, rounded = (Pretrainer(c, 2, CPU).train_step(*sample) for c in (config, config.replace(amp=amp)))
+    assert rounded.restoration_loss.item() == pytest.approx(exact.restoration_loss.item(), rel=0.05)
+    assert rounded.loss.item() == pytest.approx(exact.loss.item(), rel=0.05) and rounded.finite
 
 
 def test_alone_there_are_no_heads_and_all_that_is_trained_has_a_gradient():

@@ -3,16 +3,19 @@
 import json
 import shutil
 
+import numpy as np
 import pytest
 import SimpleITK as sitk
 import torch
 
 from nnunetv2_cads.demo.torsos.datasets import write_archive, write_nnunet_dataset
 from nnunetv2_cads.demo.torsos.torso import TorsoConfig
-from nnunetv2_cads.encoder_file.record import EncoderRecord
+from nnunetv2_cads.encoder_file.record import EncoderRecord, completed
 from nnunetv2_cads.network_architecture import PVTv2Encoder
 from pretraining.preprocess import main as preprocess
 from pretraining.probe import main
+from pretraining.probing.cases import RawDataset
+from pretraining.probing.features import FrozenEncoder
 from pretraining.run.checkpoint import save_encoder
 
 SMALL = TorsoConfig(body_scale=0.2, slice_spacing_mm=(3.0, 3.0), pixel_spacing_mm=(2.0, 2.0))
@@ -58,6 +61,28 @@ def test_encoders_stand_beside_random_weights_in_table_and_file(dataset, store, 
     shown = capsys.readouterr().out
     for result in results:
         assert shown.count(result["encoder"]) == 3 and f"{result['linear']:.3f}" in shown
+
+
+def test_cases_are_read_at_the_spacing_that_the_encoders_saw_and_mixed_ones_are_refused(
+    dataset, encoder, tmp_path, capfd
+):
+    coarse = tmp_path / "coarse.pth"
+    save_encoder(coarse, PVTv2Encoder().state_dict(), EncoderRecord(spacing_mm=(4.0, 4.0, 4.0)))
+    assert run(coarse, encoder, "--dataset", dataset) == 2
+    said = capfd.readouterr().err
+    assert f"different spacings cannot be compared ({coarse} 4 mm, {encoder} 1 mm)" in said
+    raw = RawDataset.open(dataset)
+    fine, rough = (raw.read(raw.cases[0], spacing) for spacing in (1.0, 4.0))
+    assert all(abs(4 * b - a) <= 4 for a, b in zip(fine.labels.shape, rough.labels.shape, strict=True))
+    shares = [np.bincount(case.labels.ravel(), minlength=9) / case.labels.size for case in (fine, rough)]
+    assert np.abs(shares[0] - shares[1]).max() < 0.02
+
+
+def test_an_encoder_is_shown_the_intensities_that_it_saw():
+    hu = torch.tensor([-2000.0, -100.0, 100.0, 200.0, 2000.0])
+    saw = EncoderRecord(clip_hu=(-100, 300), intensity_center_hu=100, intensity_scale_hu=200)
+    assert FrozenEncoder(PVTv2Encoder(), completed(saw)).shown(hu).tolist() == [-1, -1, 0, 0.5, 1]
+    assert FrozenEncoder(PVTv2Encoder()).shown(hu)[[0, 4]].tolist() == [-1, 1]
 
 
 def test_the_same_cases_stored_in_another_orientation_give_the_same_numbers(dataset, tmp_path):

@@ -5,6 +5,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from pretraining.config import PretrainConfig, ViewConfig
 from pretraining.ct.radiograph import frontal_radiograph
@@ -44,7 +46,7 @@ def test_windows_cover_every_slice_and_wide_volumes_only_their_middle(store):
 
 
 def test_a_volume_of_few_slices_is_one_window():
-    thin = SimpleNamespace(ids=["thin"], shape=lambda _: (20, 50, 60))
+    thin = SimpleNamespace(ids=["thin"], spacing_mm=1.0, shape=lambda _: (20, 50, 60))
     assert [s.slices for s in SubVolumes(thin, ViewConfig())] == [(0, 20)]
 
 
@@ -159,8 +161,18 @@ def test_random_windows_differ_between_views_and_show_a_part_of_what_the_encoder
     assert (views.ct_1.mean() - views.ct_2.mean()).abs() > 0.1
 
 
-def test_the_xray_of_a_crop_tells_where_it_lies_and_that_of_the_scan_does_not(store):
-    for xray, tells in (("scan", False), ("crop", True)):
+@given(low=st.floats(-1024, 1000), width=st.floats(1, 2048), seed=st.integers(0, 2**32))
+def test_a_random_window_lies_within_what_the_encoder_sees(low, width, seed):
+    limits = (low, min(low + width, 1024.0))
+    first, last = draw_window(
+        ViewConfig(intensity_window=limits, random_window_probability=1.0), np.random.default_rng(seed)
+    )
+    assert limits[0] - 1e-6 <= first < last <= limits[1] + 1e-6
+    assert last - first >= min(149.9, 0.999 * (limits[1] - limits[0]))
+
+
+def test_a_local_xray_tells_where_it_lies_and_that_of_the_scan_does_not(store):
+    for xray, tells in (("scan", False), ("local", True)):
         config = ViewConfig(xray=xray)
         of_middle = [subvolume for subvolume in SubVolumes(store, config) if subvolume.volume_id == "middle"]
         xrays = [make_views(store, s, config, np.random.default_rng(0)).xray for s in of_middle[:2]]
@@ -168,8 +180,8 @@ def test_the_xray_of_a_crop_tells_where_it_lies_and_that_of_the_scan_does_not(st
         assert torch.equal(*xrays) != tells
 
 
-def test_the_xray_of_a_crop_is_the_radiograph_of_its_slices_and_columns(store):
-    config = ViewConfig(xray="crop")
+def test_a_local_xray_is_the_radiograph_of_its_slices_and_columns(store):
+    config = ViewConfig(xray="local")
     subvolume = next(s for s in SubVolumes(store, config) if s.volume_id == "wide")
     _, (slices, _, columns) = draw_common_crop(subvolume, config, np.random.default_rng(1))
     part = store.volume("wide")[slice(*slices), :, slice(*columns)]
