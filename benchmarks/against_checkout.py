@@ -23,6 +23,7 @@ from tables import heading, print_json, row
 HERE = Path(__file__).parents[1]
 COMMANDS = """
 import resource, sys, time
+import matplotlib.figure  # which one checkout loads with its modules, and another within the call
 from pathlib import Path
 try:
     from pretraining.preprocess import main as preprocess
