@@ -79,13 +79,19 @@ def same_locale() -> Iterator[None]:
     locale.setlocale(locale.LC_ALL, before)
 
 
-@pytest.fixture(autouse=True, scope="module")
+@pytest.fixture(autouse=True)
 def freed_memory_is_returned() -> Iterator[None]:
     """Trainings let malloc keep what they free; without this, a process that runs many tests grows to 5 GB."""
     yield
-    gc.collect()
     if trim := getattr(ctypes.CDLL(None), "malloc_trim", None):  # glibc
         trim(0)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def cycles_are_freed() -> Iterator[None]:
+    """Networks and optimizers of a file of tests, before the next one begins."""
+    yield
+    gc.collect()
 
 
 @pytest.fixture(scope="session")
