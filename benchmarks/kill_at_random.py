@@ -38,7 +38,7 @@ from pretraining import export, preprocess, train
 from pretraining.run.folder import CHECKPOINT, CONFIG, METRICS
 from pretraining.run.metrics import read_metrics
 from pretraining.store.store import Store
-from pretraining.store.writer import StoreWriter
+from pretraining.store.writer import StoreWriter, new_manifest
 
 SCANS, EDGE = 12, 56
 COMMANDS = {"preprocess": preprocess.main, "train": train.main, "export": export.main}
@@ -171,9 +171,9 @@ def preprocessing(work: Path, rng: random.Random, log: Path) -> Stage:
 
     def check() -> int:
         finished = StoreWriter(store).finished()
+        so_far = Store(store, new_manifest(finished, complete=True))
         for name in finished:
-            found = Store(store, {"volumes": finished}).volume(name)[:]
-            radiograph = Store(store, {"volumes": finished}).radiograph(name)
+            found, radiograph = so_far.volume(name)[:], so_far.radiograph(name)
             if not np.array_equal(found, expected[name]) or radiograph.shape != found.shape[::2]:
                 raise Lost(f"{name} differs")
         return len(finished)

@@ -63,9 +63,7 @@ def test_encoders_stand_beside_random_weights_in_table_and_file(dataset, store, 
         assert shown.count(result["encoder"]) == 3 and f"{result['linear']:.3f}" in shown
 
 
-def test_cases_are_read_at_the_encoders_spacing_and_mixed_ones_are_refused(
-    dataset, encoder, tmp_path, capfd
-):
+def test_cases_are_read_at_the_encoders_spacing_and_mixed_ones_are_refused(dataset, encoder, tmp_path, capfd):
     coarse = tmp_path / "coarse.pth"
     save_encoder(coarse, PVTv2Encoder().state_dict(), EncoderRecord(spacing_mm=(4.0, 4.0, 4.0)))
     assert run(coarse, encoder, "--dataset", dataset) == 2

@@ -74,6 +74,6 @@ def test_subvolumes_are_those_of_a_plain_list(shapes, stride):
         last = max(depth - config.window_slices, 0)
         for start in sorted({*range(0, last + 1, stride), last}):
             expected.append((name, (start, min(start + config.window_slices, depth))))
-    subvolumes = SubVolumes(SimpleNamespace(ids=list(named), shape=named.__getitem__), config)
+    subvolumes = SubVolumes(SimpleNamespace(ids=list(named), spacing_mm=1.0, shape=named.__getitem__), config)
     assert [(subvolume.volume_id, subvolume.slices) for subvolume in subvolumes] == expected
     assert len(subvolumes) == len(expected)
