@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any, NamedTuple
 
 from nnunetv2_cads.encoder_file.record import CLIP_HU
-from nnunetv2_cads.network_architecture.pvt_v2 import MINIMUM_SIZE
+from nnunetv2_cads.network_architecture.pvt_v2 import MINIMUM_SIZE, SIZES
 from pretraining.system.errors import UserError
 
 
@@ -121,6 +121,9 @@ def _can_be_sampled(crop_size: tuple[int, int, int], patch_size: tuple[int, int,
 class ModelConfig(_Section):
     """Encoder and projection heads (sections 3 and 4)."""
 
+    encoder_size: str = _setting(
+        "b1", "size of the PVTv2 encoder; nnUNetTrainerCADS takes b1, as published", one_of(*SIZES)
+    )
     drop_path_rate: float = _setting(0.1, "stochastic depth of the encoder's last block", BELOW_ONE)
     head_hidden_dim: int = _setting(2048, "hidden width of the projection heads", at_least(1))
     head_bottleneck_dim: int = _setting(256, "width before the heads' last layer", at_least(1))

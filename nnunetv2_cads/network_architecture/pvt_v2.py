@@ -44,8 +44,6 @@ SIZES = {
     "b5": Size((3, 6, 40, 3), mlp_ratios=(4, 4, 4, 4)),
 }
 """PVTv2's, by name. Only of b1 is there a published CADS checkpoint."""
-BRANCHES = 2 * sum(SIZES["b1"].depths)
-"""Residual branches that stochastic depth can drop in b1, the size that is pre-trained; `PVTv2Encoder.branches`."""
 
 STEM_STRIDE = 2
 MINIMUM_SIZE = {3: (15, 29, 29), 2: (29, 29)}

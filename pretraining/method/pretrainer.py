@@ -11,7 +11,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nnunetv2_cads.network_architecture.pvt_v2 import BRANCHES
 from pretraining.config import PretrainConfig
 from pretraining.method.diagnostics import (
     BatchStatistics,
@@ -38,9 +37,9 @@ class Part(NamedTuple):
     ct: Tensor | None  # (2b, 1, D, H, W): first views, then second ones; None where the run does not distil
     xray: Tensor | None  # (b, 1, H, W)
     crop: Crop | None  # (b, 1, D, H, W) each; None where the run does not restore
-    teacher_noise: Tensor  # (BRANCHES, 2b) for stochastic depth
-    student_noise: Tensor  # (BRANCHES, 3b)
-    crop_noise: Tensor  # (BRANCHES, b)
+    teacher_noise: Tensor  # (branches, 2b) for stochastic depth
+    student_noise: Tensor  # (branches, 3b)
+    crop_noise: Tensor  # (branches, b)
     exchange: AbstractContextManager  # around its passes: the ranks average their gradients in the last part's
 
 
@@ -190,13 +189,13 @@ class Pretrainer:
             yield Part(ct, image, to_restore and Crop(*map(move, to_restore)), *draws, exchange)
 
     def _noise(self, count: int, views: int = 5, stream: Stream = Stream.DEPTH_OF_VIEWS) -> Tensor:
-        """(samples, views, `BRANCHES`) numbers for stochastic depth: the teacher's two views, the student's three.
+        """(samples, views, branches) numbers for stochastic depth: the teacher's two views, the student's three.
 
         They depend on the seed, the step and a sample's place in the batch alone: not on the number of ranks, nor on
         what was drawn before. So a run that resumes needs no state of a generator.
         """
         rng = generator(self.config.run.seed, stream, self.step)
-        noise = rng.random((count * self.processes.world_size, views, BRANCHES), np.float32)
+        noise = rng.random((count * self.processes.world_size, views, self.student.backbone.branches), np.float32)
         first = count * self.processes.rank
         return torch.from_numpy(noise[first : first + count])
 

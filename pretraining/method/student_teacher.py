@@ -37,7 +37,7 @@ class Student(nn.Module):
     def __init__(self, config: ModelConfig, distils: bool = True, restores: bool = False) -> None:
         super().__init__()
         dimensions = (2, 3) if distils else (3,)
-        self.backbone = PVTv2Encoder(spatial_dims=dimensions, drop_path_rate=config.drop_path_rate)
+        self.backbone = PVTv2Encoder(1, dimensions, config.drop_path_rate, config.encoder_size)
         if distils:
             for name, dim in zip(self.head_names, self.backbone.channels[1:], strict=True):
                 self.add_module(name, ProjectionHead(dim, config))
@@ -57,9 +57,9 @@ class Student(nn.Module):
         Args:
             ct: CT views (2B, 1, D, H, W), view by view.
             xray: X-rays (B, 1, H, W).
-            noise: (`BRANCHES`, 3B) uniform numbers for stochastic depth.
+            noise: (branches, 3B) uniform numbers for stochastic depth.
             crops: (B, 1, D, H, W), corrupted.
-            crop_noise: (`BRANCHES`, B).
+            crop_noise: (branches, B).
         """
         logits = [] if ct is None else self._logits(ct, xray, noise)
         return StudentOutput(logits, None if crops is None else self.restore(crops, crop_noise))
@@ -98,7 +98,7 @@ class Teacher(nn.Module):
     def forward(self, ct: Tensor, noise: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """CT views (2B, 1, D, H, W) -> logits (2B, K) and the pooled features (2B, C) that they were made from.
 
-        ``noise``: (`BRANCHES`, 2B) numbers for stochastic depth.
+        ``noise``: (branches, 2B) numbers for stochastic depth.
         """
         features = pool(self.backbone(ct, noise)[-1])
         return self.head(features), features

@@ -24,8 +24,9 @@ from pretraining.system.files import atomic_path
 logger = logging.getLogger(__name__)
 
 NOT_HERE = (
-    "intensity_window", "random_window_probability", "xray", "distillation_weight", "restoration_weight",
-    "xray_weight", "stage_weights", "amp", "accumulate", "compile", "on_nan", "save_minutes", "max_hours",
+    "encoder_size", "intensity_window", "random_window_probability", "xray", "distillation_weight",
+    "restoration_weight", "xray_weight", "stage_weights", "amp", "accumulate", "compile", "on_nan", "save_minutes",
+    "max_hours",
 )  # fmt: skip
 """Settings that plain CADS does not have. (``num_workers`` and ``log_every`` change no result and are not used.)"""
 

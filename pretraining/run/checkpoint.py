@@ -113,6 +113,7 @@ def encoder_record(config: PretrainConfig, steps: int, spacing_mm: float) -> Enc
     low, high = map(_short, config.view.intensity_window)
     saw = dataclasses.replace(
         PRETRAINING,
+        architecture=f"PVTv2-{config.model.encoder_size}",
         spacing_mm=(spacing_mm,) * 3,
         clip_hu=(low, high),
         intensity_center_hu=_short((low + high) / 2),

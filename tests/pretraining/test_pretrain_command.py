@@ -55,7 +55,7 @@ def test_a_run_writes_its_files_and_an_encoder_of_its_teacher(unbroken):
     encoder = read_encoder_file(unbroken / "cads_encoder.pth")
     assert encoder.record.notes["crop_size"] == [16, 64, 64] and encoder.record.clip_hu == (-1024, 1024)
     assert encoder.record.notes["steps"] == 6
-    report = load_encoder(PVTv2Encoder(), encoder.state)
+    report = load_encoder(PVTv2Encoder(size="b0"), encoder.state)
     assert len(report.matched) == 204 and not report.missing + report.unexpected + report.mismatched
     teacher = torch.load(unbroken / "checkpoint_latest.pth", weights_only=True)["teacher"]
     assert all(torch.equal(teacher["backbone." + key], value) for key, value in encoder.state.items())
@@ -64,7 +64,7 @@ def test_a_run_writes_its_files_and_an_encoder_of_its_teacher(unbroken):
 def test_training_moves_student_and_teacher(unbroken):
     content = torch.load(unbroken / "checkpoint_latest.pth", weights_only=True)
     torch.manual_seed(0)
-    initial = PVTv2Encoder(drop_path_rate=0.1).state_dict()
+    initial = PVTv2Encoder(drop_path_rate=0.1, size="b0").state_dict()
     moved = {"student": 0, "teacher": 0}
     for part in moved:
         for key, value in initial.items():

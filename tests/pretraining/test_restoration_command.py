@@ -24,6 +24,7 @@ from pretraining.views.subvolumes import SubVolumes
 
 BOTH = [*TINY_RUN, "--epochs=2", "--restoration-weight=1", "--restored-crop-size", "16", "32", "32"]
 ALONE = [*BOTH, "--distillation-weight=0"]
+PLAIN = ["--plain", "--encoder-size=b1"]
 KINDS = pytest.mark.parametrize("flags", [BOTH, ALONE], ids=["both", "alone"])
 
 
@@ -108,7 +109,7 @@ def test_an_encoder_that_only_restored_is_exported_and_found_sound(unbroken, tmp
 
 def test_fine_tuning_starts_from_an_encoder_that_only_restored(unbroken):
     path = unbroken(ALONE) / "cads_encoder.pth"
-    encoder = PVTUNet(1, 2, nn.Conv3d).encoder
+    encoder = PVTUNet(1, 2, nn.Conv3d, size="b0").encoder
     loaded = load_pretrained_encoder(encoder, path, 1)
     assert not loaded.report.missing and not loaded.report.unexpected
     assert read_encoder_file(path).record.notes["restored_crop_size"] == [16, 32, 32]
@@ -130,7 +131,8 @@ def test_fine_tuning_starts_from_an_encoder_that_only_restored(unbroken):
             ["--restoration-window", "300", "100"],
             "restoration_window must be rising, from -1024 to 1024, got (300.0, 100.0)",
         ),
-        (["--plain", "--restoration-weight=1"], "--plain has no --restoration-weight; leave it out"),
+        ([*PLAIN, "--restoration-weight=1"], "--plain has no --restoration-weight; leave it out"),
+        ([*PLAIN, "--intensity-window", "0", "80"], "or give its default (--intensity-window -1024.0 1024.0)"),
     ],
 )
 def test_settings_that_cannot_work_are_refused(small_store, tmp_path, capfd, flags, sentence):

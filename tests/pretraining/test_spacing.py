@@ -34,7 +34,7 @@ def test_volumes_have_the_spacing_that_was_asked_for(store):
     assert [opened.shape(name) for name in opened.ids] == [(30, 40, 50)] * 2
 
 
-@pytest.mark.parametrize("plain", [(), ("--plain",)], ids=["", "plain"])
+@pytest.mark.parametrize("plain", [(), ("--plain", "--encoder-size=b1")], ids=["", "plain"])
 def test_a_run_hands_the_spacing_on(store, tmp_path, plain):
     run = tmp_path / "run"
     assert pretrain([str(store), str(run), *TINY_RUN, "--epochs=1", "--warmup-epochs=0", *plain]) == 0

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from nnunetv2_cads.network_architecture import PVTv2Encoder
 from nnunetv2_cads.network_architecture.ops.depthwise import depthwise_conv3d
-from nnunetv2_cads.network_architecture.pvt_v2 import BRANCHES, SIZES
+from nnunetv2_cads.network_architecture.pvt_v2 import SIZES
 
 MAX_ERROR, MEAN_ERROR = 1e-3, 1e-5
 MAPS = ("stem", "stage1", "stage2", "stage3", "stage4")
@@ -92,7 +92,7 @@ def test_other_sizes_run_in_both_dimensions(size):
 
 def test_the_published_size_is_the_default():
     encoder = PVTv2Encoder()
-    assert (encoder.size, encoder.branches, encoder.channels) == ("b1", BRANCHES, (64, 64, 128, 320, 512))
+    assert (encoder.size, encoder.branches, encoder.channels) == ("b1", 16, (64, 64, 128, 320, 512))
 
 
 def test_an_unknown_size_is_refused_with_those_there_are():

@@ -11,12 +11,14 @@ from nnunetv2_cads.network_architecture import PVTv2Encoder
 from pretraining.plain.model import Encoder
 from pretraining.train import main as pretrain
 
+PLAIN_RUN = [*TINY_RUN, "--encoder-size=b1"]
+
 
 @pytest.fixture(scope="module")
 def run(small_store, tmp_path_factory):
     """A finished run of two epochs of two steps."""
     output = tmp_path_factory.mktemp("runs") / "plain"
-    assert pretrain([str(small_store), str(output), "--plain", *TINY_RUN, "--epochs=2"]) == 0
+    assert pretrain([str(small_store), str(output), "--plain", *PLAIN_RUN, "--epochs=2"]) == 0
     return output
 
 
@@ -42,24 +44,25 @@ def test_fine_tuning_takes_the_encoder_and_training_has_moved_it(run):
     ("flags", "sentence"),
     [
         (["--c"], "--plain has neither --c nor --estimate"),
+        (["--encoder-size=b0"], "--plain has no --encoder-size; leave it out, or give its default (--encoder-size b1)"),
         (["--amp=bf16"], "--plain has no --amp; leave it out, or give its default (--amp none)"),
         (["--stage-weights", "0", "0", "0", "1"], "--plain has no --stage-weights"),
         (["--device=cuda:7"], "device 'cuda:7' cannot be used"),
     ],
 )
 def test_what_plain_cads_does_not_have_is_refused(small_store, tmp_path, capfd, flags, sentence):
-    assert pretrain([str(small_store), str(tmp_path / "run"), "--plain", *TINY_RUN, *flags]) == 2
+    assert pretrain([str(small_store), str(tmp_path / "run"), "--plain", *PLAIN_RUN, *flags]) == 2
     assert sentence in capfd.readouterr().err
     assert not (tmp_path / "run").exists()
 
 
 def test_several_processes_are_refused(small_store, tmp_path, capfd, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
-    assert pretrain([str(small_store), str(tmp_path / "run"), "--plain", *TINY_RUN]) == 2
+    assert pretrain([str(small_store), str(tmp_path / "run"), "--plain", *PLAIN_RUN]) == 2
     assert "start it without torchrun" in capfd.readouterr().err
 
 
 def test_a_folder_with_a_run_is_not_overwritten(small_store, run, capfd):
-    assert pretrain([str(small_store), str(run), "--plain", *TINY_RUN]) == 2
+    assert pretrain([str(small_store), str(run), "--plain", *PLAIN_RUN]) == 2
     assert "exists already and is not empty" in capfd.readouterr().err
     assert len((run / "metrics.jsonl").read_text().splitlines()) == 2

@@ -54,8 +54,8 @@ def test_too_few_gpus_are_reported_by_one_rank(said, monkeypatch):
     assert "(PyTorch finds 1 here); start torchrun with --nproc_per_node=1" in said(OF_TORCHRUN, "--device", "cuda")
 
 
-SMALL = ["--preset=demo", "--batch-size=2", "--head-out-dim=32", "--head-hidden-dim=32", "--epochs=1",
-         "--epoch-samples=2", "--num-workers=0"]  # fmt: skip
+SMALL = ["--preset=demo", "--encoder-size=b0", "--batch-size=2", "--head-out-dim=32", "--head-hidden-dim=32",
+         "--epochs=1", "--epoch-samples=2", "--num-workers=0"]  # fmt: skip
 
 
 def test_a_run_that_resumes_takes_its_device_from_its_config(small_store, tmp_path, capfd):
