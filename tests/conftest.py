@@ -28,6 +28,8 @@ import pytest
 import torch
 from hypothesis import settings
 
+from pretraining.system import devices
+
 # Every run tries the same examples, so that no test fails on some days only. `--hypothesis-profile=explore` looks for
 # new ones; one that fails is then written down as an @example.
 settings.register_profile("repeatable", derandomize=True, deadline=None)
@@ -79,9 +81,17 @@ def same_locale() -> Iterator[None]:
     locale.setlocale(locale.LC_ALL, before)
 
 
+@pytest.fixture(autouse=True, scope="session")
+def freed_memory_is_not_kept() -> Iterator[None]:
+    """A pre-training lets malloc keep what it frees, for speed; a process that runs many tests would grow to 6 GB."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(devices, "keep_freed_memory", lambda: None)
+        yield
+
+
 @pytest.fixture(autouse=True)
 def freed_memory_is_returned() -> Iterator[None]:
-    """Trainings let malloc keep what they free; without this, a process that runs many tests grows to 5 GB."""
+    """Of one test, before the next."""
     yield
     if trim := getattr(ctypes.CDLL(None), "malloc_trim", None):  # glibc
         trim(0)
