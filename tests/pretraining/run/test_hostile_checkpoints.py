@@ -107,9 +107,9 @@ def test_a_file_of_another_state_is_refused(written, untouched, tmp_path, change
     [
         (lambda c: c["student"].pop(WEIGHT), f"missing or unexpected entries in 'student' (first: {WEIGHT})"),
         (lambda c: c["teacher"].update(extra=torch.zeros(2)), "'teacher' (first: extra)"),
-        (lambda c: c["student"].update({WEIGHT: torch.zeros(2, 2)}), "the run has torch.float32 (64, 64)"),
-        (lambda c: c["student"].update({WEIGHT: torch.zeros(64, 64).double()}), "torch.float64 (64, 64)"),
-        (lambda c: c["student"].update({WEIGHT: torch.zeros(1).expand(64, 64)}), "holds less"),
+        (lambda c: c["student"].update({WEIGHT: torch.zeros(2, 2)}), "the run has torch.float32 (32, 32)"),
+        (lambda c: c["student"].update({WEIGHT: torch.zeros(32, 32).double()}), "torch.float64 (32, 32)"),
+        (lambda c: c["student"].update({WEIGHT: torch.zeros(1).expand(32, 32)}), "holds less"),
         (lambda c: c["student"].update({WEIGHT: "text"}), "no tensor"),
         (lambda c: c.update(center=torch.zeros(10**6)), "'center'"),
         (lambda c: c.update(step=-1), "step -1"),
