@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from enum import IntEnum
 from pathlib import Path
 
+import torch
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
@@ -148,7 +149,8 @@ class Run:
             low, high = config.view.intensity_window
             seen_hu = crop.seen * ((high - low) / 2) + (low + high) / 2
             seen, truth = (target(hu, config.restoration) for hu in (seen_hu, crop.truth))
-            restored = self.pretrainer.restore(crop.seen)
+            # elsewhere the loss does not look, and the student answers anything
+            restored = torch.where(crop.judged, self.pretrainer.restore(crop.seen), seen)
             plot_restored(seen, restored, truth, UNITS_OF_WINDOW / 2, self.output / RESTORED)
 
     def _write_line(self) -> None:
