@@ -174,7 +174,7 @@ def check_encoder(encoder_file: str | None, plans_file: Path | None) -> Iterator
     if report.missing or report.mismatched:
         yield Finding(PROBLEM, f"{file}: {report}; export it from its run again")
     else:
-        only_3d = "" if any("_2D" in key for key in content.state) else "; for 3D configurations alone"
+        only_3d = "" if content.takes_xrays else "; for 3D configurations alone"
         yield Finding(OK, f"{file}: {report}{only_3d}")
     if plans_file is not None:
         named = f"nnUNet_cads_encoder={shlex.quote(encoder_file)} " if encoder_file else ""

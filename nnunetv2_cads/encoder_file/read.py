@@ -53,6 +53,11 @@ class EncoderFile:
         """The encoder's size as `PVTv2Encoder` takes it; that of the published encoder if the file does not say."""
         return (self.record.architecture or ARCHITECTURE).rpartition("-")[2]
 
+    @property
+    def takes_xrays(self) -> bool:
+        """Whether it has weights for X-rays; an encoder that only restored CT, or was fine-tuned, has none."""
+        return any(SUFFIX[2] in key for key in self.state)
+
 
 @dataclass
 class MatchReport:
@@ -146,8 +151,8 @@ def compare_encoder_state(encoder: nn.Module, state: dict[str, Tensor]) -> Match
 
 def report_on(file: EncoderFile) -> MatchReport:
     """How a file's keys match those of an encoder of its size; one for CT alone, where it has no weights for X-rays."""
-    has_2d = any(SUFFIX[2] in key for key in file.state)
-    return compare_encoder_state(PVTv2Encoder(spatial_dims=(2, 3) if has_2d else (3,), size=file.size), file.state)
+    dimensions = (2, 3) if file.takes_xrays else (3,)
+    return compare_encoder_state(PVTv2Encoder(spatial_dims=dimensions, size=file.size), file.state)
 
 
 def load_encoder(encoder: nn.Module, state: dict[str, Tensor]) -> MatchReport:

@@ -27,6 +27,7 @@ from pretraining.system.processes import LostRankError
 from pretraining.system.signals import stop_signals_collected
 from pretraining.system.torch_errors import worker_failures_as_errors
 from pretraining.views.corrupted_crops import Crop
+from pretraining.views.make_views import hu_of
 
 logger = logging.getLogger(__name__)
 
@@ -146,8 +147,7 @@ class Run:
         config, crop = self.pretrainer.config, self.examples
         plot_progress(self._metrics.lines, config.model.head_out_dim, self.output / PROGRESS)
         if crop is not None:
-            low, high = config.view.intensity_window
-            seen_hu = crop.seen * ((high - low) / 2) + (low + high) / 2
+            seen_hu = hu_of(crop.seen, config.view.intensity_window)
             seen, truth = (target(hu, config.restoration) for hu in (seen_hu, crop.truth))
             # elsewhere the loss does not look, and the student answers anything
             restored = torch.where(crop.judged, self.pretrainer.restore(crop.seen), seen)

@@ -88,6 +88,12 @@ def show_in_window(hu: Tensor, window: tuple[float, float]) -> Tensor:
     return hu.sub_((low + high) / 2).mul_(2 / (high - low)).clamp_(-1, 1)
 
 
+def hu_of(shown: Tensor, window: tuple[float, float]) -> Tensor:
+    """The HU that `show_in_window` showed, where it did not clip."""
+    low, high = window
+    return shown * ((high - low) / 2) + (low + high) / 2
+
+
 def local_radiograph(store: Store, volume_id: str, filled: Box) -> np.ndarray:
     """The radiograph of the common crop's slices and columns, through the whole body; -1 everywhere where that is air.
 

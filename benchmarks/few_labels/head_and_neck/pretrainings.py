@@ -21,25 +21,20 @@ RECIPE: dict[str, Any] = PRESETS["demo"] | {
     "warmup_epochs": 1,
 }
 """What all have in common: the sizes of the preset `demo`, for two cores."""
-RESTORATION: dict[str, Any] = RECIPE | {
-    "distillation_weight": 0.0,
+TO_RESTORE: dict[str, Any] = {
     "restoration_weight": 1.0,
     "restored_crop_size": (24, 48, 48),
-    "batch_size": 4,
-    "lr": 1e-3 * 256 / 4,
     "weight_decay": (0.04, 0.04),
-    "teacher_momentum": (0.998, 1.0),
 }
+"""Of all that restore."""
+RESTORATION: dict[str, Any] = (
+    RECIPE
+    | TO_RESTORE
+    | {"distillation_weight": 0.0, "batch_size": 4, "lr": 1e-3 * 256 / 4, "teacher_momentum": (0.998, 1.0)}
+)
 """Restoration alone: 60% of the blocks blank, the target in the window of soft tissue."""
 CADS: dict[str, Any] = RECIPE | {"batch_size": 32, "lr": 4e-4 * 256 / 32}
-BOTH: dict[str, Any] = CADS | {
-    "restoration_weight": 1.0,
-    "restored_crop_size": (24, 48, 48),
-    "batch_size": 8,
-    "lr": 1e-3 * 256 / 8,
-    "weight_decay": (0.04, 0.04),
-    "teacher_momentum": (0.996, 1.0),
-}
+BOTH: dict[str, Any] = CADS | TO_RESTORE | {"batch_size": 8, "lr": 1e-3 * 256 / 8, "teacher_momentum": (0.996, 1.0)}
 
 
 @dataclass(frozen=True)
