@@ -36,6 +36,27 @@ def plan_and_preprocess(dataset: Path, preprocessed: Path, patch_size: tuple[int
         done.write_text(json.dumps({"patch_size": patch_size, "batch_size": batch_size}), encoding="utf-8")
 
 
+def preprocess_in_window(dataset: Path, preprocessed: Path, window: tuple[float, float]) -> str:
+    """Preprocess a planned dataset once more, with HU clipped to a window and scaled by it; returns its plans' name.
+
+    nnU-Net's own plans clip to the intensities of the labels and scale by their mean and deviation.
+    """
+    folder, dataset_id = preprocessed / dataset.name, int(dataset.name[7:10])
+    low, high = window
+    name = f"nnUNetPlans_window_{low:g}_{high:g}"
+    done = folder / f"{name}.json"
+    if not done.exists():
+        plans = read_plans(folder, "nnUNetPlans") | {"plans_name": name}
+        seen = {"percentile_00_5": low, "percentile_99_5": high, "mean": (low + high) / 2, "std": (high - low) / 2}
+        plans["foreground_intensity_properties_per_channel"]["0"] |= seen
+        plans["configurations"][CONFIGURATION]["data_identifier"] = f"{name}_{CONFIGURATION}"
+        unfinished = folder / f"{name}_unfinished.json"
+        unfinished.write_text(json.dumps(plans), encoding="utf-8")
+        preprocess_dataset(dataset_id, unfinished.stem, (CONFIGURATION,), (1,), show_progress_bar=False)
+        unfinished.rename(done)
+    return name
+
+
 def read_plans(folder: Path, name: str) -> dict:
     """The plans of this name in a preprocessed dataset's folder."""
     return json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))

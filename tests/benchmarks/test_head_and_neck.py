@@ -150,7 +150,7 @@ def test_validation_and_test_are_recorded_apart_and_tabled(recorded, tmp_path):
 
 def test_gains_are_paired_by_seed_and_their_interval_widens_with_the_spread_of_the_seeds():
     cases = [f"pt_{i}" for i in range(30)]
-    alike = {"iterations": 25, "encoder_lr": 1, "decoder_lr": 1, "labels": 2}
+    alike = {"iterations": 25, "encoder_lr": 1, "decoder_lr": 1, "labels": 2, "window": None}
 
     def run(start, seed, dice):
         rows = [{"case": case, "organ": "Brainstem", "dice": dice + i / 100} for i, case in enumerate(cases)]

@@ -4,14 +4,14 @@
     python -m few_labels.head_and_neck pretrain FOLDER OPENKBP NAME... [--hours H]
     python -m few_labels.head_and_neck tune FOLDER OPENKBP RECORDS [--hours H]
     python -m few_labels.head_and_neck compare FOLDER OPENKBP RECORDS [--starts random NAME...] [--labels 1 2 8]
-        [--seeds 0 1 2] [--iterations 600] [--hours H]
+        [--seeds 0 1 2] [--iterations 600] [--window LOW HIGH] [--question NAME] [--hours H]
     python -m few_labels.head_and_neck tables RECORDS [--json FILE]
 
 Give the same command again to resume: finished trainings are kept, and a pre-training resumes at its last checkpoint.
 `tune` and `compare` given several times at once share the work; OMP_NUM_THREADS=1 gives each process one core.
 
 FOLDER takes data, plans, logs and pre-trainings; OPENKBP is the folder of the scans, with `index.json`; RECORDS takes
-one JSON file for each training; NAME is of `pretrainings.py`.
+one JSON file for each training; NAME is of `pretrainings.py`, or a run that was put into FOLDER/runs.
 """
 
 import argparse
@@ -19,10 +19,20 @@ import sys
 import time
 from pathlib import Path
 
+from few_labels.data import StudyFolder
 from few_labels.head_and_neck.pretrainings import PRETRAININGS
-from few_labels.head_and_neck.trainings import BUDGETS, LENGTH, RANDOM, SEEDS, TUNING, WITH_DECODER, comparison
+from few_labels.head_and_neck.trainings import BUDGETS, LENGTH, RANDOM, SEEDS, TEST, TUNING, WITH_DECODER, comparison
+from pretraining.run.folder import ENCODER
 
-STARTS = (RANDOM, *PRETRAININGS, *(name + WITH_DECODER for name in PRETRAININGS))
+
+def start_of(folder: Path, name: str) -> str:
+    """A start by name: random weights, a pre-training of this file or one that was put into FOLDER/runs."""
+    run = name.removesuffix(WITH_DECODER)
+    if name == RANDOM or run in PRETRAININGS or (StudyFolder(folder).runs / run / ENCODER).exists():
+        return name
+    raise SystemExit(
+        f"{name}: no such start; give {RANDOM}, a folder in FOLDER/runs, or one of {', '.join(PRETRAININGS)}"
+    )
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -33,7 +43,6 @@ def main(argv: list[str] | None = None) -> int:
 
         print_tables(arguments.records, arguments.json)
         return 0
-    from few_labels.data import StudyFolder
     from few_labels.head_and_neck.benchmark import Benchmark
     from pretraining.system.machine import keep_freed_memory
 
@@ -49,7 +58,11 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     trainings = TUNING
     if arguments.command == "compare":
-        trainings = comparison(arguments.starts, arguments.labels, arguments.seeds, arguments.iterations)
+        starts = [start_of(arguments.folder, name) for name in arguments.starts]
+        window = tuple(arguments.window) if arguments.window else None
+        trainings = comparison(
+            starts, arguments.labels, arguments.seeds, arguments.iterations, window, arguments.question
+        )
     if not benchmark.run(trainings, arguments.records, deadline):
         print("the time is over; give the same command again to resume")
     return 0
@@ -67,10 +80,18 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("records", type=Path)
     pretrain.add_argument("names", metavar="NAME", nargs="+", choices=PRETRAININGS, help=", ".join(PRETRAININGS))
     tables.add_argument("--json", metavar="FILE", type=Path, help="write the gains to this file, too")
-    compare.add_argument("--starts", metavar="START", nargs="+", default=[RANDOM], choices=STARTS, help=f"of {STARTS}")
+    compare.add_argument(
+        "--starts", metavar="START", nargs="+", default=[RANDOM], help="as NAME; NAME+decoder takes its decoder, too"
+    )
     compare.add_argument("--labels", nargs="+", type=int, choices=BUDGETS, default=[1, 2, 8])
     compare.add_argument("--seeds", nargs="+", type=int, choices=range(SEEDS), default=[0, 1, 2])
     compare.add_argument("--iterations", type=int, default=LENGTH // 2)
+    compare.add_argument(
+        "--window", nargs=2, type=float, metavar=("LOW", "HIGH"), help="HU that the network sees; default: nnU-Net's"
+    )
+    compare.add_argument(
+        "--question", default=TEST, help="what the trainings are for; all but 'test' score the validation cases alone"
+    )
     return parser
 
 

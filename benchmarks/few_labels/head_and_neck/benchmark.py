@@ -18,7 +18,7 @@ from few_labels.head_and_neck.cases import Split, read_split
 from few_labels.head_and_neck.data import make_store, make_task, write_dataset
 from few_labels.head_and_neck.pretrainings import PRETRAININGS
 from few_labels.head_and_neck.trainings import BUDGETS, EPOCH, RANDOM, SEEDS, WITH_DECODER, Training
-from few_labels.plans import plan_and_preprocess, read_plans
+from few_labels.plans import plan_and_preprocess, preprocess_in_window, read_plans
 from few_labels.sharing import Piece, held, work_through
 from few_labels.tasks import Task
 from pretraining.run.folder import CHECKPOINT, ENCODER
@@ -99,7 +99,7 @@ class Benchmark:
         with log.open("w", encoding="utf-8") as file, contextlib.redirect_stdout(file):
             result = finetune(
                 TRAINERS[from_random],
-                read_plans(self.folder.nnunet("preprocessed") / task.dataset.name, "nnUNetPlans"),
+                read_plans(self.folder.nnunet("preprocessed") / task.dataset.name, self.plans_of(task, training)),
                 json.loads((task.dataset / "dataset.json").read_text(encoding="utf-8")),
                 number,
                 training.seed,
@@ -109,6 +109,13 @@ class Benchmark:
                 decoder=decoder,
             )
         write_rows(record, self.record(task, training, number, result))
+
+    def plans_of(self, task: Task, training: Training) -> str:
+        """The name of a training's plans, whose data are preprocessed once."""
+        if training.window is None:
+            return "nnUNetPlans"
+        with held(self.folder.root / "data.lock", wait=True):
+            return preprocess_in_window(task.dataset, self.folder.nnunet("preprocessed"), training.window)
 
     def files_of(self, start: str) -> tuple[Path, Path | None]:
         """The encoder file of a pre-training, and for a start that has its decoder, too, the run's checkpoint."""

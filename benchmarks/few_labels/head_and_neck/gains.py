@@ -47,11 +47,12 @@ def gains(runs: Iterable[dict[str, Any]]) -> list[Gain]:
     """Of all starts, lengths and budgets among the records of tested trainings."""
     scores: dict[tuple, dict[int, dict[str, float]]] = defaultdict(dict)
     for run in runs:
-        key = run["start"], run["iterations"], run["encoder_lr"], run["decoder_lr"], run["labels"]
+        window = tuple(run["window"] or ())
+        key = run["start"], run["iterations"], run["encoder_lr"], run["decoder_lr"], window, run["labels"]
         scores[key][run["seed"]] = case_means(run["test"])
     found = []
-    for (start, iterations, *rates, labels), by_seed in sorted(scores.items()):
-        baseline = scores.get((RANDOM, iterations, *rates, labels), {})
+    for (start, iterations, *setting, labels), by_seed in sorted(scores.items()):
+        baseline = scores.get((RANDOM, iterations, *setting, labels), {})
         seeds = sorted(by_seed.keys() & baseline.keys())
         if start == RANDOM or not seeds:
             continue

@@ -5,6 +5,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 RANDOM = "random"
+TEST = "test"
+"""The question that the test cases answer."""
 WITH_DECODER = "+decoder"
 """Ends the name of a start that has the decoder of its pre-training, too."""
 BUDGETS = (1, 2, 4, 8, 16)
@@ -29,6 +31,7 @@ class Training:
         encoder_lr: highest rate of the encoder.
         decoder_lr: of the decoder.
         tested: whether the test cases are scored, too; what tunes something must not look at them.
+        window: HU that the network sees; None: as nnU-Net plans, which clips to the intensities of the labels.
     """
 
     question: str
@@ -40,6 +43,7 @@ class Training:
     encoder_lr: float = 1e-3
     decoder_lr: float = 2e-3
     tested: bool = False
+    window: tuple[float, float] | None = None
 
     def __post_init__(self) -> None:
         for iterations in (self.iterations, *self.milestones):
@@ -49,8 +53,9 @@ class Training:
     @property
     def name(self) -> str:
         """Names its record."""
+        window = f"__{self.window[0]:g}_{self.window[1]:g}" if self.window else ""
         rates = f"{self.encoder_lr:g}_{self.decoder_lr:g}"
-        return f"{self.question}__{self.start}__{self.labels}__{self.seed}__{self.iterations}__{rates}"
+        return f"{self.question}__{self.start}__{self.labels}__{self.seed}__{self.iterations}__{rates}{window}"
 
 
 TUNING = (
@@ -64,9 +69,17 @@ TUNING = (
 
 
 def comparison(
-    starts: Iterable[str], budgets: Iterable[int], seeds: Iterable[int], iterations: int
+    starts: Iterable[str],
+    budgets: Iterable[int],
+    seeds: Iterable[int],
+    iterations: int,
+    window: tuple[float, float] | None = None,
+    question: str = TEST,
 ) -> Iterator[Training]:
-    """Starts side by side, seed after seed, so that pairs are complete as early as can be."""
+    """Starts side by side, seed after seed, so that pairs are complete as early as can be.
+
+    What asks for something else than `TEST` is scored on the validation cases alone.
+    """
     milestones = tuple(share * iterations // 4 // EPOCH * EPOCH for share in (1, 2, 3))
     for seed, labels, start in itertools.product(seeds, budgets, starts):
-        yield Training("test", start, labels, seed, iterations, milestones, tested=True)
+        yield Training(question, start, labels, seed, iterations, milestones, tested=question == TEST, window=window)
