@@ -172,6 +172,25 @@ class RestorationConfig(_Section):
 
 
 @dataclass(frozen=True)
+class PlaceConfig(_Section):
+    """Distillation place by place, on the crops that are restored (ours)."""
+
+    token_weight: float = _setting(
+        0.0, "weight of a corrupted crop's features against the teacher's of the sound one, place by place", at_least(0)
+    )
+    ray_weight: float = _setting(
+        0.0,
+        "weight of the features of a crop's X-ray against the teacher's of the crop along the same rays",
+        at_least(0),
+    )
+
+    @property
+    def weights(self) -> tuple[float, float]:
+        """Of tokens and rays."""
+        return self.token_weight, self.ray_weight
+
+
+@dataclass(frozen=True)
 class OptimConfig(_Section):
     """Optimisation (section 5)."""
 
@@ -235,6 +254,7 @@ class PretrainConfig:
     model: ModelConfig = field(default_factory=ModelConfig)
     loss: LossConfig = field(default_factory=LossConfig)
     restoration: RestorationConfig = field(default_factory=RestorationConfig)
+    place: PlaceConfig = field(default_factory=PlaceConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     run: RunConfig = field(default_factory=RunConfig)
 
@@ -245,6 +265,11 @@ class PretrainConfig:
             raise _wrong(self.view, "crop_size", f"at least {least}, which the encoder needs")
         if not (self.distils or self.restores):
             raise _wrong(self.loss, "distillation_weight", "above 0 where --restoration-weight is 0")
+        if self.has_places and not (self.distils and self.restores):
+            raise UserError(
+                "--token-weight and --ray-weight need crops and heads: give --restoration-weight and "
+                "--distillation-weight above 0"
+            )
         restored = self.restoration.restored_crop_size
         if self.restores and any(size < low for size, low in zip(restored, MINIMUM_SIZE[3], strict=True)):
             raise _wrong(self.restoration, "restored_crop_size", f"at least {MINIMUM_SIZE[3]}, which the encoder needs")
@@ -260,6 +285,11 @@ class PretrainConfig:
     def restores(self) -> bool:
         """Whether the run restores crops."""
         return self.restoration.restoration_weight > 0
+
+    @property
+    def has_places(self) -> bool:
+        """Whether the run distils place by place, too."""
+        return any(self.place.weights)
 
     @property
     def peak_lr(self) -> float:

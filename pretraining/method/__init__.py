@@ -13,6 +13,7 @@
        The training step, which puts all together    pretrainer.py
     -  What a step reports about itself              diagnostics.py
     -  Restoration of corrupted crops (ours)         restoration.py; the crops: pretraining/views/corrupted_crops.py
+    -  Distillation of their places (ours)           places.py
 
 Start with `pretraining.method.pretrainer.Pretrainer.train_step`. The same, written without any thought of speed:
 `pretraining.plain`.

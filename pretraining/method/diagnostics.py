@@ -7,7 +7,9 @@ import torch
 from torch import Tensor
 
 from pretraining.method.loss import LossTerms
+from pretraining.method.places import Places
 from pretraining.method.schedules import Rates
+from pretraining.method.student_teacher import TeacherOutput
 from pretraining.system.processes import Processes
 
 
@@ -28,6 +30,7 @@ class StepResult:
     loss: Tensor  # (), before the step's update
     stage_losses: Tensor  # (4,), shallow to deep; (0,) where the run does not distil
     restoration_loss: Tensor  # (); (0,) where the run does not restore
+    place_losses: Places  # () each; (0,) where it has no weight
     gradient_norms: Tensor  # (number of gradients,), before clipping
     finite: Tensor  # whether the step happened; where loss or gradients were NaN or infinite it changed nothing
     health: TeacherHealth | None  # None where the run does not distil
@@ -43,33 +46,42 @@ class StepSums:
     entropy: Tensor  # (), of the probabilities, in nats
     agreeing: Tensor  # (), number of samples whose two views share the argmax
     stage_losses: Tensor  # (4,), the part's mean losses
-    restoration_loss: Tensor  # (), the part's mean loss
+    restoration_loss: Tensor  # (), the part's mean loss, as the next two
+    token_loss: Tensor  # ()
+    ray_loss: Tensor  # ()
     features: Tensor  # (C,)
+    place_logits: Tensor  # (K,), mean over the part's places
 
     @classmethod
-    def of_part(cls, terms: LossTerms | None, teacher: tuple[Tensor, Tensor] | None, restored: Tensor) -> "StepSums":
+    def of_part(
+        cls, terms: LossTerms | None, teacher: TeacherOutput | None, restored: Tensor, places: Places
+    ) -> "StepSums":
         """From the losses of a part.
 
         Args:
             terms: of the distillation.
-            teacher: its logits (2b, K) and features (2b, C).
+            teacher: what it made of the part.
             restored: loss of the restoration, () or (0,).
+            places: losses of tokens and rays, () or (0,) each.
         """
-        restored = restored.detach()
+        restored, tokens, rays = (loss.detach() for loss in (restored, *places))
+        nothing = restored.new_empty(0)
         if terms is None or teacher is None:
-            nothing = restored.new_empty(0)
-            return cls(*[nothing] * 5, restored, nothing)
-        logits, features = teacher
+            return cls(*[nothing] * 5, restored, *[nothing] * 4)
+        of_places = [logits for logits in teacher.places if logits is not None]
         probabilities = terms.teacher_probabilities
         first, second = probabilities.argmax(-1).chunk(2)
         return cls(
-            logits.float().sum(0),
+            teacher.logits.float().sum(0),
             probabilities.sum(0),
             torch.special.entr(probabilities).sum(),
             (first == second).sum().float(),
             terms.stage_losses,
             restored,
-            features.float().sum(0),
+            tokens,
+            rays,
+            teacher.features.float().sum(0),
+            torch.cat(of_places).float().mean(0) if of_places else nothing,
         )
 
     def pack(self) -> Tensor:
@@ -90,6 +102,8 @@ class BatchStatistics(NamedTuple):
     mean_logits: Tensor | None  # (K,), of the teacher; None where the run does not distil
     stage_losses: Tensor  # (4,) or (0,)
     restoration_loss: Tensor  # () or (0,)
+    place_losses: Places  # () or (0,) each
+    mean_place_logits: Tensor | None  # (K,), of the teacher; None where the run does not distil place by place
     health: TeacherHealth | None
 
 
@@ -104,9 +118,10 @@ def gather_statistics(parts: list[tuple[StepSums, Tensor | None]], processes: Pr
     sums = parts[0][0].unpack(processes.all_reduce(packed))
     count = len(parts) * processes.world_size
     losses = sums.stage_losses / count, sums.restoration_loss / count
+    place_losses, place_logits = Places(sums.token_loss / count, sums.ray_loss / count), sums.place_logits / count
     features = [features for _, features in parts if features is not None]
     if not features:
-        return BatchStatistics(packed, None, *losses, None)
+        return BatchStatistics(packed, None, *losses, place_losses, None, None)
     own_features = torch.cat(features).float()
     views = len(own_features) * processes.world_size
     mean_features = sums.features / views
@@ -119,7 +134,9 @@ def gather_statistics(parts: list[tuple[StepSums, Tensor | None]], processes: Pr
         2 * sums.agreeing / views,
         *spread_and_rank(mean_features, covariance),
     )
-    return BatchStatistics(packed, sums.logits / views, *losses, health)
+    return BatchStatistics(
+        packed, sums.logits / views, *losses, place_losses, place_logits if len(place_logits) else None, health
+    )
 
 
 def spread_and_rank(mean: Tensor, covariance: Tensor) -> tuple[Tensor, Tensor]:

@@ -55,13 +55,41 @@ def deep_distillation_loss(
     first, second = targets.chunk(2)
     # each student view against the sum of the teacher views it is paired with: one, one and two
     paired = torch.cat([second, first, xray_weight * (first + second)])
-    pairs = (2 + 2 * xray_weight) * len(first)
-    stage_losses = []
+    stage_losses = _cross_entropies(student_logits, paired, student_temp) / ((2 + 2 * xray_weight) * len(first))
+    return LossTerms(weighted_mean(stage_losses, stage_weights), stage_losses.detach(), targets)
+
+
+def place_loss(
+    student_logits: list[Tensor],
+    teacher_logits: Tensor,
+    center: Tensor,
+    teacher_temp: float,
+    student_temp: float,
+    stage_weights: Sequence[float] = (1.0, 1.0, 1.0, 1.0),
+) -> Tensor:
+    """Cross-entropy between the teacher's last head and every head of the student, place by place of a crop; ().
+
+    Ours, after the masked tokens of iBOT (Zhou et al., ICLR 2022).
+
+    Args:
+        student_logits: per stage (P, K), of P places.
+        teacher_logits: (P, K) of the same places; takes no gradient.
+        center: (K,) running mean of the teacher's logits of places.
+        teacher_temp: temperature of the teacher's softmax.
+        student_temp: temperature of the student's softmax.
+        stage_weights: of the stage losses.
+    """
+    targets = F.softmax((teacher_logits.detach().float() - center) / teacher_temp, dim=-1)
+    return weighted_mean(_cross_entropies(student_logits, targets, student_temp) / len(targets), stage_weights)
+
+
+def _cross_entropies(student_logits: list[Tensor], targets: Tensor, student_temp: float) -> Tensor:
+    """Per stage, the sum over all rows of the cross-entropy of its logits (N, K) with the targets (N, K); (S,)."""
+    sums = []
     for logits in student_logits:
-        log_probabilities = F.log_softmax(logits.to(paired.dtype) / student_temp, dim=-1)
-        stage_losses.append(-torch.linalg.vecdot(paired, log_probabilities).sum() / pairs)
-    stacked = torch.stack(stage_losses)
-    return LossTerms(weighted_mean(stacked, stage_weights), stacked.detach(), targets)
+        log_probabilities = F.log_softmax(logits.to(targets.dtype) / student_temp, dim=-1)
+        sums.append(-torch.linalg.vecdot(targets, log_probabilities).sum())
+    return torch.stack(sums)
 
 
 def weighted_mean(stage_losses: Tensor, weights: Sequence[float]) -> Tensor:

@@ -19,13 +19,15 @@ from pretraining.method.diagnostics import (
     gather_statistics,
     step_is_finite,
 )
-from pretraining.method.loss import deep_distillation_loss, update_center, weighted_mean
+from pretraining.method.loss import deep_distillation_loss, place_loss, update_center, weighted_mean
 from pretraining.method.optimisation import GROUP_SETTINGS, clip_each_gradient, parameter_groups, set_rates
+from pretraining.method.places import Places
 from pretraining.method.restoration import restoration_loss
 from pretraining.method.schedules import rates
 from pretraining.method.student_teacher import Student, Teacher
 from pretraining.system.processes import SINGLE_PROCESS, Processes
 from pretraining.views.corrupted_crops import Crop
+from pretraining.views.make_views import show_in_window
 from pretraining.views.streams import Stream, generator
 
 _AUTOCAST_DTYPE = {"none": None, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -37,9 +39,12 @@ class Part(NamedTuple):
     ct: Tensor | None  # (2b, 1, D, H, W): first views, then second ones; None where the run does not distil
     xray: Tensor | None  # (b, 1, H, W)
     crop: Crop | None  # (b, 1, D, H, W) each; None where the run does not restore
+    sound_crop: Tensor | None  # (b, 1, D, H, W) as the encoder sees it; None where there is no distillation of places
     teacher_noise: Tensor  # (branches, 2b) for stochastic depth
     student_noise: Tensor  # (branches, 3b)
     crop_noise: Tensor  # (branches, b)
+    crop_xray_noise: Tensor | None  # (branches, b); this and the next are for the distillation of places
+    sound_crop_noise: Tensor | None  # (branches, b)
     exchange: AbstractContextManager  # around its passes: the ranks average their gradients in the last part's
 
 
@@ -63,12 +68,13 @@ class Pretrainer:
         self.config, self.steps_per_epoch, self.device, self.processes = config, steps_per_epoch, device, processes
         self.step = 0
         torch.manual_seed(config.run.seed)
-        self.student = Student(config.model, config.distils, config.restores).to(device)
+        self.student = Student(config.model, config.distils, config.restores, config.place).to(device)
         self.teacher = Teacher(self.student).to(device)
         # train mode for both: the published teacher keeps its stochastic depth
         self.student.train()
         self.teacher.train()
         self.center = torch.zeros(config.model.head_out_dim, device=device)
+        self.place_center = torch.zeros_like(self.center)  # of the teacher's logits of places
         groups, optim = parameter_groups(self.student), config.optim
         self.optimizer = torch.optim.AdamW(groups, lr=0.0, betas=optim.adam_betas, eps=optim.adam_eps, fused=True)
         self.scaler = torch.amp.GradScaler(device.type, enabled=config.run.amp == "fp16")
@@ -113,10 +119,13 @@ class Pretrainer:
         if batch.mean_logits is not None:
             center = update_center(self.center, batch.mean_logits, self.config.loss.center_momentum)
             self.center = torch.where(finite, center, self.center)
+        if batch.mean_place_logits is not None:
+            center = update_center(self.place_center, batch.mean_place_logits, self.config.loss.center_momentum)
+            self.place_center = torch.where(finite, center, self.place_center)
         for buffer, before in buffers:  # running statistics of batch normalisation
             buffer.copy_(torch.where(finite, buffer, before))
         self.step += 1
-        losses = self._loss(batch), batch.stage_losses, batch.restoration_loss
+        losses = self._loss(batch), batch.stage_losses, batch.restoration_loss, batch.place_losses
         return StepResult(*losses, norms, finite, batch.health, now)
 
     def _loss(self, batch: BatchStatistics) -> Tensor:
@@ -126,6 +135,9 @@ class Pretrainer:
             loss = loss + config.loss.distillation_weight * weighted_mean(batch.stage_losses, config.loss.stage_weights)
         if config.restores:
             loss = loss + config.restoration.restoration_weight * batch.restoration_loss
+        for weight, of_places in zip(config.place.weights, batch.place_losses, strict=True):
+            if weight:
+                loss = loss + weight * of_places
         return loss
 
     def _backward(self, part: Part, teacher_temp: float) -> tuple[StepSums, Tensor | None]:
@@ -134,24 +146,35 @@ class Pretrainer:
         What is large ends with this call, before the next part's passes and the optimizer's step.
         """
         config, teacher, terms = self.config, None, None
-        total, restoration = 0.0, torch.empty(0, device=self.device)
+        total, nothing = 0.0, torch.empty(0, device=self.device)
+        restoration, places = nothing, [nothing, nothing]
         with part.exchange:
             with self._autocast():
                 if part.ct is not None:
-                    teacher = self._teacher(part.ct, part.teacher_noise)
-                seen = None if part.crop is None else part.crop.seen
-                student = self._student(part.ct, part.xray, part.student_noise, seen, part.crop_noise)
+                    teacher = self._teacher(part.ct, part.teacher_noise, part.sound_crop, part.sound_crop_noise)
+                seen, xray = (None, None) if part.crop is None else (part.crop.seen, part.crop.xray)
+                student = self._student(
+                    part.ct, part.xray, part.student_noise, seen, part.crop_noise, xray, part.crop_xray_noise
+                )
             if teacher is not None:
                 terms = deep_distillation_loss(
-                    student.logits, teacher[0], self.center, teacher_temp,
+                    student.logits, teacher.logits, self.center, teacher_temp,
                     config.loss.student_temp, config.loss.xray_weight, config.loss.stage_weights,
                 )  # fmt: skip
                 total = config.loss.distillation_weight * terms.total
             if part.crop is not None:
                 restoration = restoration_loss(student.restored, part.crop.truth, part.crop.judged, config.restoration)
                 total = total + config.restoration.restoration_weight * restoration
+            for kind, weight in enumerate(config.place.weights):
+                if weight:
+                    places[kind] = place_loss(
+                        student.places[kind], teacher.places[kind], self.place_center, teacher_temp,
+                        config.loss.student_temp, config.loss.stage_weights,
+                    )  # fmt: skip
+                    total = total + weight * places[kind]
             self.scaler.scale(total / config.run.accumulate).backward()
-        return StepSums.of_part(terms, teacher, restoration), None if teacher is None else teacher[1]
+        sums = StepSums.of_part(terms, teacher, restoration, Places(*places))
+        return sums, None if teacher is None else teacher.features
 
     @contextmanager
     def _buffers_kept_on_error(self) -> Iterator[list[tuple[Tensor, Tensor]]]:
@@ -169,8 +192,8 @@ class Pretrainer:
     ) -> Iterator[Part]:
         """This rank's batch in ``accumulate`` parts, each moved to the device when it is its turn."""
 
-        def move(values: Tensor) -> Tensor:
-            return values.to(self.device, non_blocking=True)
+        def move(values: Tensor | None) -> Tensor | None:
+            return None if values is None else values.to(self.device, non_blocking=True)
 
         def chunks(values: Tensor | None) -> Sequence[Tensor | None]:
             return [None] * count if values is None else values.chunk(count)
@@ -178,15 +201,20 @@ class Pretrainer:
         count = self.config.run.accumulate
         samples = len(crop.truth if view_1 is None else view_1)
         crops = [None] * count if crop is None else list(map(Crop, *map(chunks, crop)))
-        noises = chunks(self._noise(samples)), chunks(self._noise(samples, 1, Stream.DEPTH_OF_CROPS))
+        crop_views = 3 if self.config.has_places else 1
+        noises = chunks(self._noise(samples)), chunks(self._noise(samples, crop_views, Stream.DEPTH_OF_CROPS))
         rows = zip(chunks(view_1), chunks(view_2), chunks(xray), crops, *noises, strict=True)
         for i, (first, second, image, to_restore, noise, crop_noise) in enumerate(rows):
-            draws = [move(part.permute(2, 1, 0).flatten(1)) for part in (*noise.split([2, 3], dim=1), crop_noise)]
+            of_crops = crop_noise.split(1, dim=1)
+            draws = [move(part.permute(2, 1, 0).flatten(1)) for part in (*noise.split([2, 3], dim=1), *of_crops)]
+            draws += [None] * (3 - len(of_crops))
             exchange = nullcontext() if i == count - 1 else self._without_exchange()
             # moved before they are joined: what `cat` makes on the host is not pinned, and its copy would be waited for
             ct = None if first is None else torch.cat([move(first), move(second)])
-            image = None if image is None else move(image)
-            yield Part(ct, image, to_restore and Crop(*map(move, to_restore)), *draws, exchange)
+            to_restore, sound = to_restore and Crop(*map(move, to_restore)), None
+            if self.config.has_places:
+                sound = show_in_window(to_restore.truth.clone(), self.config.view.intensity_window)
+            yield Part(ct, move(image), to_restore, sound, *draws, exchange)
 
     def _noise(self, count: int, views: int = 5, stream: Stream = Stream.DEPTH_OF_VIEWS) -> Tensor:
         """(samples, views, branches) numbers for stochastic depth: the teacher's two views, the student's three.
@@ -231,6 +259,7 @@ class Pretrainer:
             "student": self.student.state_dict(),
             "teacher": self.teacher.state_dict(),
             "center": self.center,
+            **({"place_center": self.place_center} if self.config.has_places else {}),
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
             "step": self.step,
@@ -246,6 +275,8 @@ class Pretrainer:
         self.student.load_state_dict(state["student"])
         self.teacher.load_state_dict(state["teacher"])
         self.center = state["center"].to(self.device)
+        if self.config.has_places:
+            self.place_center = state["place_center"].to(self.device)
         groups = self.optimizer.state_dict()["param_groups"]  # settings that PyTorch adds stay as this version has them
         for own, saved in zip(groups, state["optimizer"]["param_groups"], strict=True):
             own.update({name: saved[name] for name in GROUP_SETTINGS})

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from nnunetv2_cads.network_architecture import PVTv2Encoder
-from pretraining.config import ModelConfig
+from pretraining.config import ModelConfig, PlaceConfig
 from pretraining.method.heads import ProjectionHead
+from pretraining.method.places import Places, along_rays, cells, in_order_of_slices
 from pretraining.method.restoration import RestorationDecoder
 
 
@@ -21,6 +22,15 @@ class StudentOutput(NamedTuple):
 
     logits: list[Tensor]  # per stage (3B, K); empty where it has no heads
     restored: Tensor | None  # (B, 1, D, H, W), see `pretraining.method.restoration.target`
+    places: Places  # logits per stage (P, K)
+
+
+class TeacherOutput(NamedTuple):
+    """What the teacher makes of a batch."""
+
+    logits: Tensor  # (2B, K)
+    features: Tensor  # (2B, C), pooled, of which the logits were made
+    places: Places  # logits (P, K), or None
 
 
 class Student(nn.Module):
@@ -30,12 +40,20 @@ class Student(nn.Module):
         config: of encoder and heads.
         distils: whether it has heads; without them, its encoder takes CT alone.
         restores: whether it has a decoder for crops.
+        places: which of the crops' places it has something to say about; None: none.
     """
 
     head_names = ("head_1", "head_2", "head_3", "head")
 
-    def __init__(self, config: ModelConfig, distils: bool = True, restores: bool = False) -> None:
+    def __init__(
+        self,
+        config: ModelConfig,
+        distils: bool = True,
+        restores: bool = False,
+        places: PlaceConfig | None = None,
+    ) -> None:
         super().__init__()
+        self.places = places or PlaceConfig()
         dimensions = (2, 3) if distils else (3,)
         self.backbone = PVTv2Encoder(1, dimensions, config.drop_path_rate, config.encoder_size)
         if distils:
@@ -51,6 +69,8 @@ class Student(nn.Module):
         noise: Tensor | None = None,
         crops: Tensor | None = None,
         crop_noise: Tensor | None = None,
+        crop_xray: Tensor | None = None,
+        crop_xray_noise: Tensor | None = None,
     ) -> StudentOutput:
         """Views to logits, corrupted crops to restored ones; either may be missing.
 
@@ -60,9 +80,19 @@ class Student(nn.Module):
             noise: (branches, 3B) uniform numbers for stochastic depth.
             crops: (B, 1, D, H, W), corrupted.
             crop_noise: (branches, B).
+            crop_xray: X-rays of the crops (B, 1, H, W).
+            crop_xray_noise: (branches, B).
         """
         logits = [] if ct is None else self._logits(ct, xray, noise)
-        return StudentOutput(logits, None if crops is None else self.restore(crops, crop_noise))
+        if crops is None:
+            return StudentOutput(logits, None, Places([], []))
+        maps = self.backbone(crops, crop_noise)
+        depth, height, width = maps[-1].shape[2:]
+        tokens = [cells(ct_map, (depth, height, width)) for ct_map in maps[1:]] * bool(self.places.token_weight)
+        xray_maps = [] if crop_xray is None else self.backbone(crop_xray, crop_xray_noise)[1:]
+        rays = [cells(in_order_of_slices(xray_map), (depth, width)) for xray_map in xray_maps]
+        places = Places(*(self._heads(features) if features else [] for features in (tokens, rays)))
+        return StudentOutput(logits, self.decoder(maps, crops.shape[2:]), places)
 
     def restore(self, crops: Tensor, noise: Tensor | None = None) -> Tensor:
         """Corrupted crops (B, 1, D, H, W) -> restored ones, in units of the window."""
@@ -72,7 +102,11 @@ class Student(nn.Module):
         ct_noise, xray_noise = (None, None) if noise is None else noise.split([len(ct), len(xray)], dim=1)
         maps = zip(self.backbone(ct, ct_noise)[1:], self.backbone(xray, xray_noise)[1:], strict=True)
         pooled = [torch.cat([pool(ct_map), pool(xray_map)]) for ct_map, xray_map in maps]
-        return [getattr(self, name)(features) for name, features in zip(self.head_names, pooled, strict=True)]
+        return self._heads(pooled)
+
+    def _heads(self, features: list[Tensor]) -> list[Tensor]:
+        """Features per stage (N, C) -> logits per stage (N, K)."""
+        return [getattr(self, name)(of_stage) for name, of_stage in zip(self.head_names, features, strict=True)]
 
     def drop_last_layer_gradients(self) -> None:
         """Freeze the heads' last layers for a step: AdamW skips what has no gradient, weight decay included."""
@@ -89,19 +123,40 @@ class Teacher(nn.Module):
 
     def __init__(self, student: Student) -> None:
         super().__init__()
+        self.places = student.places
         self.backbone = copy.deepcopy(student.backbone)
         if hasattr(student, "head"):
             self.head = copy.deepcopy(student.head)
         self.requires_grad_(False)
 
     @torch.no_grad()
-    def forward(self, ct: Tensor, noise: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """CT views (2B, 1, D, H, W) -> logits (2B, K) and the pooled features (2B, C) that they were made from.
+    def forward(
+        self,
+        ct: Tensor,
+        noise: Tensor | None = None,
+        crops: Tensor | None = None,
+        crop_noise: Tensor | None = None,
+    ) -> TeacherOutput:
+        """CT views, and sound crops where the run distils place by place, to logits.
 
-        ``noise``: (branches, 2B) numbers for stochastic depth.
+        Args:
+            ct: CT views (2B, 1, D, H, W), view by view.
+            noise: (branches, 2B) uniform numbers for stochastic depth.
+            crops: (B, 1, D, H, W), as the encoder sees them.
+            crop_noise: (branches, B).
         """
         features = pool(self.backbone(ct, noise)[-1])
-        return self.head(features), features
+        return TeacherOutput(self.head(features), features, self._places(crops, crop_noise))
+
+    def _places(self, crops: Tensor | None, noise: Tensor | None) -> Places:
+        if crops is None:
+            return Places(None, None)
+        last = self.backbone(crops, noise)[-1]
+        depth, height, width = last.shape[2:]
+        return Places(
+            self.head(cells(last, (depth, height, width))) if self.places.token_weight else None,
+            self.head(cells(along_rays(last), (depth, width))) if self.places.ray_weight else None,
+        )
 
     @torch.no_grad()
     def update(self, student: Student, rate: Tensor) -> None:

@@ -15,7 +15,7 @@ from pretraining.method.student_teacher import Student, Teacher
 from pretraining.system.errors import UserError
 from pretraining.system.machine import available_memory, peak_memory, reset_peak_memory
 from pretraining.system.processes import SINGLE_PROCESS, Processes
-from pretraining.views.corrupted_crops import Crop
+from pretraining.views.corrupted_crops import Crop, crop_xray_size
 from pretraining.views.loader import Sample
 
 TIMED_STEPS = 5
@@ -63,7 +63,7 @@ def check_memory(config: PretrainConfig, processes: Processes = SINGLE_PROCESS) 
     Linux does not refuse memory that it lacks; it kills some process, without a message, once that memory is used.
     """
     with torch.device("meta"):
-        student = Student(config.model, config.distils, config.restores)
+        student = Student(config.model, config.distils, config.restores, config.place)
         teacher = Teacher(student)
     trained, other = (sum(p.numel() for p in network.parameters()) for network in (student, teacher))
     samples = -(-config.optim.batch_size // (processes.world_size * config.run.accumulate))  # of a part
@@ -79,12 +79,13 @@ def check_memory(config: PretrainConfig, processes: Processes = SINGLE_PROCESS) 
 
 
 def input_shapes(config: PretrainConfig, count: int) -> list[tuple[int, ...]]:
-    """Shapes of what the student sees of ``count`` samples: CT views and X-rays, and crops."""
+    """Shapes of what the student sees of ``count`` samples: CT views and X-rays, crops and their X-rays."""
     depth, height, width = config.view.crop_size
     half = 2 if config.view.uniform_sampling else 1
     views = [(count, 1, depth, height // half, width // half)] * 2 + [(count, 1, height, width)]
     crop = (count, 1, *config.restoration.restored_crop_size)
-    return views * config.distils + [crop] * config.restores
+    crop_xray = (count, 1, *crop_xray_size(config))
+    return views * config.distils + [crop] * config.restores + [crop_xray] * (config.place.ray_weight > 0)
 
 
 def random_sample(config: PretrainConfig, count: int) -> Sample:
@@ -94,7 +95,8 @@ def random_sample(config: PretrainConfig, count: int) -> Sample:
     if not config.restores:
         return Sample(*views, None)
     truth = next(inputs)
-    return Sample(*views, Crop(truth, truth, torch.ones_like(truth, dtype=torch.bool)))
+    xray = next(inputs, None)
+    return Sample(*views, Crop(truth, truth, torch.ones_like(truth, dtype=torch.bool), xray))
 
 
 def flops_per_step(pretrainer: Pretrainer) -> float:
@@ -105,7 +107,10 @@ def flops_per_step(pretrainer: Pretrainer) -> float:
         ct, xray = torch.cat([next(inputs), next(inputs)]), next(inputs)
         flops += forward_flops(pretrainer.teacher, ct) + 3 * forward_flops(pretrainer.student, ct, xray)
     if config.restores:
-        flops += 3 * forward_flops(pretrainer.student.restore, next(inputs))
+        crop, xray = next(inputs), next(inputs, None)
+        of_places = forward_flops(pretrainer.teacher.backbone, crop) if config.has_places else 0
+        of_xray = 0 if xray is None else forward_flops(pretrainer.student.backbone, xray)
+        flops += of_places + 3 * (forward_flops(pretrainer.student.restore, crop) + of_xray)
     return config.optim.batch_size * flops
 
 

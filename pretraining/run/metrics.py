@@ -85,6 +85,7 @@ def _columns(result: StepResult) -> dict[str, torch.Tensor]:
     columns |= {f"loss_stage{stage}": loss for stage, loss in enumerate(result.stage_losses, 1)}
     if result.restoration_loss.dim() == 0:
         columns["loss_restoration"] = result.restoration_loss
+    columns |= {f"loss_{kind}": loss for kind, loss in result.place_losses._asdict().items() if loss.dim() == 0}
     if result.health is not None:
         columns |= dict(zip(_HEALTH, result.health, strict=True))
     return columns | {"gradient_norm": torch.linalg.vector_norm(result.gradient_norms)}

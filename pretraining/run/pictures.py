@@ -39,6 +39,8 @@ def plot_progress(lines: Iterable[dict[str, Any]], out_dim: int, path: Path) -> 
     axes = dict(zip(panels, figure.subplots(len(panels), 1, sharex=True), strict=True))
     for stage in range(1, 5):
         curve(axes["loss"], f"loss_stage{stage}", f"stage {stage}")
+    curve(axes["loss"], "loss_tokens", "places of crops", "--")
+    curve(axes["loss"], "loss_rays", "places of X-rays", ":")
     curve(axes["loss"], "loss", "total", "k")
     if distils:
         axes["loss"].axhline(chance, color="grey", ls="--", label=f"chance: ln {out_dim}")

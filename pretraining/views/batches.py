@@ -7,7 +7,7 @@ for ever; so handles are counted before any worker starts. Workers that die: `pr
 
 import multiprocessing
 import resource
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,8 +18,8 @@ from pretraining.system.errors import UserError
 from pretraining.system.torch_errors import FEWER_WORKERS
 
 _OPEN_FILES = Path("/dev/fd")
-_TENSORS = 6
-"""Of a batch at most: two CT views, X-ray, three of a crop. Each is a file in /dev/shm, held open by both processes."""
+_TENSORS = 7
+"""Of a batch at most: two CT views, X-ray, four of a crop. Each is a file in /dev/shm, held open by both processes."""
 _PIPES_OF_WORKER, _OTHER_FILES = 8, 16
 
 
@@ -37,7 +37,15 @@ def collate(samples: list[Any] | ReadFailure) -> Any:
     """A batch of samples; a `ReadFailure` stays as it is, and `batches` raises it. What samples lack stays None."""
     if isinstance(samples, ReadFailure):
         return samples
-    return [None if parts[0] is None else default_collate(parts) for parts in zip(*samples, strict=True)]
+    return [_collate_part(parts) for parts in zip(*samples, strict=True)]
+
+
+def _collate_part(parts: Sequence[Any]) -> Any:
+    if parts[0] is None:
+        return None
+    if isinstance(parts[0], tuple):
+        return type(parts[0])(*map(_collate_part, zip(*parts, strict=True)))
+    return default_collate(parts)
 
 
 def batches(loader: DataLoader) -> Iterator[list[Any]]:

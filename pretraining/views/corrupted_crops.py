@@ -12,9 +12,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from nnunetv2_cads.network_architecture.pvt_v2 import MINIMUM_SIZE
 from pretraining.config import PretrainConfig, RestorationConfig
 from pretraining.store.store import Store
-from pretraining.views.make_views import read_box, show_in_window
+from pretraining.views.make_views import Box, local_radiograph, read_box, show_in_window, xray_view
 from pretraining.views.subvolumes import SubVolume
 
 CURVE_RANGE = (-1.0, 1.0)
@@ -29,11 +30,12 @@ class Crop(NamedTuple):
     seen: Tensor  # (1, D, H, W) corrupted, as the encoder sees it
     truth: Tensor  # (1, D, H, W) HU
     judged: Tensor  # (1, D, H, W) bool: the voxels that count
+    xray: Tensor | None = None  # (1, H, W) of the crop's slices and columns, where a run distils along its rays
 
 
 def collate_crops(crops: Sequence[Crop]) -> Crop:
     """A batch of crops."""
-    return Crop(*(torch.stack(parts) for parts in zip(*crops, strict=True)))
+    return Crop(*(None if parts[0] is None else torch.stack(parts) for parts in zip(*crops, strict=True)))
 
 
 def make_crop(store: Store, subvolume: SubVolume, config: PretrainConfig, rng: np.random.Generator) -> Crop:
@@ -50,7 +52,23 @@ def make_crop(store: Store, subvolume: SubVolume, config: PretrainConfig, rng: n
     else:
         judged = draw_blocks(settings, rng)
         seen = corruption(sound, judged, settings, rng)
-    return Crop(torch.from_numpy(seen)[None], truth[None], torch.from_numpy(judged)[None])
+    xray = crop_xray(store, subvolume, box, filled, config) if config.place.ray_weight else None
+    return Crop(torch.from_numpy(seen)[None], truth[None], torch.from_numpy(judged)[None], xray)
+
+
+def crop_xray(store: Store, subvolume: SubVolume, box: Box, filled: Box, config: PretrainConfig) -> Tensor:
+    """The X-ray (1, H, W) of a crop's slices and columns, through the whole body; rays beyond ``filled`` pass air."""
+    inner = [(max(low, first), min(high, end)) for (low, high), (first, end) in zip(box, filled, strict=True)]
+    radiograph = local_radiograph(store, subvolume.volume_id, inner)
+    (below, above), _, sides = ((i[0] - b[0], b[1] - i[1]) for i, b in zip(inner, box, strict=True))
+    whole = np.pad(radiograph, ((above, below), sides), constant_values=-1)  # its first row is the last slice
+    return xray_view(whole, crop_xray_size(config))
+
+
+def crop_xray_size(config: PretrainConfig) -> tuple[int, int]:
+    """Height and width of a crop's X-ray: its slices and columns, or the least that the encoder takes."""
+    depth, _, width = config.restoration.restored_crop_size
+    return max(depth, MINIMUM_SIZE[2][0]), max(width, MINIMUM_SIZE[2][1])
 
 
 def draw_blocks(config: RestorationConfig, rng: np.random.Generator) -> np.ndarray:

@@ -22,8 +22,9 @@ from pretraining.train import main as pretrain
 from pretraining.views.corrupted_crops import make_crop
 from pretraining.views.subvolumes import SubVolumes
 
-BOTH = [*TINY_RUN, "--epochs=2", "--restoration-weight=1", "--restored-crop-size", "16", "32", "32"]
-ALONE = [*BOTH, "--distillation-weight=0"]
+RESTORATION = [*TINY_RUN, "--epochs=2", "--restoration-weight=1", "--restored-crop-size", "16", "32", "32"]
+BOTH = [*RESTORATION, "--token-weight=0.5", "--ray-weight=0.25"]
+ALONE = [*RESTORATION, "--distillation-weight=0"]
 PLAIN = ["--plain", "--encoder-size=b1"]
 KINDS = pytest.mark.parametrize("flags", [BOTH, ALONE], ids=["both", "alone"])
 
@@ -53,8 +54,11 @@ def test_a_run_writes_its_losses_and_a_picture_of_what_it_restores(unbroken, fla
     lines = read_metrics(run / "metrics.jsonl")
     assert len(lines) == 4
     for line in lines:
-        stages = [line[f"loss_stage{stage}"] for stage in range(1, 5)] if flags is BOTH else [0.0]
-        assert line["loss"] == pytest.approx(np.mean(stages) + line["loss_restoration"], rel=1e-5)
+        expected = line["loss_restoration"]
+        if flags is BOTH:
+            expected += np.mean([line[f"loss_stage{stage}"] for stage in range(1, 5)])
+            expected += 0.5 * line["loss_tokens"] + 0.25 * line["loss_rays"]
+        assert line["loss"] == pytest.approx(expected, rel=1e-5)
         assert ("mutual_information" in line) == ("loss_stage1" in line) == (flags is BOTH)
     picture = matplotlib.image.imread(run / "restored.png")
     assert min(picture.shape[:2]) > 200 and picture[..., :3].std() > 0.1
@@ -131,6 +135,7 @@ def test_fine_tuning_starts_from_an_encoder_that_only_restored(unbroken):
             ["--restoration-window", "300", "100"],
             "restoration_window must be rising, from -1024 to 1024, got (300.0, 100.0)",
         ),
+        (["--token-weight=1"], "--token-weight and --ray-weight need crops and heads"),
         ([*PLAIN, "--restoration-weight=1"], "--plain has no --restoration-weight; leave it out"),
         ([*PLAIN, "--intensity-window", "0", "80"], "or give its default (--intensity-window -1024.0 1024.0)"),
     ],

@@ -73,6 +73,8 @@ PRETRAININGS: dict[str, Pretraining] = {
     "cads_windows": Pretraining(CADS | {"random_window_probability": 1.0}),
     "cads_local_xray": Pretraining(CADS | {"xray": "local"}),
     "both": Pretraining(BOTH | {"xray": "local", "random_window_probability": 0.5}),
+    "both_tokens": Pretraining(BOTH | {"xray": "local", "random_window_probability": 0.5, "token_weight": 1.0}),
+    "both_rays": Pretraining(BOTH | {"xray": "local", "random_window_probability": 0.5, "ray_weight": 1.0}),
     "both_no_xray": Pretraining(BOTH | {"xray_weight": 0.0, "random_window_probability": 0.5}),
     "both_last_stage": Pretraining(
         BOTH | {"xray": "local", "random_window_probability": 0.5, "stage_weights": (0.0, 0.0, 0.0, 1.0)}

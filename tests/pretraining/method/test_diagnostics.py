@@ -7,17 +7,19 @@ import torch
 
 from pretraining.method.diagnostics import StepSums, gather_statistics
 from pretraining.method.loss import deep_distillation_loss
+from pretraining.method.places import Places
+from pretraining.method.student_teacher import TeacherOutput
 from pretraining.system.processes import SINGLE_PROCESS
 
 SAMPLES, K, C = 4, 12, 5
 
-
-NOT_RESTORED = torch.empty(0)
+NOTHING = torch.empty(0)
+NO_LOSS = Places(NOTHING, NOTHING)
 
 
 def sums_of(student, teacher, features) -> tuple[StepSums, torch.Tensor]:
     terms = deep_distillation_loss([student] * 4, teacher, torch.zeros(K), 0.05, 0.1)
-    return StepSums.of_part(terms, (teacher, features), NOT_RESTORED), features
+    return StepSums.of_part(terms, TeacherOutput(teacher, features, Places(None, None)), NOTHING, NO_LOSS), features
 
 
 @pytest.fixture
@@ -57,7 +59,8 @@ def test_health_of_known_outputs():
         teacher[view, range(3), tops] = 100.0
     student, features = torch.zeros(9, 3), torch.zeros(6, 2)
     terms = deep_distillation_loss([student] * 4, teacher.flatten(0, 1), torch.zeros(3), 1.0, 0.1)
-    sums = StepSums.of_part(terms, (teacher.flatten(0, 1), features), NOT_RESTORED)
+    output = TeacherOutput(teacher.flatten(0, 1), features, Places(None, None))
+    sums = StepSums.of_part(terms, output, NOTHING, NO_LOSS)
     batch = gather_statistics([(sums, features)], SINGLE_PROCESS)
     assert batch.health.entropy.item() == pytest.approx(0, abs=1e-6)
     assert batch.health.view_agreement.item() == pytest.approx(2 / 3)

@@ -18,6 +18,7 @@ BOTH = {
     "warmup_epochs": 0, "crop_size": (16, 64, 64), "restoration_weight": 0.5, "restored_crop_size": (16, 32, 32),
 }  # fmt: skip
 ALONE = BOTH | {"distillation_weight": 0.0}
+WITH_PLACES = BOTH | {"token_weight": 0.5, "ray_weight": 2.0}
 
 
 def blobs(count: int) -> Crop:
@@ -46,7 +47,7 @@ def test_the_loss_is_the_error_of_the_judged_voxels_in_units_of_the_window(error
     assert restoration_loss(wrong_elsewhere + 2, crop.truth, crop.judged, config).item() == pytest.approx(expected)
 
 
-@pytest.mark.parametrize("settings", [BOTH, ALONE], ids=["both", "alone"])
+@pytest.mark.parametrize("settings", [BOTH, ALONE, WITH_PLACES], ids=["both", "alone", "with_places"])
 def test_a_batch_in_parts_is_the_whole_batch(settings):
     results = []
     for parts in (1, 2):
@@ -58,6 +59,8 @@ def test_a_batch_in_parts_is_the_whole_batch(settings):
     (whole, one), (parts, two) = results
     torch.testing.assert_close(parts.loss, whole.loss)
     torch.testing.assert_close(parts.restoration_loss, whole.restoration_loss)
+    torch.testing.assert_close(parts.place_losses, whole.place_losses)
+    torch.testing.assert_close(two.place_center, one.place_center)
     torch.testing.assert_close(parts.gradient_norms, whole.gradient_norms, rtol=1e-3, atol=1e-6)
     weights = dict(two.student.named_parameters())
     for name, weight in one.student.named_parameters():
@@ -135,7 +138,7 @@ def test_it_learns_to_tell_two_tissues_apart():
     pretrainer, crop = Pretrainer(config, 2, CPU), blobs(2)
     values = torch.linspace(-1, 1, 101).view(-1, 1, 1, 1, 1, 1)
     same_everywhere = min(
-        restoration_loss(value.expand_as(crop.truth), *crop[1:], config.restoration).item() for value in values
+        restoration_loss(value.expand_as(crop.truth), *crop[1:3], config.restoration).item() for value in values
     )
     losses = [pretrainer.train_step(None, None, None, crop).restoration_loss.item() for _ in range(30)]
     assert losses[-1] < 0.8 * same_everywhere < losses[0]

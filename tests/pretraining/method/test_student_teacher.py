@@ -58,7 +58,7 @@ def test_bf16_logits_are_near_the_exact_ones():
 
 def test_a_compiled_run_takes_the_same_steps_in_one_graph_for_student_and_teacher_each(monkeypatch):
     small = {"batch_size": 2, "head_out_dim": 32, "head_hidden_dim": 32, "head_bottleneck_dim": 16, "warmup_epochs": 0}
-    small |= {"restoration_weight": 1.0, "restored_crop_size": (16, 32, 32)}
+    small |= {"restoration_weight": 1.0, "restored_crop_size": (16, 32, 32), "token_weight": 1.0, "ray_weight": 1.0}
     config = PretrainConfig().replace(**{**PRESETS["demo"], **small})
     torch.manual_seed(0)
     steps = [random_sample(config, 2) for _ in range(2)]
@@ -70,6 +70,7 @@ def test_a_compiled_run_takes_the_same_steps_in_one_graph_for_student_and_teache
     for plain, ours in zip(*results, strict=True):
         torch.testing.assert_close(ours.stage_losses, plain.stage_losses, rtol=1e-3, atol=0)
         torch.testing.assert_close(ours.restoration_loss, plain.restoration_loss, rtol=1e-3, atol=0)
+        torch.testing.assert_close(ours.place_losses, plain.place_losses, rtol=1e-3, atol=0)
         torch.testing.assert_close(ours.gradient_norms, plain.gradient_norms, rtol=1e-2, atol=1e-4)
     assert not torch.equal(results[1][0].stage_losses, results[1][1].stage_losses)
     assert hasattr(pretrainer._student, "_orig_mod")

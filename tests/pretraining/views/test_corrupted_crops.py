@@ -23,7 +23,7 @@ def crop_of(small_store, **settings):
 @pytest.mark.parametrize("corruption", ["blank", "noise", "shuffle"])
 def test_blocks_are_corrupted_and_the_rest_is_as_it_is(small_store, corruption):
     crop, sound, _ = crop_of(small_store, corruption=corruption)
-    assert all(part.shape == (1, 16, 40, 36) for part in crop)
+    assert all(part.shape == (1, 16, 40, 36) for part in crop[:3])
     assert torch.equal(crop.seen[~crop.judged], sound[~crop.judged])
     assert (crop.seen[crop.judged] != sound[crop.judged]).float().mean() > 0.5
     assert crop.judged.float().mean().item() == pytest.approx(0.6, abs=0.05)
