@@ -4,7 +4,8 @@
     python -m few_labels.head_and_neck pretrain FOLDER OPENKBP NAME... [--hours H]
     python -m few_labels.head_and_neck tune FOLDER OPENKBP RECORDS [--hours H]
     python -m few_labels.head_and_neck compare FOLDER OPENKBP RECORDS [--starts random NAME...] [--labels 1 2 8]
-        [--seeds 0 1 2] [--iterations 600] [--window LOW HIGH] [--question NAME] [--hours H]
+        [--seeds 0 1 2] [--iterations 600] [--window LOW HIGH] [--rates ENCODER DECODER]
+        [--question NAME] [--hours H]
     python -m few_labels.head_and_neck tables RECORDS [--json FILE]
 
 Give the same command again to resume: finished trainings are kept, and a pre-training resumes at its last checkpoint.
@@ -21,7 +22,17 @@ from pathlib import Path
 
 from few_labels.data import StudyFolder
 from few_labels.head_and_neck.pretrainings import PRETRAININGS
-from few_labels.head_and_neck.trainings import BUDGETS, LENGTH, RANDOM, SEEDS, TEST, TUNING, WITH_DECODER, comparison
+from few_labels.head_and_neck.trainings import (
+    BUDGETS,
+    LENGTH,
+    RANDOM,
+    RATES,
+    SEEDS,
+    TEST,
+    TUNING,
+    WITH_DECODER,
+    comparison,
+)
 from pretraining.run.folder import ENCODER
 
 
@@ -61,8 +72,9 @@ def main(argv: list[str] | None = None) -> int:
         starts = [start_of(arguments.folder, name) for name in arguments.starts]
         window = tuple(arguments.window) if arguments.window else None
         trainings = comparison(
-            starts, arguments.labels, arguments.seeds, arguments.iterations, window, arguments.question
-        )
+            starts, arguments.labels, arguments.seeds, arguments.iterations, window, arguments.question,
+            tuple(arguments.rates),
+        )  # fmt: skip
     if not benchmark.run(trainings, arguments.records, deadline):
         print("the time is over; give the same command again to resume")
     return 0
@@ -89,6 +101,7 @@ def _parser() -> argparse.ArgumentParser:
     compare.add_argument(
         "--window", nargs=2, type=float, metavar=("LOW", "HIGH"), help="HU that the network sees; default: nnU-Net's"
     )
+    compare.add_argument("--rates", nargs=2, type=float, metavar=("ENCODER", "DECODER"), default=RATES)
     compare.add_argument(
         "--question", default=TEST, help="what the trainings are for; all but 'test' score the validation cases alone"
     )

@@ -16,6 +16,9 @@ EPOCH = 25
 LENGTH = 1200
 """Iterations after which random weights with the largest budget are flat, as `TUNING`'s first one shows."""
 
+RATES = (1e-3, 2e-3)
+"""Of encoder and decoder: the best of `TUNING`'s for random weights."""
+
 
 @dataclass(frozen=True)
 class Training:
@@ -40,8 +43,8 @@ class Training:
     seed: int
     iterations: int
     milestones: tuple[int, ...] = ()
-    encoder_lr: float = 1e-3
-    decoder_lr: float = 2e-3
+    encoder_lr: float = RATES[0]
+    decoder_lr: float = RATES[1]
     tested: bool = False
     window: tuple[float, float] | None = None
 
@@ -75,6 +78,7 @@ def comparison(
     iterations: int,
     window: tuple[float, float] | None = None,
     question: str = TEST,
+    rates: tuple[float, float] = RATES,
 ) -> Iterator[Training]:
     """Starts side by side, seed after seed, so that pairs are complete as early as can be.
 
@@ -82,4 +86,6 @@ def comparison(
     """
     milestones = tuple(share * iterations // 4 // EPOCH * EPOCH for share in (1, 2, 3))
     for seed, labels, start in itertools.product(seeds, budgets, starts):
-        yield Training(question, start, labels, seed, iterations, milestones, tested=question == TEST, window=window)
+        yield Training(
+            question, start, labels, seed, iterations, milestones, *rates, tested=question == TEST, window=window
+        )
