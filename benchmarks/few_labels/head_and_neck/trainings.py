@@ -17,7 +17,7 @@ LENGTH = 1200
 """Iterations after which random weights with the largest budget are flat, as `TUNING`'s first one shows."""
 
 RATES = (1e-3, 2e-3)
-"""Of encoder and decoder: the best of `TUNING`'s for random weights."""
+"""Of encoder and decoder: the better of the two of `TUNING` that are recorded so far, for random weights."""
 
 
 @dataclass(frozen=True)
