@@ -184,11 +184,6 @@ class PlaceConfig(_Section):
         at_least(0),
     )
 
-    @property
-    def weights(self) -> tuple[float, float]:
-        """Of tokens and rays."""
-        return self.token_weight, self.ray_weight
-
 
 @dataclass(frozen=True)
 class OptimConfig(_Section):
@@ -277,19 +272,30 @@ class PretrainConfig:
             raise _wrong(self.view, "window_slices", f"at least restored_crop_size's {restored[0]} slices")
 
     @property
+    def weights(self) -> dict[str, float]:
+        """The weights of the losses that the run has, by name."""
+        weights = {
+            "distillation": self.loss.distillation_weight,
+            "restoration": self.restoration.restoration_weight,
+            "tokens": self.place.token_weight,
+            "rays": self.place.ray_weight,
+        }
+        return {name: weight for name, weight in weights.items() if weight > 0}
+
+    @property
     def distils(self) -> bool:
         """Whether the run distils: CADS itself."""
-        return self.loss.distillation_weight > 0
+        return "distillation" in self.weights
 
     @property
     def restores(self) -> bool:
         """Whether the run restores crops."""
-        return self.restoration.restoration_weight > 0
+        return "restoration" in self.weights
 
     @property
     def has_places(self) -> bool:
         """Whether the run distils place by place, too."""
-        return any(self.place.weights)
+        return not self.weights.keys().isdisjoint(("tokens", "rays"))
 
     @property
     def peak_lr(self) -> float:

@@ -24,8 +24,8 @@ from pretraining.system.devices import choose_device, prepare_device, start_proc
 from pretraining.system.errors import UserError
 from pretraining.system.processes import LostRankError, Processes
 from pretraining.system.torch_errors import no_memory_as_error
-from pretraining.views.batches import batches
-from pretraining.views.corrupted_crops import Crop, collate_crops
+from pretraining.views.batches import batches, join
+from pretraining.views.corrupted_crops import Crop
 from pretraining.views.loader import ViewStream, make_loader, steps_per_epoch
 
 EXAMPLES = 4
@@ -122,7 +122,7 @@ def _examples(stream: ViewStream, processes: Processes) -> Crop | None:
     """Crops of the first samples, on which a run that restores shows what it has learnt."""
     if not stream.config.restores:
         return None
-    return processes.broadcast_from_rank0(lambda: collate_crops([stream.crop(n) for n in range(EXAMPLES)]))
+    return processes.broadcast_from_rank0(lambda: join([stream.crop(n) for n in range(EXAMPLES)]))
 
 
 def _log_start(cads: Pretrainer, stream: ViewStream, output: Path) -> None:

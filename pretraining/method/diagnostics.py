@@ -1,5 +1,6 @@
 """What a training step reports about itself. Tensors stay on the device, so that nothing waits for a GPU."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from typing import NamedTuple
 
@@ -7,7 +8,6 @@ import torch
 from torch import Tensor
 
 from pretraining.method.loss import LossTerms
-from pretraining.method.places import Places
 from pretraining.method.schedules import Rates
 from pretraining.method.student_teacher import TeacherOutput
 from pretraining.system.processes import Processes
@@ -28,9 +28,8 @@ class StepResult:
     """What a step reports."""
 
     loss: Tensor  # (), before the step's update
-    stage_losses: Tensor  # (4,), shallow to deep; (0,) where the run does not distil
-    restoration_loss: Tensor  # (); (0,) where the run does not restore
-    place_losses: Places  # () each; (0,) where it has no weight
+    losses: dict[str, Tensor]  # () each, of which it is the weighted sum, by the names of `PretrainConfig.weights`
+    stage_losses: Tensor  # (4,), of the distillation, shallow to deep; (0,) where the run does not distil
     gradient_norms: Tensor  # (number of gradients,), before clipping
     finite: Tensor  # whether the step happened; where loss or gradients were NaN or infinite it changed nothing
     health: TeacherHealth | None  # None where the run does not distil
@@ -41,45 +40,40 @@ class StepResult:
 class StepSums:
     """Sums over the views of a part of a batch, all of the teacher but the losses. What a run lacks is empty, (0,)."""
 
+    losses: Tensor  # (number of losses,), the part's
     logits: Tensor  # (K,)
     probabilities: Tensor  # (K,)
     entropy: Tensor  # (), of the probabilities, in nats
     agreeing: Tensor  # (), number of samples whose two views share the argmax
-    stage_losses: Tensor  # (4,), the part's mean losses
-    restoration_loss: Tensor  # (), the part's mean loss, as the next two
-    token_loss: Tensor  # ()
-    ray_loss: Tensor  # ()
+    stage_losses: Tensor  # (4,), the part's
     features: Tensor  # (C,)
     place_logits: Tensor  # (K,), mean over the part's places
 
     @classmethod
     def of_part(
-        cls, terms: LossTerms | None, teacher: TeacherOutput | None, restored: Tensor, places: Places
+        cls, losses: Iterable[Tensor], terms: LossTerms | None = None, teacher: TeacherOutput | None = None
     ) -> "StepSums":
-        """From the losses of a part.
+        """Of a part.
 
         Args:
+            losses: () each.
             terms: of the distillation.
             teacher: what it made of the part.
-            restored: loss of the restoration, () or (0,).
-            places: losses of tokens and rays, () or (0,) each.
         """
-        restored, tokens, rays = (loss.detach() for loss in (restored, *places))
-        nothing = restored.new_empty(0)
+        stacked = torch.stack([loss.detach() for loss in losses])
+        nothing = stacked.new_empty(0)
         if terms is None or teacher is None:
-            return cls(*[nothing] * 5, restored, *[nothing] * 4)
+            return cls(stacked, *[nothing] * 7)
         of_places = [logits for logits in teacher.places if logits is not None]
         probabilities = terms.teacher_probabilities
         first, second = probabilities.argmax(-1).chunk(2)
         return cls(
+            stacked,
             teacher.logits.float().sum(0),
             probabilities.sum(0),
             torch.special.entr(probabilities).sum(),
             (first == second).sum().float(),
             terms.stage_losses,
-            restored,
-            tokens,
-            rays,
             teacher.features.float().sum(0),
             torch.cat(of_places).float().mean(0) if of_places else nothing,
         )
@@ -99,10 +93,9 @@ class BatchStatistics(NamedTuple):
     """Of the whole batch, over all parts and ranks."""
 
     sums: Tensor  # packed `StepSums`; not finite where a loss or output is not
+    losses: Tensor  # (number of losses,)
     mean_logits: Tensor | None  # (K,), of the teacher; None where the run does not distil
     stage_losses: Tensor  # (4,) or (0,)
-    restoration_loss: Tensor  # () or (0,)
-    place_losses: Places  # () or (0,) each
     mean_place_logits: Tensor | None  # (K,), of the teacher; None where the run does not distil place by place
     health: TeacherHealth | None
 
@@ -117,11 +110,10 @@ def gather_statistics(parts: list[tuple[StepSums, Tensor | None]], processes: Pr
     packed = torch.stack([sums.pack() for sums, _ in parts]).sum(0) if len(parts) > 1 else parts[0][0].pack()
     sums = parts[0][0].unpack(processes.all_reduce(packed))
     count = len(parts) * processes.world_size
-    losses = sums.stage_losses / count, sums.restoration_loss / count
-    place_losses, place_logits = Places(sums.token_loss / count, sums.ray_loss / count), sums.place_logits / count
+    losses, stage_losses, place_logits = sums.losses / count, sums.stage_losses / count, sums.place_logits / count
     features = [features for _, features in parts if features is not None]
     if not features:
-        return BatchStatistics(packed, None, *losses, place_losses, None, None)
+        return BatchStatistics(packed, losses, None, stage_losses, None, None)
     own_features = torch.cat(features).float()
     views = len(own_features) * processes.world_size
     mean_features = sums.features / views
@@ -135,7 +127,7 @@ def gather_statistics(parts: list[tuple[StepSums, Tensor | None]], processes: Pr
         *spread_and_rank(mean_features, covariance),
     )
     return BatchStatistics(
-        packed, sums.logits / views, *losses, place_losses, place_logits if len(place_logits) else None, health
+        packed, losses, sums.logits / views, stage_losses, place_logits if len(place_logits) else None, health
     )
 
 

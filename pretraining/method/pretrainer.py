@@ -3,7 +3,7 @@
 Paper: CADS (IEEE TMI 2025); CADS method, sections 4 and 5. Checked step by step against the published code.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, NamedTuple
 
@@ -13,20 +13,21 @@ from torch import Tensor
 
 from pretraining.config import PretrainConfig
 from pretraining.method.diagnostics import (
-    BatchStatistics,
     StepResult,
     StepSums,
     gather_statistics,
     step_is_finite,
 )
-from pretraining.method.loss import deep_distillation_loss, place_loss, update_center, weighted_mean
+from pretraining.method.loss import deep_distillation_loss, place_loss, update_center
 from pretraining.method.optimisation import GROUP_SETTINGS, clip_each_gradient, parameter_groups, set_rates
 from pretraining.method.places import Places
 from pretraining.method.restoration import restoration_loss
 from pretraining.method.schedules import rates
-from pretraining.method.student_teacher import Student, Teacher
+from pretraining.method.student_teacher import Shown, Student, Teacher
 from pretraining.system.processes import SINGLE_PROCESS, Processes
+from pretraining.views.batches import in_parts, to_device
 from pretraining.views.corrupted_crops import Crop
+from pretraining.views.loader import Sample
 from pretraining.views.make_views import show_in_window
 from pretraining.views.streams import Stream, generator
 
@@ -36,15 +37,9 @@ _AUTOCAST_DTYPE = {"none": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 class Part(NamedTuple):
     """What one backward pass takes of a rank's batch: b samples, on the device."""
 
-    ct: Tensor | None  # (2b, 1, D, H, W): first views, then second ones; None where the run does not distil
-    xray: Tensor | None  # (b, 1, H, W)
+    student: tuple[Shown | None, ...]  # what the student is shown, see there
+    teacher: tuple[Shown | None, ...]  # what the teacher is shown; empty where the run does not distil
     crop: Crop | None  # (b, 1, D, H, W) each; None where the run does not restore
-    sound_crop: Tensor | None  # (b, 1, D, H, W) as the encoder sees it; None where there is no distillation of places
-    teacher_noise: Tensor  # (branches, 2b) for stochastic depth
-    student_noise: Tensor  # (branches, 3b)
-    crop_noise: Tensor  # (branches, b)
-    crop_xray_noise: Tensor | None  # (branches, b); this and the next are for the distillation of places
-    sound_crop_noise: Tensor | None  # (branches, b)
     exchange: AbstractContextManager  # around its passes: the ranks average their gradients in the last part's
 
 
@@ -68,7 +63,7 @@ class Pretrainer:
         self.config, self.steps_per_epoch, self.device, self.processes = config, steps_per_epoch, device, processes
         self.step = 0
         torch.manual_seed(config.run.seed)
-        self.student = Student(config.model, config.distils, config.restores, config.place).to(device)
+        self.student = Student(config).to(device)
         self.teacher = Teacher(self.student).to(device)
         # train mode for both: the published teacher keeps its stochastic depth
         self.student.train()
@@ -107,7 +102,8 @@ class Pretrainer:
         set_rates(self.optimizer, now)
         self.optimizer.zero_grad(set_to_none=True)
         with self._buffers_kept_on_error() as buffers:
-            parts = [self._backward(part, now.teacher_temp) for part in self._parts(view_1, view_2, xray, crop)]
+            sample = Sample(view_1, view_2, xray, crop)
+            parts = [self._backward(part, now.teacher_temp) for part in self._parts(sample)]
             batch = gather_statistics(parts, self.processes)
         self.scaler.unscale_(self.optimizer)
         norms = clip_each_gradient(self.student.parameters(), self.config.optim.clip_grad)
@@ -125,55 +121,42 @@ class Pretrainer:
         for buffer, before in buffers:  # running statistics of batch normalisation
             buffer.copy_(torch.where(finite, buffer, before))
         self.step += 1
-        losses = self._loss(batch), batch.stage_losses, batch.restoration_loss, batch.place_losses
-        return StepResult(*losses, norms, finite, batch.health, now)
+        losses = dict(zip(self.config.weights, batch.losses.unbind(), strict=True))
+        return StepResult(self._total(losses), losses, batch.stage_losses, norms, finite, batch.health, now)
 
-    def _loss(self, batch: BatchStatistics) -> Tensor:
-        """The whole batch's loss, ()."""
-        config, loss = self.config, torch.zeros((), device=self.device)
-        if config.distils:
-            loss = loss + config.loss.distillation_weight * weighted_mean(batch.stage_losses, config.loss.stage_weights)
-        if config.restores:
-            loss = loss + config.restoration.restoration_weight * batch.restoration_loss
-        for weight, of_places in zip(config.place.weights, batch.place_losses, strict=True):
-            if weight:
-                loss = loss + weight * of_places
-        return loss
+    def _total(self, losses: dict[str, Tensor]) -> Tensor:
+        """The weighted sum of the losses, ()."""
+        return sum(weight * losses[name] for name, weight in self.config.weights.items())
 
     def _backward(self, part: Part, teacher_temp: float) -> tuple[StepSums, Tensor | None]:
         """Teacher, student, loss and backward for a part of the batch; returns its sums and features (2b, C).
 
         What is large ends with this call, before the next part's passes and the optimizer's step.
         """
-        config, teacher, terms = self.config, None, None
-        total, nothing = 0.0, torch.empty(0, device=self.device)
-        restoration, places = nothing, [nothing, nothing]
+        config, teacher, terms, losses = self.config, None, None, {}
         with part.exchange:
             with self._autocast():
-                if part.ct is not None:
-                    teacher = self._teacher(part.ct, part.teacher_noise, part.sound_crop, part.sound_crop_noise)
-                seen, xray = (None, None) if part.crop is None else (part.crop.seen, part.crop.xray)
-                student = self._student(
-                    part.ct, part.xray, part.student_noise, seen, part.crop_noise, xray, part.crop_xray_noise
-                )
+                if part.teacher:
+                    teacher = self._teacher(*part.teacher)
+                student = self._student(*part.student)
             if teacher is not None:
                 terms = deep_distillation_loss(
                     student.logits, teacher.logits, self.center, teacher_temp,
                     config.loss.student_temp, config.loss.xray_weight, config.loss.stage_weights,
                 )  # fmt: skip
-                total = config.loss.distillation_weight * terms.total
+                losses["distillation"] = terms.total
             if part.crop is not None:
-                restoration = restoration_loss(student.restored, part.crop.truth, part.crop.judged, config.restoration)
-                total = total + config.restoration.restoration_weight * restoration
-            for kind, weight in enumerate(config.place.weights):
-                if weight:
-                    places[kind] = place_loss(
-                        student.places[kind], teacher.places[kind], self.place_center, teacher_temp,
-                        config.loss.student_temp, config.loss.stage_weights,
-                    )  # fmt: skip
-                    total = total + weight * places[kind]
-            self.scaler.scale(total / config.run.accumulate).backward()
-        sums = StepSums.of_part(terms, teacher, restoration, Places(*places))
+                crop = part.crop
+                losses["restoration"] = restoration_loss(student.restored, crop.truth, crop.judged, config.restoration)
+            for name in Places._fields:
+                if name not in config.weights:
+                    continue
+                losses[name] = place_loss(
+                    getattr(student.places, name), getattr(teacher.places, name), self.place_center, teacher_temp,
+                    config.loss.student_temp, config.loss.stage_weights,
+                )  # fmt: skip
+            self.scaler.scale(self._total(losses) / config.run.accumulate).backward()
+        sums = StepSums.of_part([losses[name] for name in config.weights], terms, teacher)
         return sums, None if teacher is None else teacher.features
 
     @contextmanager
@@ -187,34 +170,33 @@ class Pretrainer:
                 buffer.copy_(before)
             raise
 
-    def _parts(
-        self, view_1: Tensor | None, view_2: Tensor | None, xray: Tensor | None, crop: Crop | None
-    ) -> Iterator[Part]:
+    def _parts(self, sample: Sample) -> Iterator[Part]:
         """This rank's batch in ``accumulate`` parts, each moved to the device when it is its turn."""
-
-        def move(values: Tensor | None) -> Tensor | None:
-            return None if values is None else values.to(self.device, non_blocking=True)
-
-        def chunks(values: Tensor | None) -> Sequence[Tensor | None]:
-            return [None] * count if values is None else values.chunk(count)
-
         count = self.config.run.accumulate
-        samples = len(crop.truth if view_1 is None else view_1)
-        crops = [None] * count if crop is None else list(map(Crop, *map(chunks, crop)))
-        crop_views = 3 if self.config.has_places else 1
-        noises = chunks(self._noise(samples)), chunks(self._noise(samples, crop_views, Stream.DEPTH_OF_CROPS))
-        rows = zip(chunks(view_1), chunks(view_2), chunks(xray), crops, *noises, strict=True)
-        for i, (first, second, image, to_restore, noise, crop_noise) in enumerate(rows):
-            of_crops = crop_noise.split(1, dim=1)
-            draws = [move(part.permute(2, 1, 0).flatten(1)) for part in (*noise.split([2, 3], dim=1), *of_crops)]
-            draws += [None] * (3 - len(of_crops))
+        samples = len(sample.view_1 if sample.crop is None else sample.crop.truth)
+        noises = self._noise(samples), self._noise(samples, 3 if self.config.has_places else 1, Stream.DEPTH_OF_CROPS)
+        rows = zip(in_parts(sample, count), *(in_parts(noise, count) for noise in noises), strict=True)
+        for i, row in enumerate(rows):
             exchange = nullcontext() if i == count - 1 else self._without_exchange()
             # moved before they are joined: what `cat` makes on the host is not pinned, and its copy would be waited for
-            ct = None if first is None else torch.cat([move(first), move(second)])
-            to_restore, sound = to_restore and Crop(*map(move, to_restore)), None
-            if self.config.has_places:
-                sound = show_in_window(to_restore.truth.clone(), self.config.view.intensity_window)
-            yield Part(ct, move(image), to_restore, sound, *draws, exchange)
+            yield self._part(*to_device(row, self.device), exchange)
+
+    def _part(self, sample: Sample, of_views: Tensor, of_crops: Tensor, exchange: AbstractContextManager) -> Part:
+        """What student and teacher are shown of some samples, with the noise (b, views, branches) for each."""
+        ct = xray = crops = crop_xrays = None
+        teacher: tuple[Shown, ...] = ()
+        if sample.view_1 is not None:
+            images = torch.cat([sample.view_1, sample.view_2])
+            teacher += (Shown(images, _by_branch(of_views[:, :2])),)
+            ct, xray = Shown(images, _by_branch(of_views[:, 2:4])), Shown(sample.xray, _by_branch(of_views[:, 4:]))
+        if sample.crop is not None:
+            crops = Shown(sample.crop.seen, _by_branch(of_crops[:, :1]))
+            if sample.crop.xray is not None:
+                crop_xrays = Shown(sample.crop.xray, _by_branch(of_crops[:, 1:2]))
+        if self.config.has_places:
+            sound = show_in_window(sample.crop.truth.clone(), self.config.view.intensity_window)
+            teacher += (Shown(sound, _by_branch(of_crops[:, 2:])),)
+        return Part((ct, xray, crops, crop_xrays), teacher, sample.crop, exchange)
 
     def _noise(self, count: int, views: int = 5, stream: Stream = Stream.DEPTH_OF_VIEWS) -> Tensor:
         """(samples, views, branches) numbers for stochastic depth: the teacher's two views, the student's three.
@@ -283,3 +265,8 @@ class Pretrainer:
         self.optimizer.load_state_dict({"state": state["optimizer"]["state"], "param_groups": groups})
         self.scaler.load_state_dict(state["scaler"])
         self.step = state["step"]
+
+
+def _by_branch(noise: Tensor) -> Tensor:
+    """(b, views, branches) -> (branches, views x b), view by view as the images are."""
+    return noise.permute(2, 1, 0).flatten(1)

@@ -11,10 +11,17 @@ import torch
 from torch import Tensor, nn
 
 from nnunetv2_cads.network_architecture import PVTv2Encoder
-from pretraining.config import ModelConfig, PlaceConfig
+from pretraining.config import PretrainConfig
 from pretraining.method.heads import ProjectionHead
 from pretraining.method.places import Places, along_rays, cells, in_order_of_slices
 from pretraining.method.restoration import RestorationDecoder
+
+
+class Shown(NamedTuple):
+    """Images of one kind, as a network is shown them."""
+
+    images: Tensor  # (B, 1, [D,] H, W)
+    noise: Tensor | None = None  # (branches, B) uniform numbers for stochastic depth; None: new ones
 
 
 class StudentOutput(NamedTuple):
@@ -37,72 +44,55 @@ class Student(nn.Module):
     """Encoder with four heads: ``head_1`` to ``head_3`` for stages 1 to 3 and ``head`` for the last.
 
     Args:
-        config: of encoder and heads.
-        distils: whether it has heads; without them, its encoder takes CT alone.
-        restores: whether it has a decoder for crops.
-        places: which of the crops' places it has something to say about; None: none.
+        config: of the run. One that does not distil has no heads, and its encoder takes CT alone; one that restores
+            has a decoder for crops.
     """
 
     head_names = ("head_1", "head_2", "head_3", "head")
 
-    def __init__(
-        self,
-        config: ModelConfig,
-        distils: bool = True,
-        restores: bool = False,
-        places: PlaceConfig | None = None,
-    ) -> None:
+    def __init__(self, config: PretrainConfig) -> None:
         super().__init__()
-        self.places = places or PlaceConfig()
-        dimensions = (2, 3) if distils else (3,)
-        self.backbone = PVTv2Encoder(1, dimensions, config.drop_path_rate, config.encoder_size)
-        if distils:
+        self.losses = frozenset(config.weights)
+        dimensions = (2, 3) if config.distils else (3,)
+        self.backbone = PVTv2Encoder(1, dimensions, config.model.drop_path_rate, config.model.encoder_size)
+        if config.distils:
             for name, dim in zip(self.head_names, self.backbone.channels[1:], strict=True):
-                self.add_module(name, ProjectionHead(dim, config))
-        if restores:
+                self.add_module(name, ProjectionHead(dim, config.model))
+        if config.restores:
             self.decoder = RestorationDecoder(self.backbone.channels)
 
     def forward(
-        self,
-        ct: Tensor | None,
-        xray: Tensor | None,
-        noise: Tensor | None = None,
-        crops: Tensor | None = None,
-        crop_noise: Tensor | None = None,
-        crop_xray: Tensor | None = None,
-        crop_xray_noise: Tensor | None = None,
+        self, ct: Shown | None, xray: Shown | None, crops: Shown | None = None, crop_xrays: Shown | None = None
     ) -> StudentOutput:
-        """Views to logits, corrupted crops to restored ones; either may be missing.
+        """Views to logits, corrupted crops to restored ones; what the run has not is None.
 
         Args:
             ct: CT views (2B, 1, D, H, W), view by view.
             xray: X-rays (B, 1, H, W).
-            noise: (branches, 3B) uniform numbers for stochastic depth.
             crops: (B, 1, D, H, W), corrupted.
-            crop_noise: (branches, B).
-            crop_xray: X-rays of the crops (B, 1, H, W).
-            crop_xray_noise: (branches, B).
+            crop_xrays: X-rays of the crops (B, 1, H, W).
         """
-        logits = [] if ct is None else self._logits(ct, xray, noise)
+        logits = [] if ct is None else self._logits(ct, xray)
         if crops is None:
             return StudentOutput(logits, None, Places([], []))
-        maps = self.backbone(crops, crop_noise)
-        depth, height, width = maps[-1].shape[2:]
-        tokens = [cells(ct_map, (depth, height, width)) for ct_map in maps[1:]] * bool(self.places.token_weight)
-        xray_maps = [] if crop_xray is None else self.backbone(crop_xray, crop_xray_noise)[1:]
-        rays = [cells(in_order_of_slices(xray_map), (depth, width)) for xray_map in xray_maps]
-        places = Places(*(self._heads(features) if features else [] for features in (tokens, rays)))
-        return StudentOutput(logits, self.decoder(maps, crops.shape[2:]), places)
+        maps = self.backbone(*crops)
+        return StudentOutput(logits, self.decoder(maps, crops.images.shape[2:]), self._places(maps, crop_xrays))
 
     def restore(self, crops: Tensor, noise: Tensor | None = None) -> Tensor:
         """Corrupted crops (B, 1, D, H, W) -> restored ones, in units of the window."""
         return self.decoder(self.backbone(crops, noise), crops.shape[2:])
 
-    def _logits(self, ct: Tensor, xray: Tensor, noise: Tensor | None) -> list[Tensor]:
-        ct_noise, xray_noise = (None, None) if noise is None else noise.split([len(ct), len(xray)], dim=1)
-        maps = zip(self.backbone(ct, ct_noise)[1:], self.backbone(xray, xray_noise)[1:], strict=True)
+    def _logits(self, ct: Shown, xray: Shown) -> list[Tensor]:
+        maps = zip(self.backbone(*ct)[1:], self.backbone(*xray)[1:], strict=True)
         pooled = [torch.cat([pool(ct_map), pool(xray_map)]) for ct_map, xray_map in maps]
         return self._heads(pooled)
+
+    def _places(self, maps: list[Tensor], xrays: Shown | None) -> Places:
+        depth, height, width = maps[-1].shape[2:]
+        tokens = [cells(ct_map, (depth, height, width)) for ct_map in maps[1:]] if "tokens" in self.losses else []
+        xray_maps = [] if xrays is None else self.backbone(*xrays)[1:]
+        rays = [cells(in_order_of_slices(xray_map), (depth, width)) for xray_map in xray_maps]
+        return Places(*(self._heads(features) if features else [] for features in (tokens, rays)))
 
     def _heads(self, features: list[Tensor]) -> list[Tensor]:
         """Features per stage (N, C) -> logits per stage (N, K)."""
@@ -123,39 +113,31 @@ class Teacher(nn.Module):
 
     def __init__(self, student: Student) -> None:
         super().__init__()
-        self.places = student.places
+        self.losses = student.losses
         self.backbone = copy.deepcopy(student.backbone)
         if hasattr(student, "head"):
             self.head = copy.deepcopy(student.head)
         self.requires_grad_(False)
 
     @torch.no_grad()
-    def forward(
-        self,
-        ct: Tensor,
-        noise: Tensor | None = None,
-        crops: Tensor | None = None,
-        crop_noise: Tensor | None = None,
-    ) -> TeacherOutput:
+    def forward(self, ct: Shown, crops: Shown | None = None) -> TeacherOutput:
         """CT views, and sound crops where the run distils place by place, to logits.
 
         Args:
             ct: CT views (2B, 1, D, H, W), view by view.
-            noise: (branches, 2B) uniform numbers for stochastic depth.
             crops: (B, 1, D, H, W), as the encoder sees them.
-            crop_noise: (branches, B).
         """
-        features = pool(self.backbone(ct, noise)[-1])
-        return TeacherOutput(self.head(features), features, self._places(crops, crop_noise))
+        features = pool(self.backbone(*ct)[-1])
+        return TeacherOutput(self.head(features), features, self._places(crops))
 
-    def _places(self, crops: Tensor | None, noise: Tensor | None) -> Places:
+    def _places(self, crops: Shown | None) -> Places:
         if crops is None:
             return Places(None, None)
-        last = self.backbone(crops, noise)[-1]
+        last = self.backbone(*crops)[-1]
         depth, height, width = last.shape[2:]
         return Places(
-            self.head(cells(last, (depth, height, width))) if self.places.token_weight else None,
-            self.head(cells(along_rays(last), (depth, width))) if self.places.ray_weight else None,
+            self.head(cells(last, (depth, height, width))) if "tokens" in self.losses else None,
+            self.head(cells(along_rays(last), (depth, width))) if "rays" in self.losses else None,
         )
 
     @torch.no_grad()

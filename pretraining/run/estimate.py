@@ -11,7 +11,7 @@ import torch
 
 from pretraining.config import PretrainConfig
 from pretraining.method.pretrainer import Pretrainer
-from pretraining.method.student_teacher import Student, Teacher
+from pretraining.method.student_teacher import Shown, Student, Teacher
 from pretraining.system.errors import UserError
 from pretraining.system.machine import available_memory, peak_memory, reset_peak_memory
 from pretraining.system.processes import SINGLE_PROCESS, Processes
@@ -63,7 +63,7 @@ def check_memory(config: PretrainConfig, processes: Processes = SINGLE_PROCESS) 
     Linux does not refuse memory that it lacks; it kills some process, without a message, once that memory is used.
     """
     with torch.device("meta"):
-        student = Student(config.model, config.distils, config.restores, config.place)
+        student = Student(config)
         teacher = Teacher(student)
     trained, other = (sum(p.numel() for p in network.parameters()) for network in (student, teacher))
     samples = -(-config.optim.batch_size // (processes.world_size * config.run.accumulate))  # of a part
@@ -104,7 +104,7 @@ def flops_per_step(pretrainer: Pretrainer) -> float:
     config, flops = pretrainer.config, 0
     inputs = iter([torch.randn(shape, device=pretrainer.device) for shape in input_shapes(config, 1)])
     if config.distils:
-        ct, xray = torch.cat([next(inputs), next(inputs)]), next(inputs)
+        ct, xray = Shown(torch.cat([next(inputs), next(inputs)])), Shown(next(inputs))
         flops += forward_flops(pretrainer.teacher, ct) + 3 * forward_flops(pretrainer.student, ct, xray)
     if config.restores:
         crop, xray = next(inputs), next(inputs, None)

@@ -83,9 +83,8 @@ def _columns(result: StepResult) -> dict[str, torch.Tensor]:
     """The values of a step by their names in a line; what the run has not is left out."""
     columns = {"loss": result.loss}
     columns |= {f"loss_stage{stage}": loss for stage, loss in enumerate(result.stage_losses, 1)}
-    if result.restoration_loss.dim() == 0:
-        columns["loss_restoration"] = result.restoration_loss
-    columns |= {f"loss_{kind}": loss for kind, loss in result.place_losses._asdict().items() if loss.dim() == 0}
+    # the distillation is the mean of its stages
+    columns |= {f"loss_{name}": loss for name, loss in result.losses.items() if name != "distillation"}
     if result.health is not None:
         columns |= dict(zip(_HEALTH, result.health, strict=True))
     return columns | {"gradient_norm": torch.linalg.vector_norm(result.gradient_norms)}

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch.utils.data import DataLoader, default_collate
 
 from pretraining.system.errors import UserError
@@ -34,18 +35,38 @@ class ReadFailure:
 
 
 def collate(samples: list[Any] | ReadFailure) -> Any:
-    """A batch of samples; a `ReadFailure` stays as it is, and `batches` raises it. What samples lack stays None."""
-    if isinstance(samples, ReadFailure):
-        return samples
-    return [_collate_part(parts) for parts in zip(*samples, strict=True)]
+    """A batch of samples; a `ReadFailure` stays as it is, and `batches` raises it."""
+    return samples if isinstance(samples, ReadFailure) else join(samples)
 
 
-def _collate_part(parts: Sequence[Any]) -> Any:
-    if parts[0] is None:
+def join(samples: Sequence[Any]) -> Any:
+    """Samples as a batch, with a first axis B: tensors, tuples of what can be joined, or None, which stays None."""
+    first = samples[0]
+    if first is None:
         return None
-    if isinstance(parts[0], tuple):
-        return type(parts[0])(*map(_collate_part, zip(*parts, strict=True)))
-    return default_collate(parts)
+    if isinstance(first, tuple):
+        return type(first)(*map(join, zip(*samples, strict=True)))
+    return default_collate(samples)
+
+
+def in_parts(batch: Any, count: int) -> Sequence[Any]:
+    """What `join` made, in ``count`` parts of its first axis."""
+    if batch is None:
+        return [None] * count
+    if isinstance(batch, tuple):
+        parts = zip(*(in_parts(values, count) for values in batch), strict=True)
+        return [type(batch)(*part) for part in parts]
+    return batch.chunk(count)
+
+
+def to_device(batch: Any, device: torch.device) -> Any:
+    """What `join` made, or a plain tuple of such, on a device; from pinned memory it is not waited for."""
+    if batch is None:
+        return None
+    if isinstance(batch, tuple):
+        moved = (to_device(values, device) for values in batch)
+        return tuple(moved) if type(batch) is tuple else type(batch)(*moved)
+    return batch.to(device, non_blocking=True)
 
 
 def batches(loader: DataLoader) -> Iterator[list[Any]]:

@@ -5,7 +5,7 @@ shuffling and intensity curves are after Models Genesis (Zhou et al., Medical Im
 resized, mirrored or sampled: it is what fine-tuning will see.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -31,11 +31,6 @@ class Crop(NamedTuple):
     truth: Tensor  # (1, D, H, W) HU
     judged: Tensor  # (1, D, H, W) bool: the voxels that count
     xray: Tensor | None = None  # (1, H, W) of the crop's slices and columns, where a run distils along its rays
-
-
-def collate_crops(crops: Sequence[Crop]) -> Crop:
-    """A batch of crops."""
-    return Crop(*(None if parts[0] is None else torch.stack(parts) for parts in zip(*crops, strict=True)))
 
 
 def make_crop(store: Store, subvolume: SubVolume, config: PretrainConfig, rng: np.random.Generator) -> Crop:

@@ -13,13 +13,10 @@ from pretraining.system.processes import SINGLE_PROCESS
 
 SAMPLES, K, C = 4, 12, 5
 
-NOTHING = torch.empty(0)
-NO_LOSS = Places(NOTHING, NOTHING)
-
 
 def sums_of(student, teacher, features) -> tuple[StepSums, torch.Tensor]:
     terms = deep_distillation_loss([student] * 4, teacher, torch.zeros(K), 0.05, 0.1)
-    return StepSums.of_part(terms, TeacherOutput(teacher, features, Places(None, None)), NOTHING, NO_LOSS), features
+    return StepSums.of_part([terms.total], terms, TeacherOutput(teacher, features, Places(None, None))), features
 
 
 @pytest.fixture
@@ -36,7 +33,7 @@ def part(outputs, samples: slice) -> tuple[StepSums, torch.Tensor]:
 def test_what_is_packed_is_unpacked_under_its_name(outputs):
     sums, _ = part(outputs, slice(None))
     packed = sums.pack()
-    assert packed.shape == (2 * K + 6 + C,)
+    assert packed.shape == (2 * K + 7 + C,)
     again = sums.unpack(packed.clone())
     for field in dataclasses.fields(StepSums):
         assert torch.equal(getattr(again, field.name), getattr(sums, field.name)), field.name
@@ -60,7 +57,7 @@ def test_health_of_known_outputs():
     student, features = torch.zeros(9, 3), torch.zeros(6, 2)
     terms = deep_distillation_loss([student] * 4, teacher.flatten(0, 1), torch.zeros(3), 1.0, 0.1)
     output = TeacherOutput(teacher.flatten(0, 1), features, Places(None, None))
-    sums = StepSums.of_part(terms, output, NOTHING, NO_LOSS)
+    sums = StepSums.of_part([terms.total], terms, output)
     batch = gather_statistics([(sums, features)], SINGLE_PROCESS)
     assert batch.health.entropy.item() == pytest.approx(0, abs=1e-6)
     assert batch.health.view_agreement.item() == pytest.approx(2 / 3)
