@@ -186,6 +186,31 @@ class PlaceConfig(_Section):
 
 
 @dataclass(frozen=True)
+class PointConfig(_Section):
+    """Contrast of points in pairs of crops (ours)."""
+
+    point_weight: float = _setting(0.0, "weight of the contrast of points; 0 leaves it out", at_least(0))
+    point_crop_size: tuple[int, int, int] = _setting((16, 96, 96), "slices, height, width of the crops of a pair")
+    point_count: int = _setting(256, "points of a pair, each to be told from the others", at_least(2))
+    point_rotation: tuple[float, float, float] = _setting(
+        (30.0, 15.0, 15.0),
+        "degrees by which a crop is turned at most, about the axes of slices, rows and columns",
+        each(at_least(0)),
+    )
+    point_scale: tuple[float, float] = _setting((0.78, 1.28), "voxels of the scan per voxel of a crop", RISING)
+    point_temp: float = _setting(0.1, "temperature of the softmax over the points of a pair", POSITIVE)
+    point_level_weights: tuple[float, float, float, float, float] = _setting(
+        (1.0, 1.0, 1.0, 1.0, 0.0), "weights of the losses of stem and stages 1 to 4", WEIGHTS
+    )
+
+    @property
+    def levels(self) -> tuple[str, ...]:
+        """Those that have a weight, by name."""
+        names = ("stem", "stage1", "stage2", "stage3", "stage4")
+        return tuple(name for name, weight in zip(names, self.point_level_weights, strict=True) if weight)
+
+
+@dataclass(frozen=True)
 class OptimConfig(_Section):
     """Optimisation (section 5)."""
 
@@ -250,6 +275,7 @@ class PretrainConfig:
     loss: LossConfig = field(default_factory=LossConfig)
     restoration: RestorationConfig = field(default_factory=RestorationConfig)
     place: PlaceConfig = field(default_factory=PlaceConfig)
+    point: PointConfig = field(default_factory=PointConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     run: RunConfig = field(default_factory=RunConfig)
 
@@ -258,18 +284,26 @@ class PretrainConfig:
         least = tuple(size * factor for size, factor in zip(MINIMUM_SIZE[3], sampled, strict=True))
         if any(size < low for size, low in zip(self.view.crop_size, least, strict=True)):
             raise _wrong(self.view, "crop_size", f"at least {least}, which the encoder needs")
-        if not (self.distils or self.restores):
-            raise _wrong(self.loss, "distillation_weight", "above 0 where --restoration-weight is 0")
+        if not (self.distils or self.restores or self.has_points):
+            allowed = "above 0 where --restoration-weight and --point-weight are 0"
+            raise _wrong(self.loss, "distillation_weight", allowed)
         if self.has_places and not (self.distils and self.restores):
             raise UserError(
                 "--token-weight and --ray-weight need crops and heads: give --restoration-weight and "
                 "--distillation-weight above 0"
             )
         restored = self.restoration.restored_crop_size
-        if self.restores and any(size < low for size, low in zip(restored, MINIMUM_SIZE[3], strict=True)):
-            raise _wrong(self.restoration, "restored_crop_size", f"at least {MINIMUM_SIZE[3]}, which the encoder needs")
+        if self.restores:
+            self._check_crop(self.restoration, "restored_crop_size")
+        if self.has_points:
+            self._check_crop(self.point, "point_crop_size")
         if self.restores and self.view.window_slices < restored[0]:
             raise _wrong(self.view, "window_slices", f"at least restored_crop_size's {restored[0]} slices")
+
+    @staticmethod
+    def _check_crop(section: _Section, name: str) -> None:
+        if any(size < low for size, low in zip(getattr(section, name), MINIMUM_SIZE[3], strict=True)):
+            raise _wrong(section, name, f"at least {MINIMUM_SIZE[3]}, which the encoder needs")
 
     @property
     def weights(self) -> dict[str, float]:
@@ -279,6 +313,7 @@ class PretrainConfig:
             "restoration": self.restoration.restoration_weight,
             "tokens": self.place.token_weight,
             "rays": self.place.ray_weight,
+            "points": self.point.point_weight,
         }
         return {name: weight for name, weight in weights.items() if weight > 0}
 
@@ -296,6 +331,11 @@ class PretrainConfig:
     def has_places(self) -> bool:
         """Whether the run distils place by place, too."""
         return not self.weights.keys().isdisjoint(("tokens", "rays"))
+
+    @property
+    def has_points(self) -> bool:
+        """Whether the run contrasts points."""
+        return "points" in self.weights
 
     @property
     def peak_lr(self) -> float:

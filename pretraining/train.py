@@ -25,11 +25,10 @@ from pretraining.system.errors import UserError
 from pretraining.system.processes import LostRankError, Processes
 from pretraining.system.torch_errors import no_memory_as_error
 from pretraining.views.batches import batches, join
-from pretraining.views.corrupted_crops import Crop
-from pretraining.views.loader import ViewStream, make_loader, steps_per_epoch
+from pretraining.views.loader import Sample, ViewStream, make_loader, steps_per_epoch
 
 EXAMPLES = 4
-"""Crops in a run's picture of restoration."""
+"""Samples in a run's pictures."""
 
 logger = logging.getLogger("pretraining.train")  # under torchrun -m, __name__ is "__main__"
 
@@ -118,11 +117,14 @@ def _save_encoder(path: Path, cads: Pretrainer, spacing_mm: float) -> None:
     logger.info("encoder: %s\nfine-tune from it with: export nnUNet_cads_encoder=%s", path, path.absolute())
 
 
-def _examples(stream: ViewStream, processes: Processes) -> Crop | None:
-    """Crops of the first samples, on which a run that restores shows what it has learnt."""
-    if not stream.config.restores:
-        return None
-    return processes.broadcast_from_rank0(lambda: join([stream.crop(n) for n in range(EXAMPLES)]))
+def _examples(stream: ViewStream, processes: Processes) -> Sample:
+    """The first samples' crops and pairs of crops, on which a run shows what it has learnt."""
+    config, crop, pair = stream.config, None, None
+    if config.restores:
+        crop = processes.broadcast_from_rank0(lambda: join([stream.crop(n) for n in range(EXAMPLES)]))
+    if config.has_points:
+        pair = processes.broadcast_from_rank0(lambda: join([stream.pair(n) for n in range(EXAMPLES)]))
+    return Sample(None, None, None, crop, pair)
 
 
 def _log_start(cads: Pretrainer, stream: ViewStream, output: Path) -> None:

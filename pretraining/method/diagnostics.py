@@ -30,6 +30,7 @@ class StepResult:
     loss: Tensor  # (), before the step's update
     losses: dict[str, Tensor]  # () each, of which it is the weighted sum, by the names of `PretrainConfig.weights`
     stage_losses: Tensor  # (4,), of the distillation, shallow to deep; (0,) where the run does not distil
+    points_found: dict[str, Tensor]  # () each: fraction of points that are found, by the level's name
     gradient_norms: Tensor  # (number of gradients,), before clipping
     finite: Tensor  # whether the step happened; where loss or gradients were NaN or infinite it changed nothing
     health: TeacherHealth | None  # None where the run does not distil
@@ -41,6 +42,7 @@ class StepSums:
     """Sums over the views of a part of a batch, all of the teacher but the losses. What a run lacks is empty, (0,)."""
 
     losses: Tensor  # (number of losses,), the part's
+    points_found: Tensor  # (L,), of the part's, see `pretraining.method.points.contrast`
     logits: Tensor  # (K,)
     probabilities: Tensor  # (K,)
     entropy: Tensor  # (), of the probabilities, in nats
@@ -51,7 +53,11 @@ class StepSums:
 
     @classmethod
     def of_part(
-        cls, losses: Iterable[Tensor], terms: LossTerms | None = None, teacher: TeacherOutput | None = None
+        cls,
+        losses: Iterable[Tensor],
+        terms: LossTerms | None = None,
+        teacher: TeacherOutput | None = None,
+        points_found: Tensor | None = None,
     ) -> "StepSums":
         """Of a part.
 
@@ -59,16 +65,19 @@ class StepSums:
             losses: () each.
             terms: of the distillation.
             teacher: what it made of the part.
+            points_found: (L,).
         """
         stacked = torch.stack([loss.detach() for loss in losses])
         nothing = stacked.new_empty(0)
+        found = nothing if points_found is None else points_found
         if terms is None or teacher is None:
-            return cls(stacked, *[nothing] * 7)
+            return cls(stacked, found, *[nothing] * 7)
         of_places = [logits for logits in teacher.places if logits is not None]
         probabilities = terms.teacher_probabilities
         first, second = probabilities.argmax(-1).chunk(2)
         return cls(
             stacked,
+            found,
             teacher.logits.float().sum(0),
             probabilities.sum(0),
             torch.special.entr(probabilities).sum(),
@@ -94,6 +103,7 @@ class BatchStatistics(NamedTuple):
 
     sums: Tensor  # packed `StepSums`; not finite where a loss or output is not
     losses: Tensor  # (number of losses,)
+    points_found: Tensor  # (L,) or (0,)
     mean_logits: Tensor | None  # (K,), of the teacher; None where the run does not distil
     stage_losses: Tensor  # (4,) or (0,)
     mean_place_logits: Tensor | None  # (K,), of the teacher; None where the run does not distil place by place
@@ -110,10 +120,11 @@ def gather_statistics(parts: list[tuple[StepSums, Tensor | None]], processes: Pr
     packed = torch.stack([sums.pack() for sums, _ in parts]).sum(0) if len(parts) > 1 else parts[0][0].pack()
     sums = parts[0][0].unpack(processes.all_reduce(packed))
     count = len(parts) * processes.world_size
-    losses, stage_losses, place_logits = sums.losses / count, sums.stage_losses / count, sums.place_logits / count
+    means = sums.losses / count, sums.points_found / count
+    stage_losses, place_logits = sums.stage_losses / count, sums.place_logits / count
     features = [features for _, features in parts if features is not None]
     if not features:
-        return BatchStatistics(packed, losses, None, stage_losses, None, None)
+        return BatchStatistics(packed, *means, None, stage_losses, None, None)
     own_features = torch.cat(features).float()
     views = len(own_features) * processes.world_size
     mean_features = sums.features / views
@@ -127,7 +138,7 @@ def gather_statistics(parts: list[tuple[StepSums, Tensor | None]], processes: Pr
         *spread_and_rank(mean_features, covariance),
     )
     return BatchStatistics(
-        packed, losses, sums.logits / views, stage_losses, place_logits if len(place_logits) else None, health
+        packed, *means, sums.logits / views, stage_losses, place_logits if len(place_logits) else None, health
     )
 
 

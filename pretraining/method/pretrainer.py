@@ -18,9 +18,10 @@ from pretraining.method.diagnostics import (
     gather_statistics,
     step_is_finite,
 )
-from pretraining.method.loss import deep_distillation_loss, place_loss, update_center
+from pretraining.method.loss import deep_distillation_loss, place_loss, update_center, weighted_mean
 from pretraining.method.optimisation import GROUP_SETTINGS, clip_each_gradient, parameter_groups, set_rates
 from pretraining.method.places import Places
+from pretraining.method.points import contrast
 from pretraining.method.restoration import restoration_loss
 from pretraining.method.schedules import rates
 from pretraining.method.student_teacher import Shown, Student, Teacher
@@ -29,6 +30,7 @@ from pretraining.views.batches import in_parts, to_device
 from pretraining.views.corrupted_crops import Crop
 from pretraining.views.loader import Sample
 from pretraining.views.make_views import show_in_window
+from pretraining.views.point_pairs import PointPair
 from pretraining.views.streams import Stream, generator
 
 _AUTOCAST_DTYPE = {"none": None, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -37,7 +39,7 @@ _AUTOCAST_DTYPE = {"none": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 class Part(NamedTuple):
     """What one backward pass takes of a rank's batch: b samples, on the device."""
 
-    student: tuple[Shown | None, ...]  # what the student is shown, see there
+    student: tuple[Shown | Tensor | None, ...]  # what the student is shown, see there
     teacher: tuple[Shown | None, ...]  # what the teacher is shown; empty where the run does not distil
     crop: Crop | None  # (b, 1, D, H, W) each; None where the run does not restore
     exchange: AbstractContextManager  # around its passes: the ranks average their gradients in the last part's
@@ -84,7 +86,12 @@ class Pretrainer:
         return self.config.optim.epochs * self.steps_per_epoch
 
     def train_step(
-        self, view_1: Tensor | None, view_2: Tensor | None, xray: Tensor | None, crop: Crop | None = None
+        self,
+        view_1: Tensor | None,
+        view_2: Tensor | None,
+        xray: Tensor | None,
+        crop: Crop | None = None,
+        pair: PointPair | None = None,
     ) -> StepResult:
         """One step on this rank's part of the batch.
 
@@ -97,12 +104,13 @@ class Pretrainer:
             view_2: second CT view, same shape.
             xray: radiographs (B, 1, H, W).
             crop: crops to restore (B, 1, D, H, W), where the run restores.
+            pair: pairs of crops (B, 1, D, H, W), where the run contrasts points.
         """
         now = rates(self.config, self.step, self.steps_per_epoch)
         set_rates(self.optimizer, now)
         self.optimizer.zero_grad(set_to_none=True)
         with self._buffers_kept_on_error() as buffers:
-            sample = Sample(view_1, view_2, xray, crop)
+            sample = Sample(view_1, view_2, xray, crop, pair)
             parts = [self._backward(part, now.teacher_temp) for part in self._parts(sample)]
             batch = gather_statistics(parts, self.processes)
         self.scaler.unscale_(self.optimizer)
@@ -122,7 +130,9 @@ class Pretrainer:
             buffer.copy_(torch.where(finite, buffer, before))
         self.step += 1
         losses = dict(zip(self.config.weights, batch.losses.unbind(), strict=True))
-        return StepResult(self._total(losses), losses, batch.stage_losses, norms, finite, batch.health, now)
+        levels = self.config.point.levels if self.config.has_points else ()
+        found = dict(zip(levels, batch.points_found.unbind(), strict=True))
+        return StepResult(self._total(losses), losses, batch.stage_losses, found, norms, finite, batch.health, now)
 
     def _total(self, losses: dict[str, Tensor]) -> Tensor:
         """The weighted sum of the losses, ()."""
@@ -133,7 +143,7 @@ class Pretrainer:
 
         What is large ends with this call, before the next part's passes and the optimizer's step.
         """
-        config, teacher, terms, losses = self.config, None, None, {}
+        config, teacher, terms, found, losses = self.config, None, None, None, {}
         with part.exchange:
             with self._autocast():
                 if part.teacher:
@@ -155,8 +165,12 @@ class Pretrainer:
                     getattr(student.places, name), getattr(teacher.places, name), self.place_center, teacher_temp,
                     config.loss.student_temp, config.loss.stage_weights,
                 )  # fmt: skip
+            if config.has_points:
+                of_levels, found = contrast(student.points, config.point.point_temp)
+                weights = [weight for weight in config.point.point_level_weights if weight]
+                losses["points"] = weighted_mean(of_levels, weights)
             self.scaler.scale(self._total(losses) / config.run.accumulate).backward()
-        sums = StepSums.of_part([losses[name] for name in config.weights], terms, teacher)
+        sums = StepSums.of_part([losses[name] for name in config.weights], terms, teacher, found)
         return sums, None if teacher is None else teacher.features
 
     @contextmanager
@@ -173,17 +187,23 @@ class Pretrainer:
     def _parts(self, sample: Sample) -> Iterator[Part]:
         """This rank's batch in ``accumulate`` parts, each moved to the device when it is its turn."""
         count = self.config.run.accumulate
-        samples = len(sample.view_1 if sample.crop is None else sample.crop.truth)
-        noises = self._noise(samples), self._noise(samples, 3 if self.config.has_places else 1, Stream.DEPTH_OF_CROPS)
+        samples = self.config.optim.batch_size // self.processes.world_size
+        noises = (
+            self._noise(samples),
+            self._noise(samples, 3 if self.config.has_places else 1, Stream.DEPTH_OF_CROPS),
+            self._noise(samples, 2, Stream.DEPTH_OF_PAIRS),
+        )
         rows = zip(in_parts(sample, count), *(in_parts(noise, count) for noise in noises), strict=True)
         for i, row in enumerate(rows):
             exchange = nullcontext() if i == count - 1 else self._without_exchange()
             # moved before they are joined: what `cat` makes on the host is not pinned, and its copy would be waited for
             yield self._part(*to_device(row, self.device), exchange)
 
-    def _part(self, sample: Sample, of_views: Tensor, of_crops: Tensor, exchange: AbstractContextManager) -> Part:
+    def _part(
+        self, sample: Sample, of_views: Tensor, of_crops: Tensor, of_pairs: Tensor, exchange: AbstractContextManager
+    ) -> Part:
         """What student and teacher are shown of some samples, with the noise (b, views, branches) for each."""
-        ct = xray = crops = crop_xrays = None
+        ct = xray = crops = crop_xrays = pairs = points = None
         teacher: tuple[Shown, ...] = ()
         if sample.view_1 is not None:
             images = torch.cat([sample.view_1, sample.view_2])
@@ -196,10 +216,13 @@ class Pretrainer:
         if self.config.has_places:
             sound = show_in_window(sample.crop.truth.clone(), self.config.view.intensity_window)
             teacher += (Shown(sound, _by_branch(of_crops[:, 2:])),)
-        return Part((ct, xray, crops, crop_xrays), teacher, sample.crop, exchange)
+        if sample.pair is not None:
+            pairs = Shown(torch.cat([sample.pair.crop_1, sample.pair.crop_2]), _by_branch(of_pairs))
+            points = torch.cat([sample.pair.points_1, sample.pair.points_2])
+        return Part((ct, xray, crops, crop_xrays, pairs, points), teacher, sample.crop, exchange)
 
     def _noise(self, count: int, views: int = 5, stream: Stream = Stream.DEPTH_OF_VIEWS) -> Tensor:
-        """(samples, views, branches) numbers for stochastic depth: the teacher's two views, the student's three.
+        """(samples, views, branches) numbers for stochastic depth; of CT and X-ray: the teacher's two, the student's.
 
         They depend on the seed, the step and a sample's place in the batch alone: not on the number of ranks, nor on
         what was drawn before. So a run that resumes needs no state of a generator.
@@ -220,13 +243,37 @@ class Pretrainer:
         self.scaler.step(self.optimizer)
         self.scaler.update()
 
-    @torch.no_grad()
     def restore(self, seen: Tensor) -> Tensor:
         """What the student makes of corrupted crops (B, 1, D, H, W), on the host, in units of the window."""
+        with self._looking_at_the_student():
+            return self.student.restore(seen.to(self.device)).float().cpu()
+
+    def similarity(self, pair: PointPair) -> Tensor:
+        """How alike the student finds the point of each crop 1 and the voxels of that slice of crop 2 where it is.
+
+        Args:
+            pair: with one point (B, 1, 3).
+
+        Returns:
+            Cosines (L, B, H, W) by level, on the host.
+        """
+        height, width = pair.crop_2.shape[3:]
+        rows, columns = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
+        in_plane = torch.stack([rows, columns], dim=-1).float().flatten(0, 1).expand(len(pair.crop_2), -1, -1)
+        of_slice = torch.cat([pair.points_2[..., :1].expand(-1, height * width, 1), in_plane], dim=-1)
+        with self._looking_at_the_student():
+            shown = ((pair.crop_1, pair.points_1), (pair.crop_2, of_slice))
+            of_point, of_voxels = (self.student.features(*to_device(crop, self.device)) for crop in shown)
+        cosines = [b @ a.mT for a, b in zip(of_point, of_voxels, strict=True)]
+        return torch.stack(cosines).unflatten(2, (height, width))[..., 0].cpu()
+
+    @contextmanager
+    def _looking_at_the_student(self) -> Iterator[None]:
+        """As it is, without stochastic depth and gradients."""
         self.student.eval()
         try:
-            with self._autocast():
-                return self.student.restore(seen.to(self.device)).float().cpu()
+            with torch.no_grad(), self._autocast():
+                yield
         finally:
             self.student.train()
 

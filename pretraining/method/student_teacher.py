@@ -14,6 +14,7 @@ from nnunetv2_cads.network_architecture import PVTv2Encoder
 from pretraining.config import PretrainConfig
 from pretraining.method.heads import ProjectionHead
 from pretraining.method.places import Places, along_rays, cells, in_order_of_slices
+from pretraining.method.points import PointHeads
 from pretraining.method.restoration import RestorationDecoder
 
 
@@ -30,6 +31,7 @@ class StudentOutput(NamedTuple):
     logits: list[Tensor]  # per stage (3B, K); empty where it has no heads
     restored: Tensor | None  # (B, 1, D, H, W), see `pretraining.method.restoration.target`
     places: Places  # logits per stage (P, K)
+    points: list[Tensor]  # features per level (2B, N, C) of unit length
 
 
 class TeacherOutput(NamedTuple):
@@ -45,7 +47,7 @@ class Student(nn.Module):
 
     Args:
         config: of the run. One that does not distil has no heads, and its encoder takes CT alone; one that restores
-            has a decoder for crops.
+            has a decoder for crops, one that contrasts points has heads for these.
     """
 
     head_names = ("head_1", "head_2", "head_3", "head")
@@ -60,27 +62,47 @@ class Student(nn.Module):
                 self.add_module(name, ProjectionHead(dim, config.model))
         if config.restores:
             self.decoder = RestorationDecoder(self.backbone.channels)
+        if config.has_points:
+            self.point_heads = PointHeads(self.backbone.channels, config.point.point_level_weights)
+        if self.losses == {"points"}:  # nothing teaches what is deeper than the last level
+            for stage in range(self.point_heads.levels[-1] + 1, len(self.backbone.channels)):
+                for part in ("patch_embed", "block", "norm"):
+                    getattr(self.backbone, f"{part}{stage}").requires_grad_(False)
 
     def forward(
-        self, ct: Shown | None, xray: Shown | None, crops: Shown | None = None, crop_xrays: Shown | None = None
+        self,
+        ct: Shown | None,
+        xray: Shown | None,
+        crops: Shown | None = None,
+        crop_xrays: Shown | None = None,
+        pairs: Shown | None = None,
+        points: Tensor | None = None,
     ) -> StudentOutput:
-        """Views to logits, corrupted crops to restored ones; what the run has not is None.
+        """Views to logits, corrupted crops to restored ones, pairs to features; what the run has not is None.
 
         Args:
             ct: CT views (2B, 1, D, H, W), view by view.
             xray: X-rays (B, 1, H, W).
             crops: (B, 1, D, H, W), corrupted.
             crop_xrays: X-rays of the crops (B, 1, H, W).
+            pairs: pairs of crops (2B, 1, D, H, W), first ones, then second ones.
+            points: in the crops of the pairs (2B, N, 3), in voxels.
         """
         logits = [] if ct is None else self._logits(ct, xray)
-        if crops is None:
-            return StudentOutput(logits, None, Places([], []))
-        maps = self.backbone(*crops)
-        return StudentOutput(logits, self.decoder(maps, crops.images.shape[2:]), self._places(maps, crop_xrays))
+        restored, places = None, Places([], [])
+        if crops is not None:
+            maps = self.backbone(*crops)
+            restored, places = self.decoder(maps, crops.images.shape[2:]), self._places(maps, crop_xrays)
+        features = [] if pairs is None else self.features(pairs.images, points, pairs.noise)
+        return StudentOutput(logits, restored, places, features)
 
     def restore(self, crops: Tensor, noise: Tensor | None = None) -> Tensor:
         """Corrupted crops (B, 1, D, H, W) -> restored ones, in units of the window."""
         return self.decoder(self.backbone(crops, noise), crops.shape[2:])
+
+    def features(self, crops: Tensor, points: Tensor, noise: Tensor | None = None) -> list[Tensor]:
+        """Features per level (B, N, C) of points (B, N, 3) of crops (B, 1, D, H, W)."""
+        return self.point_heads(self.backbone(crops, noise), points)
 
     def _logits(self, ct: Shown, xray: Shown) -> list[Tensor]:
         maps = zip(self.backbone(*ct)[1:], self.backbone(*xray)[1:], strict=True)

@@ -25,8 +25,8 @@ logger = logging.getLogger(__name__)
 
 NOT_HERE = (
     "encoder_size", "intensity_window", "random_window_probability", "xray", "distillation_weight",
-    "restoration_weight", "xray_weight", "stage_weights", "amp", "accumulate", "compile", "on_nan", "save_minutes",
-    "max_hours",
+    "restoration_weight", "point_weight", "xray_weight", "stage_weights", "amp", "accumulate", "compile", "on_nan",
+    "save_minutes", "max_hours",
 )  # fmt: skip
 """Settings that plain CADS does not have. (``num_workers`` and ``log_every`` change no result and are not used.)"""
 

@@ -5,6 +5,7 @@
       metrics.jsonl            one line per `log_every` steps
       progress.png             their curves
       restored.png             of a run that restores crops: seen, restored, truth
+      points.png               of a run that contrasts points: where each level finds a point in the other crop
       checkpoint_latest.pth    everything needed to resume
       cads_encoder.pth         the teacher's encoder, at the end of the run
 
@@ -121,6 +122,7 @@ def encoder_record(config: PretrainConfig, steps: int, spacing_mm: float) -> Enc
     )
     sizes = {"crop_size": list(config.view.crop_size)} if config.distils else {}
     sizes |= {"restored_crop_size": list(config.restoration.restored_crop_size)} if config.restores else {}
+    sizes |= {"point_crop_size": list(config.point.point_crop_size)} if config.has_points else {}
     return saw.with_notes(
         **sizes,
         steps=steps,

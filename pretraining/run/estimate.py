@@ -17,6 +17,7 @@ from pretraining.system.machine import available_memory, peak_memory, reset_peak
 from pretraining.system.processes import SINGLE_PROCESS, Processes
 from pretraining.views.corrupted_crops import Crop, crop_xray_size
 from pretraining.views.loader import Sample
+from pretraining.views.point_pairs import PointPair
 
 TIMED_STEPS = 5
 STEPS_BEFORE = 2
@@ -79,24 +80,31 @@ def check_memory(config: PretrainConfig, processes: Processes = SINGLE_PROCESS) 
 
 
 def input_shapes(config: PretrainConfig, count: int) -> list[tuple[int, ...]]:
-    """Shapes of what the student sees of ``count`` samples: CT views and X-rays, crops and their X-rays."""
+    """Shapes of what the student sees of ``count`` samples: CT views, X-rays, crops, their X-rays, pairs of crops."""
     depth, height, width = config.view.crop_size
     half = 2 if config.view.uniform_sampling else 1
     views = [(count, 1, depth, height // half, width // half)] * 2 + [(count, 1, height, width)]
     crop = (count, 1, *config.restoration.restored_crop_size)
     crop_xray = (count, 1, *crop_xray_size(config))
-    return views * config.distils + [crop] * config.restores + [crop_xray] * (config.place.ray_weight > 0)
+    pair = [(count, 1, *config.point.point_crop_size)] * 2
+    crops = [crop] * config.restores + [crop_xray] * (config.place.ray_weight > 0)
+    return views * config.distils + crops + pair * config.has_points
 
 
 def random_sample(config: PretrainConfig, count: int) -> Sample:
     """A batch of ``count`` samples of noise."""
     inputs = iter([torch.randn(shape) for shape in input_shapes(config, count)])
     views = [next(inputs) if config.distils else None for _ in range(3)]
-    if not config.restores:
-        return Sample(*views, None)
-    truth = next(inputs)
-    xray = next(inputs, None)
-    return Sample(*views, Crop(truth, truth, torch.ones_like(truth, dtype=torch.bool), xray))
+    crop = pair = None
+    if config.restores:
+        truth = next(inputs)
+        xray = next(inputs) if config.place.ray_weight else None
+        crop = Crop(truth, truth, torch.ones_like(truth, dtype=torch.bool), xray)
+    if config.has_points:
+        size = torch.tensor(config.point.point_crop_size)
+        points = (torch.rand(count, config.point.point_count, 3) * (size - 1) for _ in range(2))
+        pair = PointPair(next(inputs), next(inputs), *points)
+    return Sample(*views, crop, pair)
 
 
 def flops_per_step(pretrainer: Pretrainer) -> float:
@@ -107,10 +115,12 @@ def flops_per_step(pretrainer: Pretrainer) -> float:
         ct, xray = Shown(torch.cat([next(inputs), next(inputs)])), Shown(next(inputs))
         flops += forward_flops(pretrainer.teacher, ct) + 3 * forward_flops(pretrainer.student, ct, xray)
     if config.restores:
-        crop, xray = next(inputs), next(inputs, None)
+        crop, xray = next(inputs), next(inputs) if config.place.ray_weight else None
         of_places = forward_flops(pretrainer.teacher.backbone, crop) if config.has_places else 0
         of_xray = 0 if xray is None else forward_flops(pretrainer.student.backbone, xray)
         flops += of_places + 3 * (forward_flops(pretrainer.student.restore, crop) + of_xray)
+    if config.has_points:
+        flops += 3 * forward_flops(pretrainer.student.backbone, torch.cat([next(inputs), next(inputs)]))
     return config.optim.batch_size * flops
 
 

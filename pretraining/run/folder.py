@@ -25,6 +25,7 @@ METRICS = "metrics.jsonl"
 PROGRESS = "progress.png"
 CHECKPOINT = "checkpoint_latest.pth"
 RESTORED = "restored.png"
+POINTS = "points.png"
 ENCODER = "cads_encoder.pth"
 
 NO_SETTINGS = ("versions", "store", "spacing_mm")

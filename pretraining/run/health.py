@@ -31,6 +31,8 @@ LITTLE_INFORMATION = 0.05
 """Nats. Healthy runs of all sizes tried stayed above 0.4; collapsed ones fell below 0.02."""
 ONE_POINT = 0.01
 """Spread of the features below which all samples are one point to the teacher."""
+NOTHING_FOUND = 0.02
+"""Fraction of points that are found: an encoder with random weights finds a quarter of 256 at the stem."""
 ONE_OUTPUT = 0.05
 """Entropy of the teacher, as a fraction of ln K, below which it always gives the same single output."""
 
@@ -93,6 +95,11 @@ def _is_one_point(line: Line, _chance: float) -> bool:
     return line.get("feature_spread", 1.0) < ONE_POINT
 
 
+def _finds_no_point(line: Line, _chance: float) -> bool:
+    found = [value for name, value in line.items() if name.startswith("points_found_")]
+    return bool(found) and max(found) < NOTHING_FOUND
+
+
 _ALARMS: tuple[tuple[str, int, Callable[[Line, float], bool], str], ...] = (
     (
         "some steps had a loss or gradients that are not finite (NaN or infinity)",
@@ -118,6 +125,12 @@ _ALARMS: tuple[tuple[str, int, Callable[[Line, float], bool], str], ...] = (
         LINES,
         _is_one_point,
         "begin a run with a lower --lr or a longer --warmup-epochs, and with --head-batch-norm",
+    ),
+    (
+        "hardly any point is found in the other crop, at any level",
+        LINES,
+        _finds_no_point,
+        "begin a run with a lower --lr or a longer --warmup-epochs; look at points.png, too: crops of air have none",
     ),
 )
 """Name, lines in a row that must show it, what shows it, what to try."""

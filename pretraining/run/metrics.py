@@ -85,6 +85,7 @@ def _columns(result: StepResult) -> dict[str, torch.Tensor]:
     columns |= {f"loss_stage{stage}": loss for stage, loss in enumerate(result.stage_losses, 1)}
     # the distillation is the mean of its stages
     columns |= {f"loss_{name}": loss for name, loss in result.losses.items() if name != "distillation"}
+    columns |= {f"points_found_{level}": fraction for level, fraction in result.points_found.items()}
     if result.health is not None:
         columns |= dict(zip(_HEALTH, result.health, strict=True))
     return columns | {"gradient_norm": torch.linalg.vector_norm(result.gradient_norms)}

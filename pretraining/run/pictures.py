@@ -1,10 +1,10 @@
-"""The pictures of a run: its curves, and of a run that restores crops, what it makes of some.
+"""The pictures of a run: its curves, what it makes of some crops to restore, and where it finds points.
 
 Imported with the first picture: matplotlib takes half a second to load.
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from pretraining.system.files import atomic_path
+from pretraining.views.point_pairs import PointPair
 
 
 def plot_progress(lines: Iterable[dict[str, Any]], out_dim: int, path: Path) -> None:
@@ -33,6 +34,8 @@ def plot_progress(lines: Iterable[dict[str, Any]], out_dim: int, path: Path) -> 
 
     distils = "mutual_information" in lines[-1]
     panels = ["loss", *(["restoration"] if "loss_restoration" in lines[-1] else [])]
+    levels = [name for name in lines[-1] if name.startswith("points_found_")]
+    panels += ["points"] if levels else []
     panels += [*(["health", "rank"] if distils else []), "gradient", "rate"]
     figure = Figure(figsize=(10, 2.6 * len(panels)), layout="constrained")
     FigureCanvasAgg(figure)
@@ -41,6 +44,7 @@ def plot_progress(lines: Iterable[dict[str, Any]], out_dim: int, path: Path) -> 
         curve(axes["loss"], f"loss_stage{stage}", f"stage {stage}")
     curve(axes["loss"], "loss_tokens", "places of crops", "--")
     curve(axes["loss"], "loss_rays", "places of X-rays", ":")
+    curve(axes["loss"], "loss_points", "points", "-.")
     curve(axes["loss"], "loss", "total", "k")
     if distils:
         axes["loss"].axhline(chance, color="grey", ls="--", label=f"chance: ln {out_dim}")
@@ -51,6 +55,8 @@ def plot_progress(lines: Iterable[dict[str, Any]], out_dim: int, path: Path) -> 
         curve(axes["rank"], "feature_rank", "effective rank of the features")
     if "restoration" in axes:
         curve(axes["restoration"], "loss_restoration", "restoration")
+    for name in levels:
+        curve(axes["points"], name, f"found by {name.removeprefix('points_found_')}")
     curve(axes["gradient"], "gradient_norm", "norm of the gradient before clipping")
     axes["gradient"].set_yscale("log")
     curve(axes["rate"], "lr", "learning rate")
@@ -79,6 +85,35 @@ def plot_restored(seen: Tensor, restored: Tensor, truth: Tensor, limit: float, p
     for row, axes_of_row in enumerate(figure.subplots(len(seen), len(columns), squeeze=False)):
         for axes, (title, crops) in zip(axes_of_row, columns.items(), strict=True):
             axes.imshow(crops[row, 0, crops.shape[2] // 2], cmap="gray", vmin=-limit, vmax=limit)
+            axes.set_axis_off()
+            if row == 0:
+                axes.set_title(title, fontsize="medium")
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=110)
+
+
+def plot_points(pair: PointPair, levels: Sequence[str], similarity: Tensor, path: Path) -> None:
+    """Draw a point in crop 1 and where in crop 2 each level finds it; a pair in each row.
+
+    Args:
+        pair: with one point each, (B, 1, 3).
+        levels: names of the levels.
+        similarity: cosines (L, B, H, W) of the point and the voxels of its slice of crop 2.
+        path: of the picture.
+    """
+    columns = ["a point", "in the other crop", *levels]
+    figure = Figure(figsize=(2.2 * len(columns), 2.2 * len(pair.crop_1)), layout="constrained")
+    FigureCanvasAgg(figure)
+    for row, axes_of_row in enumerate(figure.subplots(len(pair.crop_1), len(columns), squeeze=False)):
+        points = pair.points_1[row, 0], *[pair.points_2[row, 0]] * (len(columns) - 1)
+        crops = pair.crop_1[row, 0], pair.crop_2[row, 0]
+        slices = [crop[round(z.item())] for crop, (z, *_) in zip(crops, points[:2], strict=True)]
+        for number, (axes, title, (_, y, x)) in enumerate(zip(axes_of_row, columns, points, strict=True)):
+            if number < len(slices):
+                axes.imshow(slices[number], cmap="gray", vmin=-1, vmax=1)
+            else:
+                axes.imshow(similarity[number - len(slices), row], cmap="viridis", vmin=-1, vmax=1)
+            axes.plot(x, y, "r+", ms=12)
             axes.set_axis_off()
             if row == 0:
                 axes.set_title(title, fontsize="medium")

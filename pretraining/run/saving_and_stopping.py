@@ -18,7 +18,7 @@ from pretraining.method.diagnostics import StepResult
 from pretraining.method.pretrainer import Pretrainer
 from pretraining.method.restoration import UNITS_OF_WINDOW, target
 from pretraining.run.checkpoint import save_checkpoint
-from pretraining.run.folder import CHECKPOINT, METRICS, PROGRESS, RESTORED
+from pretraining.run.folder import CHECKPOINT, METRICS, POINTS, PROGRESS, RESTORED
 from pretraining.run.health import FiniteGuard, HealthWatch, not_finite_error
 from pretraining.run.metrics import MetricsLog
 from pretraining.store.store import StoreSummary
@@ -26,8 +26,9 @@ from pretraining.system.errors import UserError
 from pretraining.system.processes import LostRankError
 from pretraining.system.signals import stop_signals_collected
 from pretraining.system.torch_errors import worker_failures_as_errors
-from pretraining.views.corrupted_crops import Crop
+from pretraining.views.loader import Sample
 from pretraining.views.make_views import hu_of
+from pretraining.views.point_pairs import point_in_the_middle
 
 logger = logging.getLogger(__name__)
 
@@ -70,7 +71,7 @@ class Run:
     deadline: float  # `time.monotonic` after which it stops, or infinity
     received: list[int]  # numbers of the stop signals that this process has received; it grows
     bar: tqdm
-    examples: Crop | None = None  # crops of which each save draws what the student makes; None: no picture
+    examples: Sample  # of which each save draws what the student makes, where the run has crops or pairs
 
     def __post_init__(self) -> None:
         config, self._processes = self.pretrainer.config, self.pretrainer.processes
@@ -142,9 +143,9 @@ class Run:
         self._saved = time.monotonic()
 
     def _draw(self) -> None:
-        from pretraining.run.pictures import plot_progress, plot_restored
+        from pretraining.run.pictures import plot_points, plot_progress, plot_restored
 
-        config, crop = self.pretrainer.config, self.examples
+        config, crop, pair = self.pretrainer.config, self.examples.crop, self.examples.pair
         plot_progress(self._metrics.lines, config.model.head_out_dim, self.output / PROGRESS)
         if crop is not None:
             seen_hu = hu_of(crop.seen, config.view.intensity_window)
@@ -152,6 +153,9 @@ class Run:
             # elsewhere the loss does not look, and the student answers anything
             restored = torch.where(crop.judged, self.pretrainer.restore(crop.seen), seen)
             plot_restored(seen, restored, truth, UNITS_OF_WINDOW / 2, self.output / RESTORED)
+        if pair is not None:
+            chosen = point_in_the_middle(pair)
+            plot_points(chosen, config.point.levels, self.pretrainer.similarity(chosen), self.output / POINTS)
 
     def _write_line(self) -> None:
         """A line of metrics.jsonl, the alarms it raises, and what the bar shows."""
@@ -177,7 +181,7 @@ def open_run(
     store: StoreSummary,
     how_to_resume: str,
     deadline: float,
-    examples: Crop | None = None,
+    examples: Sample,
 ) -> Iterator[Run]:
     """A run at work: signals wait for the end of a step, and lines of the log leave the progress bar whole.
 

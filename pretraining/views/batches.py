@@ -19,8 +19,9 @@ from pretraining.system.errors import UserError
 from pretraining.system.torch_errors import FEWER_WORKERS
 
 _OPEN_FILES = Path("/dev/fd")
-_TENSORS = 7
-"""Of a batch at most: two CT views, X-ray, four of a crop. Each is a file in /dev/shm, held open by both processes."""
+_TENSORS = 11
+"""Of a batch at most: two CT views, X-ray, four of a crop, four of a pair. Each is a file in /dev/shm, which both
+processes hold open."""
 _PIPES_OF_WORKER, _OTHER_FILES = 8, 16
 
 

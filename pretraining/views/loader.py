@@ -24,6 +24,7 @@ from pretraining.system.processes import SINGLE_PROCESS, Processes
 from pretraining.views.batches import ReadFailure, collate
 from pretraining.views.corrupted_crops import Crop, make_crop
 from pretraining.views.make_views import Views, make_views
+from pretraining.views.point_pairs import PointPair, make_point_pair
 from pretraining.views.streams import Stream, generator
 from pretraining.views.subvolumes import SubVolumes
 
@@ -40,10 +41,11 @@ class Sample(NamedTuple):
     view_2: Tensor | None  # (1, D, H, W)
     xray: Tensor | None  # (1, H, W)
     crop: Crop | None
+    pair: PointPair | None
 
 
 class ViewStream(Dataset):
-    """The endless stream of samples: number n, from 0 -> (CT view 1, CT view 2, X-ray view, crop to restore).
+    """The endless stream of samples: number n, from 0 -> (CT view 1, CT view 2, X-ray view, crop, pair of crops).
 
     Args:
         store: the store to read.
@@ -67,6 +69,7 @@ class ViewStream(Dataset):
         return Sample(
             *(self.views(n) if self.config.distils else (None, None, None)),
             self.crop(n) if self.config.restores else None,
+            self.pair(n) if self.config.has_points else None,
         )
 
     def views(self, n: int) -> Views:
@@ -78,6 +81,11 @@ class ViewStream(Dataset):
         """The crop to restore of sample n."""
         rng = generator(self.seed, Stream.CROPS, n)
         return make_crop(self.store, self.subvolumes[self.subvolume_index(n)], self.config, rng)
+
+    def pair(self, n: int) -> PointPair:
+        """The pair of crops of sample n."""
+        rng = generator(self.seed, Stream.PAIRS, n)
+        return make_point_pair(self.store, self.subvolumes[self.subvolume_index(n)], self.config, rng)
 
     def __getitems__(self, numbers: Sequence[int]) -> list[Sample] | ReadFailure:
         """The samples of a batch, or why one of them could not be read."""
@@ -144,7 +152,8 @@ def default_workers(rank_batch_size: int, config: PretrainConfig, local_world_si
     """
     views = 2 * math.prod(config.view.crop_size) + math.prod(config.view.crop_size[1:]) if config.distils else 0
     crops = 3 * math.prod(config.restoration.restored_crop_size) if config.restores else 0
-    worker_bytes = WORKER_BYTES + PREFETCH * rank_batch_size * (views + crops) * 4
+    pairs = 2 * math.prod(config.point.point_crop_size) if config.has_points else 0
+    worker_bytes = WORKER_BYTES + PREFETCH * rank_batch_size * (views + crops + pairs) * 4
     by_memory = available_memory() // 2 // worker_bytes
     return max(1, min(core_count() // local_world_size, by_memory // local_world_size, MAX_DEFAULT_PROCESSES))
 

@@ -45,7 +45,7 @@ class Views(NamedTuple):
 
 def make_views(store: Store, subvolume: SubVolume, config: ViewConfig, rng: np.random.Generator) -> Views:
     """Draw the views of a sub-volume."""
-    with _one_thread():
+    with one_thread():
         return _make_views(store, subvolume, config, rng)
 
 
@@ -108,7 +108,7 @@ def local_radiograph(store: Store, volume_id: str, filled: Box) -> np.ndarray:
 
 
 @contextmanager
-def _one_thread() -> Iterator[None]:
+def one_thread() -> Iterator[None]:
     """Compute in one thread, as workers do anyway, so that sums round alike whatever the number of threads."""
     threads = torch.get_num_threads()
     if threads != 1:

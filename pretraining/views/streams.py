@@ -16,6 +16,8 @@ class Stream(IntEnum):
     DEPTH_OF_VIEWS = 2  # stochastic depth, by step
     DEPTH_OF_CROPS = 3  # the same for crops
     CROPS = 4  # by sample
+    DEPTH_OF_PAIRS = 5  # stochastic depth, by step
+    PAIRS = 6  # by sample
 
 
 def generator(seed: int, stream: Stream, place: int) -> np.random.Generator:

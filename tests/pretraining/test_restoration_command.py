@@ -122,7 +122,6 @@ def test_fine_tuning_starts_from_an_encoder_that_only_restored(unbroken):
 @pytest.mark.parametrize(
     ("flags", "sentence"),
     [
-        (["--distillation-weight=0"], "distillation_weight must be above 0 where --restoration-weight is 0, got 0.0"),
         (
             ["--restoration-weight=1", "--restored-crop-size", "8", "32", "32"],
             "restored_crop_size must be at least (",

@@ -34,7 +34,31 @@ RESTORATION: dict[str, Any] = (
 )
 """Restoration alone: 60% of the blocks blank, the target in the window of soft tissue."""
 CADS: dict[str, Any] = RECIPE | {"batch_size": 32, "lr": 4e-4 * 256 / 32}
-BOTH: dict[str, Any] = CADS | TO_RESTORE | {"batch_size": 8, "lr": 1e-3 * 256 / 8, "teacher_momentum": (0.996, 1.0)}
+BOTH: dict[str, Any] = (
+    CADS
+    | TO_RESTORE
+    | {
+        "batch_size": 8,
+        "lr": 1e-3 * 256 / 8,
+        "teacher_momentum": (0.996, 1.0),
+        "xray": "local",
+        "random_window_probability": 0.5,
+    }
+)
+TO_FIND_POINTS: dict[str, Any] = {
+    "point_weight": 1.0,
+    "point_crop_size": (24, 48, 48),
+    "weight_decay": (0.04, 0.04),
+    "adam_betas": (0.9, 0.95),
+    "intensity_window": (-256.0, 358.0),
+}
+"""Of all that contrast points: in the window in which the network is fine-tuned."""
+POINTS: dict[str, Any] = (
+    RECIPE
+    | TO_FIND_POINTS
+    | {"distillation_weight": 0.0, "batch_size": 2, "lr": 1e-3 * 256 / 2, "teacher_momentum": (0.996, 1.0)}
+)
+"""Contrast of points alone."""
 
 
 @dataclass(frozen=True)
@@ -72,12 +96,14 @@ PRETRAININGS: dict[str, Pretraining] = {
     "cads_no_sampling": Pretraining(CADS | {"uniform_sampling": False}),
     "cads_windows": Pretraining(CADS | {"random_window_probability": 1.0}),
     "cads_local_xray": Pretraining(CADS | {"xray": "local"}),
-    "both": Pretraining(BOTH | {"xray": "local", "random_window_probability": 0.5}),
-    "both_tokens": Pretraining(BOTH | {"xray": "local", "random_window_probability": 0.5, "token_weight": 1.0}),
-    "both_rays": Pretraining(BOTH | {"xray": "local", "random_window_probability": 0.5, "ray_weight": 1.0}),
-    "both_no_xray": Pretraining(BOTH | {"xray_weight": 0.0, "random_window_probability": 0.5}),
-    "both_last_stage": Pretraining(
-        BOTH | {"xray": "local", "random_window_probability": 0.5, "stage_weights": (0.0, 0.0, 0.0, 1.0)}
-    ),
+    "both": Pretraining(BOTH),
+    "both_tokens": Pretraining(BOTH | {"token_weight": 1.0}),
+    "both_rays": Pretraining(BOTH | {"ray_weight": 1.0}),
+    "both_no_xray": Pretraining(BOTH | {"xray_weight": 0.0}),
+    "both_last_stage": Pretraining(BOTH | {"stage_weights": (0.0, 0.0, 0.0, 1.0)}),
+    "points": Pretraining(POINTS),
+    "points_quarter": Pretraining(POINTS, 25 * SAMPLES_PER_EPOCH // 4),
+    "points_deep": Pretraining(POINTS | {"point_level_weights": (1.0, 1.0, 1.0, 1.0, 1.0)}),
+    "points_cads": Pretraining(CADS | TO_FIND_POINTS | {"batch_size": 8, "lr": 1e-3 * 256 / 8}),
 }
-"""By name; all but `restoration_4x` at equal FLOPs."""
+"""By name; all but `restoration_4x` and `points_quarter` at equal FLOPs."""

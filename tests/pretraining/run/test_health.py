@@ -36,6 +36,8 @@ def lines(count: int = 3, **values) -> list[dict]:
         ({"loss": 2 * LN_K, "teacher_entropy": 0.01, "mutual_information": 0.001}, ["single output"]),
         ({"teacher_entropy": 0.01, "mutual_information": 0.001}, ["single output"]),
         ({"feature_spread": 1e-3}, ["one point"]),
+        ({"points_found_stem": 0.01, "points_found_stage1": 0.004}, ["hardly any point"]),
+        ({"points_found_stem": 0.3, "points_found_stage1": 0.004}, []),
         ({"skipped_steps": 2}, ["not finite"]),
         ({"loss": math.nan}, ["not finite"]),
         ({}, []),
