@@ -63,6 +63,17 @@ RESTORATION = {
     "lr": 6.4e-2,
     "weight_decay": (0.04, 0.04),
 }
+POINTS = {
+    "distillation_weight": 0.0,
+    "point_weight": 1.0,
+    "point_crop_size": (16, 48, 48),
+    "intensity_window": (-256.0, 358.0),
+    "batch_size": 2,
+    "lr": 0.128,
+    "weight_decay": (0.04, 0.04),
+    "adam_betas": (0.9, 0.95),
+    "teacher_momentum": (0.996, 1.0),
+}
 IN_HU = {"restoration_window": (-1024.0, 1024.0), "restoration_error": "l2"}
 
 PRETRAININGS = {
@@ -78,13 +89,15 @@ PRETRAININGS = {
     ),
     "restoration": Pretraining(changes=RESTORATION, equal_flops=True),
     "restoration_hu": Pretraining(changes={**RESTORATION, **IN_HU}, equal_flops=True),
+    "points": Pretraining(changes=POINTS, equal_flops=True),
     "oracle": Pretraining(SUPERVISED),
 }
 """The ablations have the recipe's number of steps, the peers its FLOPs. Peers see whole views, as in their papers,
 and so fewer of them; the autoencoder, which compares no samples, in smaller batches. Restoration has the window of
-soft tissue as its target, or all of HU with the squared error of the autoencoder. CADS without sampling
-is also made at equal FLOPs (``_short``) and with twice the steps. The oracle's encoder was taught the organs of all
-labelled cases: what it gains is about what there is to gain."""
+soft tissue as its target, or all of HU with the squared error of the autoencoder. The contrast of points sees pairs of
+crops of the size of the fine-tuning's patch. CADS without sampling is also made at equal FLOPs (``_short``) and with
+twice the steps. The oracle's encoder was taught the organs of all labelled cases: what it gains is about what there is
+to gain."""
 
 FINETUNED = [name for name in PRETRAININGS if name not in ("CADS", "CADS_no_sampling_short")]
 """The encoders that are fine-tuned with few labels, beside CADS, which is with all; the short one is scored frozen."""

@@ -15,7 +15,7 @@ from torch import Tensor
 from nnunetv2_cads.network_architecture.pvt_v2 import MINIMUM_SIZE
 from pretraining.config import PretrainConfig, RestorationConfig
 from pretraining.store.store import Store
-from pretraining.views.make_views import Box, local_radiograph, read_box, show_in_window, xray_view
+from pretraining.views.make_views import Box, filled_part, local_radiograph, read_box, show_in_window, xray_view
 from pretraining.views.subvolumes import SubVolume
 
 CURVE_RANGE = (-1.0, 1.0)
@@ -53,7 +53,7 @@ def make_crop(store: Store, subvolume: SubVolume, config: PretrainConfig, rng: n
 
 def crop_xray(store: Store, subvolume: SubVolume, box: Box, filled: Box, config: PretrainConfig) -> Tensor:
     """The X-ray (1, H, W) of a crop's slices and columns, through the whole body; rays beyond ``filled`` pass air."""
-    inner = [(max(low, first), min(high, end)) for (low, high), (first, end) in zip(box, filled, strict=True)]
+    inner = filled_part(box, filled)
     radiograph = local_radiograph(store, subvolume.volume_id, inner)
     (below, above), _, sides = ((i[0] - b[0], b[1] - i[1]) for i, b in zip(inner, box, strict=True))
     whole = np.pad(radiograph, ((above, below), sides), constant_values=-1)  # its first row is the last slice

@@ -152,9 +152,14 @@ def draw_view_box(crop: Box, config: ViewConfig, rng: np.random.Generator) -> Bo
     return box
 
 
+def filled_part(box: Box, filled: Box) -> Box:
+    """The part of a box that lies within ``filled``; where there is none, an end may be before its start."""
+    return [(max(low, first), min(high, end)) for (low, high), (first, end) in zip(box, filled, strict=True)]
+
+
 def read_box(store: Store, volume_id: str, box: Box, filled: Box) -> np.ndarray:
     """Read a box of a volume, int16 HU, with air in what lies outside of ``filled``."""
-    inner = [(max(low, first), min(high, end)) for (low, high), (first, end) in zip(box, filled, strict=True)]
+    inner = filled_part(box, filled)
     region = tuple(slice(*limits) for limits in inner)
     if inner == box:
         return store.window(volume_id, region)
