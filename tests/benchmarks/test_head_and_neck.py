@@ -144,7 +144,7 @@ def test_validation_and_test_are_recorded_apart_and_tabled(recorded, tmp_path):
         assert trainer == "nnUNetTrainerCADS"
         assert encoder == benchmark.folder.runs / "restoration" / "cads_encoder.pth"
     runs = read_records(tmp_path / "records")
-    assert "| test | restoration | 25 | 1 | 0: 0.500, 1: 0.750 | 0.625 |" in dice_table(runs)
+    assert "| test | restoration | nnU-Net's | 25 | 1 | 0: 0.500, 1: 0.750 | 0.625 |" in dice_table(runs)
     assert "| 0.001, 0.002 | 25: 0.500 | 0.750 |" in curve_table(runs)
 
 
@@ -163,10 +163,11 @@ def test_gains_are_paired_by_seed_and_their_interval_widens_with_the_spread_of_t
     (found,) = gains([*random, *steady, run("x", 3, 0.9)])
     assert (found.gain, found.low, found.high) == pytest.approx((4, 4, 4))
     assert (found.seeds, found.seeds_ahead) == (3, 3) and found.mean == pytest.approx(58.5)
+    assert not gains([*random, *(run | {"window": (-256.0, 358.0)} for run in steady)])  # of another window
     (found,) = gains([*random, *unsteady])
     assert found.gain == pytest.approx(4) and found.low == pytest.approx(0, abs=1e-6) and found.high > 8
     assert found.seeds_ahead == 1
-    assert gain_table([found]).endswith("| x | 25 | 2 | 58.5 | +4.0 | +0.0 to +12.0 | 1 of 3 |")
+    assert gain_table([found]).endswith("| x | nnU-Net's | 25 | 2 | 58.5 | +4.0 | +0.0 to +12.0 | 1 of 3 |")
 
 
 def test_pretrainings_have_equal_flops():

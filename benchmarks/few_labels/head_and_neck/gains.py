@@ -21,6 +21,7 @@ class Gain:
     Attributes:
         task: name.
         start: name of the pre-training.
+        window: HU that the network sees; None: as nnU-Net plans.
         iterations: length of the fine-tunings.
         labels: budget.
         mean: Dice of the start.
@@ -33,6 +34,7 @@ class Gain:
 
     task: str
     start: str
+    window: tuple[float, float] | None
     iterations: int
     labels: int
     mean: float
@@ -47,12 +49,13 @@ def gains(runs: Iterable[dict[str, Any]]) -> list[Gain]:
     """Of all starts, lengths and budgets among the records of tested trainings."""
     scores: dict[tuple, dict[int, dict[str, float]]] = defaultdict(dict)
     for run in runs:
-        window = tuple(run["window"] or ())
-        key = run["start"], run["iterations"], run["encoder_lr"], run["decoder_lr"], window, run["labels"]
+        rates = run["encoder_lr"], run["decoder_lr"]
+        key = run["start"], tuple(run["window"] or ()), run["iterations"], run["labels"], rates
         scores[key][run["seed"]] = case_means(run["test"])
     found = []
-    for (start, iterations, *setting, labels), by_seed in sorted(scores.items()):
-        baseline = scores.get((RANDOM, iterations, *setting, labels), {})
+    for (start, *setting), by_seed in sorted(scores.items()):
+        window, iterations, labels, _ = setting
+        baseline = scores.get((RANDOM, *setting), {})
         seeds = sorted(by_seed.keys() & baseline.keys())
         if start == RANDOM or not seeds:
             continue
@@ -62,7 +65,7 @@ def gains(runs: Iterable[dict[str, Any]]) -> list[Gain]:
         low, high = interval(differences)
         ahead = int((differences.mean(1) > 0).sum())
         means = 100 * float(ours.mean()), float(differences.mean()), low, high
-        found.append(Gain(TASK, start, iterations, labels, *means, ahead, len(seeds)))
+        found.append(Gain(TASK, start, window or None, iterations, labels, *means, ahead, len(seeds)))
     return found
 
 

@@ -2,6 +2,7 @@
 
 import json
 from collections import defaultdict
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,9 +40,27 @@ def curve_table(runs: list[dict[str, Any]]) -> str:
         rates = f"{run['encoder_lr']:g}, {run['decoder_lr']:g}"
         means = mean_by_organ(run["validation"])
         seconds = f"{run['cost']['seconds_per_iteration']:.2f}"
-        head = [run["question"], run["start"], str(run["labels"]), str(run["seed"]), rates, curve]
+        head = [
+            run["question"],
+            run["start"],
+            seen_in(run["window"]),
+            str(run["labels"]),
+            str(run["seed"]),
+            rates,
+            curve,
+        ]
         rows.append([*head, *(f"{means[organ]:.3f}" for organ in organs), seconds])
-    heads = ["question", "start", "labels", "seed", "rates", "validation Dice at iteration", *organs, "s per iteration"]
+    heads = [
+        "question",
+        "start",
+        "sees, HU",
+        "labels",
+        "seed",
+        "rates",
+        "validation Dice at iteration",
+        *organs,
+        "s per iteration",
+    ]
     return markdown_table(heads, rows)
 
 
@@ -49,26 +68,38 @@ def dice_table(runs: list[dict[str, Any]]) -> str:
     """One row per start, length and budget: mean Dice of the test cases by seed, and its mean."""
     by_seed: dict[tuple, dict[int, float]] = defaultdict(dict)
     for run in runs:
-        key = (run["question"], run["start"], run["iterations"], run["labels"])
+        key = (run["question"], run["start"], seen_in(run["window"]), run["iterations"], run["labels"])
         by_seed[key][run["seed"]] = float(np.mean(list(mean_by_organ(run["test"]).values())))
     rows = []
     for key, means in sorted(by_seed.items()):
         seeds = ", ".join(f"{seed}: {means[seed]:.3f}" for seed in sorted(means))
         rows.append([*map(str, key), seeds, f"{np.mean(list(means.values())):.3f}"])
-    return markdown_table(["question", "start", "iterations", "labels", "test Dice by seed", "mean"], rows)
+    return markdown_table(["question", "start", "sees, HU", "iterations", "labels", "test Dice by seed", "mean"], rows)
 
 
 def gain_table(found: list[Gain]) -> str:
     """One row per start, length and budget: what it adds to random weights, in points."""
     rows = [
         [
-            *(gain.start, str(gain.iterations), str(gain.labels), f"{gain.mean:.1f}", f"{gain.gain:+.1f}"),
+            *(
+                gain.start,
+                seen_in(gain.window),
+                str(gain.iterations),
+                str(gain.labels),
+                f"{gain.mean:.1f}",
+                f"{gain.gain:+.1f}",
+            ),
             *(f"{gain.low:+.1f} to {gain.high:+.1f}", f"{gain.seeds_ahead} of {gain.seeds}"),
         ]
         for gain in found
     ]
-    heads = ["start", "iterations", "labels", "Dice", "- random", "95% interval", "seeds ahead"]
+    heads = ["start", "sees, HU", "iterations", "labels", "Dice", "- random", "95% interval", "seeds ahead"]
     return markdown_table(heads, rows)
+
+
+def seen_in(window: Sequence[float] | None) -> str:
+    """The window that the network sees, in words."""
+    return f"{window[0]:g} to {window[1]:g}" if window else "nnU-Net's"
 
 
 def mean_by_organ(rows: list[dict[str, Any]]) -> dict[str, float]:
