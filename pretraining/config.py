@@ -48,8 +48,13 @@ BLOCK = Rule("at least 1 along each axis", lambda values: min(values) >= 1)
 WINDOW = Rule(
     f"rising, from {CLIP_HU[0]} to {CLIP_HU[1]}", lambda values: CLIP_HU[0] <= values[0] < values[1] <= CLIP_HU[1]
 )
+ANGLE = Rule("from 0 to 90", lambda values: min(values) >= 0 and max(values) <= 90)
 RISING = Rule("positive and rising", lambda values: 0 < values[0] <= values[1])
 WEIGHTS = Rule("at least 0, not all 0", lambda values: min(values) >= 0 < sum(values))
+
+
+LEVELS = ("stem", "stage1", "stage2", "stage3", "stage4")
+"""The maps of the encoder, finest first."""
 
 
 def _setting(default: Any, doc: str, rule: Rule = ANY) -> Any:
@@ -195,7 +200,7 @@ class PointConfig(_Section):
     point_rotation: tuple[float, float, float] = _setting(
         (30.0, 15.0, 15.0),
         "degrees by which a crop is turned at most, about the axes of slices, rows and columns",
-        each(at_least(0)),
+        ANGLE,
     )
     point_scale: tuple[float, float] = _setting((0.78, 1.28), "voxels of the scan per voxel of a crop", RISING)
     point_temp: float = _setting(0.1, "temperature of the softmax over the points of a pair", POSITIVE)
@@ -204,10 +209,10 @@ class PointConfig(_Section):
     )
 
     @property
-    def levels(self) -> tuple[str, ...]:
-        """Those that have a weight, by name."""
-        names = ("stem", "stage1", "stage2", "stage3", "stage4")
-        return tuple(name for name, weight in zip(names, self.point_level_weights, strict=True) if weight)
+    def level_weights(self) -> dict[str, float]:
+        """The weights of the levels that have one, by name."""
+        weights = zip(LEVELS, self.point_level_weights, strict=True)
+        return {name: weight for name, weight in weights if weight > 0}
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@
     -  What a step reports about itself              diagnostics.py
     -  Restoration of corrupted crops (ours)         restoration.py; the crops: pretraining/views/corrupted_crops.py
     -  Distillation of their places (ours)           places.py
+    -  Contrast of points (ours)                     points.py; the pairs of crops: pretraining/views/point_pairs.py
 
 Start with `pretraining.method.pretrainer.Pretrainer.train_step`. The same, written without any thought of speed:
 `pretraining.plain`.

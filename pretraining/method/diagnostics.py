@@ -39,15 +39,15 @@ class StepResult:
 
 @dataclass(frozen=True)
 class StepSums:
-    """Sums over the views of a part of a batch, all of the teacher but the losses. What a run lacks is empty, (0,)."""
+    """Sums over the views of a part of a batch, of the teacher where nothing else is said. What a run lacks is (0,)."""
 
-    losses: Tensor  # (number of losses,), the part's
-    points_found: Tensor  # (L,), of the part's, see `pretraining.method.points.contrast`
+    losses: Tensor  # (number of losses,), means over the part
+    points_found: Tensor  # (L,), means over the part, of the student, see `pretraining.method.points.contrast`
     logits: Tensor  # (K,)
     probabilities: Tensor  # (K,)
     entropy: Tensor  # (), of the probabilities, in nats
     agreeing: Tensor  # (), number of samples whose two views share the argmax
-    stage_losses: Tensor  # (4,), the part's
+    stage_losses: Tensor  # (4,), means over the part
     features: Tensor  # (C,)
     place_logits: Tensor  # (K,), mean over the part's places
 
@@ -59,7 +59,7 @@ class StepSums:
         teacher: TeacherOutput | None = None,
         points_found: Tensor | None = None,
     ) -> "StepSums":
-        """Of a part.
+        """Add up a part.
 
         Args:
             losses: () each.

@@ -6,7 +6,7 @@ paired with are added up first; each student output is then normalised once per 
 of the pairs with the X-ray and of the stages are for ablations: 1 as published.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -92,8 +92,8 @@ def _cross_entropies(student_logits: list[Tensor], targets: Tensor, student_temp
     return torch.stack(sums)
 
 
-def weighted_mean(stage_losses: Tensor, weights: Sequence[float]) -> Tensor:
-    """The weighted mean of the stage losses (S,): ()."""
+def weighted_mean(stage_losses: Tensor, weights: Collection[float]) -> Tensor:
+    """The weighted mean of the losses of stages or levels (S,): ()."""
     # numbers, not a tensor of them: copying one to a GPU would wait for it
     return sum(weight * loss for weight, loss in zip(weights, stage_losses.unbind(), strict=True)) / sum(weights)
 

@@ -39,8 +39,8 @@ _AUTOCAST_DTYPE = {"none": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 class Part(NamedTuple):
     """What one backward pass takes of a rank's batch: b samples, on the device."""
 
-    student: tuple[Shown | Tensor | None, ...]  # what the student is shown, see there
-    teacher: tuple[Shown | None, ...]  # what the teacher is shown; empty where the run does not distil
+    student: tuple[Shown | Tensor | None, ...]  # arguments of `Student.forward`
+    teacher: tuple[Shown, ...]  # arguments of `Teacher.forward`; empty where the run does not distil
     crop: Crop | None  # (b, 1, D, H, W) each; None where the run does not restore
     exchange: AbstractContextManager  # around its passes: the ranks average their gradients in the last part's
 
@@ -130,7 +130,7 @@ class Pretrainer:
             buffer.copy_(torch.where(finite, buffer, before))
         self.step += 1
         losses = dict(zip(self.config.weights, batch.losses.unbind(), strict=True))
-        levels = self.config.point.levels if self.config.has_points else ()
+        levels = self.config.point.level_weights if self.config.has_points else ()
         found = dict(zip(levels, batch.points_found.unbind(), strict=True))
         return StepResult(self._total(losses), losses, batch.stage_losses, found, norms, finite, batch.health, now)
 
@@ -167,8 +167,7 @@ class Pretrainer:
                 )  # fmt: skip
             if config.has_points:
                 of_levels, found = contrast(student.points, config.point.point_temp)
-                weights = [weight for weight in config.point.point_level_weights if weight]
-                losses["points"] = weighted_mean(of_levels, weights)
+                losses["points"] = weighted_mean(of_levels, config.point.level_weights.values())
             self.scaler.scale(self._total(losses) / config.run.accumulate).backward()
         sums = StepSums.of_part([losses[name] for name in config.weights], terms, teacher, found)
         return sums, None if teacher is None else teacher.features
@@ -186,12 +185,11 @@ class Pretrainer:
 
     def _parts(self, sample: Sample) -> Iterator[Part]:
         """This rank's batch in ``accumulate`` parts, each moved to the device when it is its turn."""
-        count = self.config.run.accumulate
-        samples = self.config.optim.batch_size // self.processes.world_size
+        config, count = self.config, self.config.run.accumulate
         noises = (
-            self._noise(samples),
-            self._noise(samples, 3 if self.config.has_places else 1, Stream.DEPTH_OF_CROPS),
-            self._noise(samples, 2, Stream.DEPTH_OF_PAIRS),
+            self._noise(5, Stream.DEPTH_OF_VIEWS) if config.distils else None,
+            self._noise(3 if config.has_places else 1, Stream.DEPTH_OF_CROPS) if config.restores else None,
+            self._noise(2, Stream.DEPTH_OF_PAIRS) if config.has_points else None,
         )
         rows = zip(in_parts(sample, count), *(in_parts(noise, count) for noise in noises), strict=True)
         for i, row in enumerate(rows):
@@ -200,9 +198,18 @@ class Pretrainer:
             yield self._part(*to_device(row, self.device), exchange)
 
     def _part(
-        self, sample: Sample, of_views: Tensor, of_crops: Tensor, of_pairs: Tensor, exchange: AbstractContextManager
+        self,
+        sample: Sample,
+        of_views: Tensor | None,
+        of_crops: Tensor | None,
+        of_pairs: Tensor | None,
+        exchange: AbstractContextManager,
     ) -> Part:
-        """What student and teacher are shown of some samples, with the noise (b, views, branches) for each."""
+        """What student and teacher are shown of some samples, with the noise (b, views, branches) for each.
+
+        The noise of CT and X-ray is the teacher's for two views, then the student's for three; that of crops is the
+        student's for the crop and its X-ray, and the teacher's for the crop.
+        """
         ct = xray = crops = crop_xrays = pairs = points = None
         teacher: tuple[Shown, ...] = ()
         if sample.view_1 is not None:
@@ -221,14 +228,15 @@ class Pretrainer:
             points = torch.cat([sample.pair.points_1, sample.pair.points_2])
         return Part((ct, xray, crops, crop_xrays, pairs, points), teacher, sample.crop, exchange)
 
-    def _noise(self, count: int, views: int = 5, stream: Stream = Stream.DEPTH_OF_VIEWS) -> Tensor:
-        """(samples, views, branches) numbers for stochastic depth; of CT and X-ray: the teacher's two, the student's.
+    def _noise(self, views: int, stream: Stream) -> Tensor:
+        """(samples, views, branches) numbers for stochastic depth, of this rank's samples.
 
         They depend on the seed, the step and a sample's place in the batch alone: not on the number of ranks, nor on
         what was drawn before. So a run that resumes needs no state of a generator.
         """
-        rng = generator(self.config.run.seed, stream, self.step)
-        noise = rng.random((count * self.processes.world_size, views, self.student.backbone.branches), np.float32)
+        rng, batch_size = generator(self.config.run.seed, stream, self.step), self.config.optim.batch_size
+        noise = rng.random((batch_size, views, self.student.backbone.branches), np.float32)
+        count = batch_size // self.processes.world_size
         first = count * self.processes.rank
         return torch.from_numpy(noise[first : first + count])
 

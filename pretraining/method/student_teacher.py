@@ -63,11 +63,9 @@ class Student(nn.Module):
         if config.restores:
             self.decoder = RestorationDecoder(self.backbone.channels)
         if config.has_points:
-            self.point_heads = PointHeads(self.backbone.channels, config.point.point_level_weights)
-        if self.losses == {"points"}:  # nothing teaches what is deeper than the last level
-            for stage in range(self.point_heads.levels[-1] + 1, len(self.backbone.channels)):
-                for part in ("patch_embed", "block", "norm"):
-                    getattr(self.backbone, f"{part}{stage}").requires_grad_(False)
+            self.point_heads = PointHeads(self.backbone.channels, config.point.level_weights)
+        if self.losses == {"points"}:
+            self._fix_below(self.point_heads.levels[-1])
 
     def forward(
         self,
@@ -99,6 +97,14 @@ class Student(nn.Module):
     def restore(self, crops: Tensor, noise: Tensor | None = None) -> Tensor:
         """Corrupted crops (B, 1, D, H, W) -> restored ones, in units of the window."""
         return self.decoder(self.backbone(crops, noise), crops.shape[2:])
+
+    def _fix_below(self, level: int) -> None:
+        """What is deeper than the last level has no gradient, for which ranks would wait: it is not trained."""
+        for stage in range(level + 1, len(self.backbone.channels)):
+            for part in ("patch_embed", "block", "norm"):
+                getattr(self.backbone, f"{part}{stage}").requires_grad_(False)
+        if level == 0:  # the stem is the first layers of stage 1's embedding
+            self.backbone.patch_embed1.proj.requires_grad_(True)
 
     def features(self, crops: Tensor, points: Tensor, noise: Tensor | None = None) -> list[Tensor]:
         """Features per level (B, N, C) of points (B, N, 3) of crops (B, 1, D, H, W)."""

@@ -7,7 +7,7 @@ import logging
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -31,20 +31,29 @@ LITTLE_INFORMATION = 0.05
 """Nats. Healthy runs of all sizes tried stayed above 0.4; collapsed ones fell below 0.02."""
 ONE_POINT = 0.01
 """Spread of the features below which all samples are one point to the teacher."""
-NOTHING_FOUND = 0.02
-"""Fraction of points that are found: an encoder with random weights finds a quarter of 256 at the stem."""
+NOTHING_FOUND = 2.0
+"""Times chance, below which points count as not found: of 256, random weights find 60 times as many at the stem, and 10
+times as many at stage 3."""
 ONE_OUTPUT = 0.05
 """Entropy of the teacher, as a fraction of ln K, below which it always gives the same single output."""
 
 
-def alarms(lines: Sequence[Line], out_dim: int) -> dict[str, str]:
+class Chance(NamedTuple):
+    """What a run shows that has learnt nothing."""
+
+    entropy: float  # ln K of uniform outputs, in nats; the loss, too
+    found: float  # fraction of points
+
+
+def alarms(lines: Sequence[Line], out_dim: int, point_count: int) -> dict[str, str]:
     """What is wrong by the last lines, by name, with what to try; empty when nothing is.
 
     Args:
         lines: all lines of the run so far.
         out_dim: K.
+        point_count: points of a pair.
     """
-    chance = math.log(out_dim)
+    chance = Chance(math.log(out_dim), 1 / point_count)
     return {
         name: advice
         for name, count, is_wrong, advice in _ALARMS
@@ -55,30 +64,30 @@ def alarms(lines: Sequence[Line], out_dim: int) -> dict[str, str]:
 class HealthWatch:
     """Logs each alarm of a run when it is raised first."""
 
-    def __init__(self, out_dim: int) -> None:
-        self._out_dim = out_dim
+    def __init__(self, out_dim: int, point_count: int) -> None:
+        self._sizes = out_dim, point_count
         self._logged: set[str] = set()
 
     def look(self, lines: Sequence[Line]) -> None:
         """Take the lines so far, after a new one."""
-        for name, advice in alarms(lines, self._out_dim).items():
+        for name, advice in alarms(lines, *self._sizes).items():
             if name not in self._logged:
                 logger.warning("health, step %d: %s; %s", lines[-1]["step"] + 1, name, advice)
                 self._logged.add(name)
 
 
-def _is_not_finite(line: Line, _chance: float) -> bool:
+def _is_not_finite(line: Line, _chance: Chance) -> bool:
     numbers = (value for value in line.values() if isinstance(value, float))
     return line.get("skipped_steps", 0) > 0 or not all(map(math.isfinite, numbers))
 
 
-def _is_uniform(line: Line, chance: float) -> bool:
+def _is_uniform(line: Line, chance: Chance) -> bool:
     # the entropy, too: a rate that is far too high lifts the loss above ln K while the output is a single one
     losses = [line[name] for name in _STAGE_LOSSES if name in line] or [line["loss"]]
     return (
         _has_little_information(line)
-        and line["teacher_entropy"] > NEARLY_UNIFORM * chance
-        and sum(losses) / len(losses) > AT_CHANCE * chance
+        and line["teacher_entropy"] > NEARLY_UNIFORM * chance.entropy
+        and sum(losses) / len(losses) > AT_CHANCE * chance.entropy
     )
 
 
@@ -87,20 +96,20 @@ def _has_little_information(line: Line) -> bool:
     return line.get("mutual_information", math.inf) < LITTLE_INFORMATION
 
 
-def _is_one_output(line: Line, chance: float) -> bool:
-    return _has_little_information(line) and line["teacher_entropy"] < ONE_OUTPUT * chance
+def _is_one_output(line: Line, chance: Chance) -> bool:
+    return _has_little_information(line) and line["teacher_entropy"] < ONE_OUTPUT * chance.entropy
 
 
-def _is_one_point(line: Line, _chance: float) -> bool:
+def _is_one_point(line: Line, _chance: Chance) -> bool:
     return line.get("feature_spread", 1.0) < ONE_POINT
 
 
-def _finds_no_point(line: Line, _chance: float) -> bool:
+def _finds_no_point(line: Line, chance: Chance) -> bool:
     found = [value for name, value in line.items() if name.startswith("points_found_")]
-    return bool(found) and max(found) < NOTHING_FOUND
+    return bool(found) and max(found) < NOTHING_FOUND * chance.found
 
 
-_ALARMS: tuple[tuple[str, int, Callable[[Line, float], bool], str], ...] = (
+_ALARMS: tuple[tuple[str, int, Callable[[Line, Chance], bool], str], ...] = (
     (
         "some steps had a loss or gradients that are not finite (NaN or infinity)",
         1,
@@ -130,7 +139,7 @@ _ALARMS: tuple[tuple[str, int, Callable[[Line, float], bool], str], ...] = (
         "hardly any point is found in the other crop, at any level",
         LINES,
         _finds_no_point,
-        "begin a run with a lower --lr or a longer --warmup-epochs; look at points.png, too: crops of air have none",
+        "begin a run with a lower --lr or a longer --warmup-epochs; if points.png shows air alone, look at the store",
     ),
 )
 """Name, lines in a row that must show it, what shows it, what to try."""

@@ -83,8 +83,7 @@ def _columns(result: StepResult) -> dict[str, torch.Tensor]:
     """The values of a step by their names in a line; what the run has not is left out."""
     columns = {"loss": result.loss}
     columns |= {f"loss_stage{stage}": loss for stage, loss in enumerate(result.stage_losses, 1)}
-    # the distillation is the mean of its stages
-    columns |= {f"loss_{name}": loss for name, loss in result.losses.items() if name != "distillation"}
+    columns |= {f"loss_{name}": loss for name, loss in result.losses.items()}
     columns |= {f"points_found_{level}": fraction for level, fraction in result.points_found.items()}
     if result.health is not None:
         columns |= dict(zip(_HEALTH, result.health, strict=True))

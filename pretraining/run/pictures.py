@@ -30,7 +30,7 @@ def plot_progress(lines: Iterable[dict[str, Any]], out_dim: int, path: Path) -> 
     def curve(axes: Axes, name: str, label: str, style: str = "-", scale: float = 1.0) -> None:
         if name in lines[-1]:
             values = [math.nan if line.get(name) is None else scale * line[name] for line in lines]
-            axes.plot(steps, values, style, lw=0.8 if "stage" in name else 1.5, label=label)
+            axes.plot(steps, values, style, lw=0.8 if name.startswith("loss_stage") else 1.5, label=label)
 
     distils = "mutual_information" in lines[-1]
     panels = ["loss", *(["restoration"] if "loss_restoration" in lines[-1] else [])]

@@ -77,7 +77,7 @@ class Run:
         config, self._processes = self.pretrainer.config, self.pretrainer.processes
         self._metrics = MetricsLog(self.output / METRICS, self.pretrainer.step, self._processes.is_rank0)
         self._guard = FiniteGuard(config.run.on_nan, self._processes.is_rank0)
-        self._health = HealthWatch(config.model.head_out_dim)
+        self._health = HealthWatch(config.model.head_out_dim, config.point.point_count)
         self._line_begun, self._line_first_step = time.perf_counter(), self.pretrainer.step
         self._saved, self._save_seconds = time.monotonic(), 60 * config.run.save_minutes or math.inf
 
@@ -155,7 +155,7 @@ class Run:
             plot_restored(seen, restored, truth, UNITS_OF_WINDOW / 2, self.output / RESTORED)
         if pair is not None:
             chosen = point_in_the_middle(pair)
-            plot_points(chosen, config.point.levels, self.pretrainer.similarity(chosen), self.output / POINTS)
+            plot_points(chosen, config.point.level_weights, self.pretrainer.similarity(chosen), self.output / POINTS)
 
     def _write_line(self) -> None:
         """A line of metrics.jsonl, the alarms it raises, and what the bar shows."""

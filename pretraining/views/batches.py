@@ -70,8 +70,8 @@ def to_device(batch: Any, device: torch.device) -> Any:
     return batch.to(device, non_blocking=True)
 
 
-def batches(loader: DataLoader) -> Iterator[list[Any]]:
-    """The batches of a loader with `collate`: the parts of a sample, with a first axis B.
+def batches(loader: DataLoader) -> Iterator[Any]:
+    """The batches of a loader with `collate`: samples with a first axis B.
 
     The loader's workers end with the iteration, however that ends.
 

@@ -147,7 +147,7 @@ def default_workers(rank_batch_size: int, config: PretrainConfig, local_world_si
 
     Args:
         rank_batch_size: samples of a step that this rank takes.
-        config: size of views and crops.
+        config: size of views, crops and pairs.
         local_world_size: ranks on this machine.
     """
     views = 2 * math.prod(config.view.crop_size) + math.prod(config.view.crop_size[1:]) if config.distils else 0

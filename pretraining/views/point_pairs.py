@@ -19,12 +19,14 @@ from pretraining.views.make_views import PADDING_HU, draw_window, one_thread, re
 from pretraining.views.subvolumes import SubVolume
 
 TISSUE_HU = -400.0
-"""Above it lies what points are drawn from: all but air and lung."""
+"""Points are drawn from voxels above it: from all but air and lung."""
 LARGEST_SHIFT = 0.2
-"""Of the middle of a crop from the middle of the pair, in crop sizes."""
+"""Of the middle of a crop from the middle of the pair, in sizes of that crop."""
 MARGIN = 2.0
 """Voxels that a point is away from the faces of both crops."""
 CANDIDATES_PER_POINT = 16
+MOST_DRAWS = 8
+"""Of candidates, until there are enough points."""
 INTENSITY = IntensityAugmentation(
     noise=(0.0, 0.12), noise_p=0.5,
     blur_sigma=(0.3, 1.0), blur_p=0.3,
@@ -62,8 +64,10 @@ def point_in_the_middle(pair: PointPair) -> PointPair:
     """Of each pair of a batch the one point that is nearest to the middle of crop 1: points of (B, 1, 3)."""
     middle = (torch.tensor(pair.crop_1.shape[2:]) - 1) / 2
     nearest = (pair.points_1 - middle).norm(dim=-1).argmin(1)
-    rows = torch.arange(len(nearest))
-    return pair._replace(points_1=pair.points_1[rows, nearest, None], points_2=pair.points_2[rows, nearest, None])
+    rows, last = torch.arange(len(nearest)), torch.tensor(pair.crop_1.shape[2:]) - 1
+    # of crops that do not meet, the point may lie outside of both
+    one, two = (points[rows, nearest, None].clamp(min=0).minimum(last) for points in (pair.points_1, pair.points_2))
+    return pair._replace(points_1=one, points_2=two)
 
 
 def _make_point_pair(store: Store, subvolume: SubVolume, config: PretrainConfig, rng: np.random.Generator) -> PointPair:
@@ -81,16 +85,16 @@ def _make_point_pair(store: Store, subvolume: SubVolume, config: PretrainConfig,
     box = list(zip(origin.tolist(), (np.ceil(high).astype(int) + 1).tolist(), strict=True))
     hu = read_box(store, subvolume.volume_id, box, [(0, edge) for edge in shape])
     points = _draw_points(hu, origin, placements, settings, rng)
-    source, crops = torch.from_numpy(hu.astype(np.float32)), []
+    above_air, crops = torch.from_numpy(hu.astype(np.float32)).sub_(PADDING_HU), []
     for placement in placements:
-        crop = _resample(source, placement._replace(middle=placement.middle - origin), size.tolist())
+        crop = _resample(above_air, placement._replace(middle=placement.middle - origin), size.tolist())
         shown = show_in_window(crop, draw_window(config.view, rng))
         crops.append(INTENSITY(shown, rng, torch.clone)[None])
     return PointPair(*crops, *(torch.from_numpy(_in_crop(points, p, size).astype(np.float32)) for p in placements))
 
 
 def _draw_tissue(store: Store, subvolume: SubVolume, rng: np.random.Generator) -> np.ndarray:
-    """A voxel of tissue (3,) of a slice of the sub-volume, or where there is none, any of its in-plane middle."""
+    """A voxel of tissue (3,) in a random slice of the sub-volume; where there is none, the middle of that slice."""
     z = int(rng.integers(*subvolume.slices))
     slices = store.window(subvolume.volume_id, (slice(z, z + 1), slice(*subvolume.rows), slice(*subvolume.columns)))
     tissue = np.flatnonzero(slices[0] > TISSUE_HU)
@@ -103,7 +107,7 @@ def _draw_placement(middle: np.ndarray, config: PointConfig, rng: np.random.Gene
     shift = rng.uniform(-LARGEST_SHIFT, LARGEST_SHIFT, 3) * config.point_crop_size
     angles = np.radians(rng.uniform(-1, 1, 3) * config.point_rotation)
     scale = math.exp(rng.uniform(*np.log(config.point_scale)))
-    return Placement(rotation(angles) * scale, middle + shift)
+    return Placement(rotation(angles) * scale, middle + shift * scale)
 
 
 def rotation(angles: np.ndarray) -> np.ndarray:
@@ -126,29 +130,32 @@ def _in_crop(points: np.ndarray, placement: Placement, size: np.ndarray) -> np.n
 def _draw_points(
     hu: np.ndarray, origin: np.ndarray, placements: list[Placement], config: PointConfig, rng: np.random.Generator
 ) -> np.ndarray:
-    """Points (N, 3) of the scan that both crops show, of tissue if there are enough, else some of air or twice."""
-    size = np.array(config.point_crop_size)
-    candidates = rng.uniform(MARGIN, size - 1 - MARGIN, (config.point_count * CANDIDATES_PER_POINT, 3))
-    first, second = placements
-    scan = (candidates - (size - 1) / 2) @ first.matrix.T + first.middle
-    in_second = _in_crop(scan, second, size)
-    scan = scan[np.all((in_second >= MARGIN) & (in_second <= size - 1 - MARGIN), axis=1)]
-    if not len(scan):  # the crops hardly meet: then their middles' middle, which no loss can tell apart
-        scan = np.mean([first.middle, second.middle], axis=0, keepdims=True)
-    inside = np.clip(np.rint(scan - origin).astype(int), 0, np.array(hu.shape) - 1)
-    of_tissue = hu[tuple(inside.T)] > TISSUE_HU
-    ordered = np.concatenate([scan[of_tissue], scan[~of_tissue]])
-    return np.resize(ordered, (config.point_count, 3))
+    """Points (N, 3) of the scan that both crops show: of tissue if there are enough, else of air, too."""
+    size, (first, second) = np.array(config.point_crop_size), placements
+    tissue, air = np.empty((0, 3)), np.empty((0, 3))
+    for _ in range(MOST_DRAWS):
+        candidates = rng.uniform(MARGIN, size - 1 - MARGIN, (config.point_count * CANDIDATES_PER_POINT, 3))
+        scan = (candidates - (size - 1) / 2) @ first.matrix.T + first.middle
+        in_second = _in_crop(scan, second, size)
+        scan = scan[np.all((in_second >= MARGIN) & (in_second <= size - 1 - MARGIN), axis=1)]
+        inside = np.clip(np.rint(scan - origin).astype(int), 0, np.array(hu.shape) - 1)
+        of_tissue = hu[tuple(inside.T)] > TISSUE_HU
+        tissue, air = np.concatenate([tissue, scan[of_tissue]]), np.concatenate([air, scan[~of_tissue]])
+        if len(tissue) >= config.point_count:
+            break
+    found = np.concatenate([tissue, air])
+    if not len(found):  # crops that hardly meet: one point, N times, teaches nothing
+        found = np.mean([first.middle, second.middle], axis=0, keepdims=True)
+    return np.resize(found, (config.point_count, 3))
 
 
-def _resample(source: Tensor, placement: Placement, size: list[int]) -> Tensor:
-    """The crop (D, H, W) of a box of a scan, linearly interpolated."""
-    extent = np.array(source.shape) - 1
+def _resample(above_air: Tensor, placement: Placement, size: list[int]) -> Tensor:
+    """The crop (D, H, W), linearly interpolated, of a box of a scan less the HU of air; beyond the box is air."""
+    extent = np.array(above_air.shape) - 1
     half = (np.array(size) - 1) / 2
     # grid_sample's coordinates: -1 and 1 are the middles of the first and last voxel, columns first
     matrix = placement.matrix * half / (extent / 2)[:, None]
     offset = placement.middle / (extent / 2) - 1
     theta = torch.from_numpy(np.concatenate([matrix, offset[:, None]], 1)[::-1, [2, 1, 0, 3]].astype(np.float32))
     grid = F.affine_grid(theta[None], [1, 1, *size], align_corners=True)
-    air = -PADDING_HU  # grid_sample pads with zeros
-    return F.grid_sample(source[None, None] + air, grid, align_corners=True)[0, 0] - air
+    return F.grid_sample(above_air[None, None], grid, align_corners=True)[0, 0].add_(PADDING_HU)

@@ -172,7 +172,7 @@ def test_gains_are_paired_by_seed_and_their_interval_widens_with_the_spread_of_t
 
 def test_pretrainings_have_equal_flops():
     worth = 100_000 * flops_per_sample(RESTORATION)
-    for name in ("cads", "both"):
+    for name in ("cads", "both", "points"):
         settings = Pretraining(PRETRAININGS[name].settings, crops=100_000).with_length()
         assert settings["epochs"] * SAMPLES_PER_EPOCH * flops_per_sample(settings) == pytest.approx(worth, rel=0.02)
 

@@ -98,6 +98,7 @@ def test_fine_tuning_starts_from_an_encoder_that_only_found_points(unbroken):
     [
         (["--distillation-weight=0"], "must be above 0 where --restoration-weight and --point-weight are 0, got 0.0"),
         (["--point-weight=1", "--point-crop-size", "8", "32", "32"], "point_crop_size must be at least (15, 29, 29)"),
+        (["--point-rotation", "0", "0", "100"], "point_rotation must be from 0 to 90, got (0.0, 0.0, 100.0)"),
         (["--point-scale", "1.2", "0.8"], "point_scale must be positive and rising, got (1.2, 0.8)"),
         (["--point-level-weights", "0", "0", "0", "0", "0"], "point_level_weights must be at least 0, not all 0"),
         (["--plain", "--encoder-size=b1", "--point-weight=1"], "--plain has no --point-weight; leave it out"),
@@ -110,5 +111,9 @@ def test_settings_that_cannot_work_are_refused(small_store, tmp_path, capfd, fla
 
 
 def test_an_estimate_counts_the_pairs(small_store, tmp_path, capfd):
-    assert pretrain([str(small_store), str(tmp_path / "run"), *ALONE, "--estimate"]) == 0
-    assert "per step" in capfd.readouterr().err
+    gflop = []
+    for depth in ("16", "32"):
+        flags = [*ALONE, "--point-crop-size", depth, "64", "64", "--estimate"]
+        assert pretrain([str(small_store), str(tmp_path / "run"), *flags]) == 0
+        gflop.append(float(capfd.readouterr().err.split(" GFLOP per step")[0].split()[-1]))
+    assert 1.8 < gflop[1] / gflop[0] < 2.2

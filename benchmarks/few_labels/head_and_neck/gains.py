@@ -46,7 +46,7 @@ class Gain:
 
 
 def gains(runs: Iterable[dict[str, Any]]) -> list[Gain]:
-    """Of all starts, lengths and budgets among the records of tested trainings."""
+    """Of all starts, windows, lengths and budgets among the records of tested trainings."""
     scores: dict[tuple, dict[int, dict[str, float]]] = defaultdict(dict)
     for run in runs:
         rates = run["encoder_lr"], run["decoder_lr"]

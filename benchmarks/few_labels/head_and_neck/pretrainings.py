@@ -52,7 +52,7 @@ TO_FIND_POINTS: dict[str, Any] = {
     "adam_betas": (0.9, 0.95),
     "intensity_window": (-256.0, 358.0),
 }
-"""Of all that contrast points: in the window in which the network is fine-tuned."""
+"""Of all that contrast points; to be fine-tuned in the same window (`compare --window`)."""
 POINTS: dict[str, Any] = (
     RECIPE
     | TO_FIND_POINTS
@@ -104,6 +104,8 @@ PRETRAININGS: dict[str, Pretraining] = {
     "points": Pretraining(POINTS),
     "points_quarter": Pretraining(POINTS, 25 * SAMPLES_PER_EPOCH // 4),
     "points_deep": Pretraining(POINTS | {"point_level_weights": (1.0, 1.0, 1.0, 1.0, 1.0)}),
-    "points_cads": Pretraining(CADS | TO_FIND_POINTS | {"batch_size": 8, "lr": 1e-3 * 256 / 8}),
+    "points_cads": Pretraining(
+        CADS | TO_FIND_POINTS | {"batch_size": 8, "lr": 1e-3 * 256 / 8, "teacher_momentum": (0.996, 1.0)}
+    ),
 }
 """By name; all but `restoration_4x` and `points_quarter` at equal FLOPs."""

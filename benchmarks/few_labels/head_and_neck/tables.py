@@ -65,7 +65,7 @@ def curve_table(runs: list[dict[str, Any]]) -> str:
 
 
 def dice_table(runs: list[dict[str, Any]]) -> str:
-    """One row per start, length and budget: mean Dice of the test cases by seed, and its mean."""
+    """One row per start, window, length and budget: mean Dice of the test cases by seed, and its mean."""
     by_seed: dict[tuple, dict[int, float]] = defaultdict(dict)
     for run in runs:
         key = (run["question"], run["start"], seen_in(run["window"]), run["iterations"], run["labels"])
@@ -78,7 +78,7 @@ def dice_table(runs: list[dict[str, Any]]) -> str:
 
 
 def gain_table(found: list[Gain]) -> str:
-    """One row per start, length and budget: what it adds to random weights, in points."""
+    """One row per start, window, length and budget: what it adds to random weights, in points."""
     rows = [
         [
             *(

@@ -44,7 +44,7 @@ def test_overflows_are_counted_without_alarm_and_a_run_resumes_with_its_scale(ru
     assert 1 < count < STEPS and overflowed == [1] * count + [0] * (STEPS - count)
     assert all((line["gradient_norm"] is None) == (line["overflowed_steps"] == 1) for line in lines)
     assert all(line["skipped_steps"] == 0 for line in lines)
-    assert not alarms(lines, 32) and "not finite" not in capfd.readouterr().err
+    assert not alarms(lines, 32, 256) and "not finite" not in capfd.readouterr().err
     assert content["scaler"]["scale"] == FIRST_SCALE / 2**count
 
     stopped, _ = run(tmp_path / "stopped", *FLAGS, "--log-every=1", "--max-hours=1e-9")

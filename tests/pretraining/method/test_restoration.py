@@ -86,7 +86,7 @@ def test_the_weights_act_on_the_gradients():
     config = PretrainConfig().replace(**BOTH, clip_grad=0.0, freeze_last_layer_epochs=0)
     sample = random_sample(config, 4)
     found = []
-    for weights in ((1.0, 1e-9), (1e-9, 1.0), (0.25, 3.0)):
+    for weights in ((1.0, 1e-9), (1e-9, 1.0), (0.25, 3.0)):  # with 0 there would be no such loss
         pretrainer = Pretrainer(config, 2, CPU)  # of both, so that its weights are the same each time
         loss = dataclasses.replace(config.loss, distillation_weight=weights[0])
         restoration = dataclasses.replace(config.restoration, restoration_weight=weights[1])

@@ -36,7 +36,7 @@ def lines(count: int = 3, **values) -> list[dict]:
         ({"loss": 2 * LN_K, "teacher_entropy": 0.01, "mutual_information": 0.001}, ["single output"]),
         ({"teacher_entropy": 0.01, "mutual_information": 0.001}, ["single output"]),
         ({"feature_spread": 1e-3}, ["one point"]),
-        ({"points_found_stem": 0.01, "points_found_stage1": 0.004}, ["hardly any point"]),
+        ({"points_found_stem": 0.007, "points_found_stage1": 0.004}, ["hardly any point"]),
         ({"points_found_stem": 0.3, "points_found_stage1": 0.004}, []),
         ({"skipped_steps": 2}, ["not finite"]),
         ({"loss": math.nan}, ["not finite"]),
@@ -46,21 +46,21 @@ def lines(count: int = 3, **values) -> list[dict]:
     ],
 )
 def test_alarms_name_what_the_lines_show(values, said):
-    names = alarms([*lines(5), *lines(**values)], out_dim=32)
+    names = alarms([*lines(5), *lines(**values)], out_dim=32, point_count=256)
     assert len(names) == len(said) and all(word in name for word, name in zip(said, names, strict=True))
     assert all("--" in advice for advice in names.values())
 
 
 def test_one_odd_line_raises_no_alarm():
     odd = lines(1, loss=LN_K, teacher_entropy=LN_K, mutual_information=0.0, feature_spread=0.0)
-    assert not alarms([*lines(5), *odd, *odd], out_dim=32)
-    assert not alarms([*odd, *lines(1), *odd, *odd], out_dim=32)
-    assert not alarms([*odd, *odd], out_dim=32)
-    assert not alarms([], out_dim=32)
+    assert not alarms([*lines(5), *odd, *odd], out_dim=32, point_count=256)
+    assert not alarms([*odd, *lines(1), *odd, *odd], out_dim=32, point_count=256)
+    assert not alarms([*odd, *odd], out_dim=32, point_count=256)
+    assert not alarms([], out_dim=32, point_count=256)
 
 
 def test_an_alarm_is_reported_once(caplog):
-    watch = HealthWatch(32)
+    watch = HealthWatch(32, 256)
     for count in range(1, 8):
         watch.look(lines(count, feature_spread=0.0))
     assert [record.levelname for record in caplog.records] == ["WARNING"]

@@ -10,7 +10,14 @@ import pretraining.views.point_pairs
 from pretraining.config import PretrainConfig
 from pretraining.preprocess import main as preprocess
 from pretraining.store.store import Store
-from pretraining.views.point_pairs import MARGIN, PointPair, make_point_pair, point_in_the_middle, rotation
+from pretraining.views.point_pairs import (
+    LARGEST_SHIFT,
+    MARGIN,
+    PointPair,
+    make_point_pair,
+    point_in_the_middle,
+    rotation,
+)
 from pretraining.views.subvolumes import SubVolume, SubVolumes
 
 SIZE = (16, 40, 36)
@@ -25,6 +32,17 @@ def ramp(tmp_path_factory) -> Store:
     folder = tmp_path_factory.mktemp("archive")
     hu = np.einsum("a,azyx->zyx", SLOPES, np.indices((70, 100, 110))) - 300
     sitk.WriteImage(sitk.GetImageFromArray(hu.astype(np.int16)), str(folder / "ramp.nii.gz"))
+    assert preprocess([str(folder), str(folder / "store"), "-np", "1"]) == 0
+    return Store.open(folder / "store")
+
+
+@pytest.fixture(scope="module")
+def tissue(tmp_path_factory) -> Store:
+    """A store of a scan of tissue with air at its far end, where no crop of these tests is."""
+    folder = tmp_path_factory.mktemp("archive")
+    hu = np.full((70, 100, 110), 40, np.int16)
+    hu[-10:] = -1000
+    sitk.WriteImage(sitk.GetImageFromArray(hu), str(folder / "tissue.nii.gz"))
     assert preprocess([str(folder), str(folder / "store"), "-np", "1"]) == 0
     return Store.open(folder / "store")
 
@@ -63,6 +81,31 @@ def test_the_points_are_the_same_places_in_both_crops(ramp, seed, monkeypatch):
     assert np.linalg.det(moved) > 0  # nothing is mirrored
     assert np.allclose(scales, scales[0], rtol=1e-3) and 0.78 / 1.28 < scales[0] < 1.28 / 0.78
     assert not torch.equal(pair.crop_1, pair.crop_2)
+
+
+@pytest.mark.parametrize("scale", [0.8, 1.25])
+def test_crops_are_scaled(ramp, scale, monkeypatch):
+    monkeypatch.setattr(pretraining.views.point_pairs, "INTENSITY", lambda shown, rng, keep: keep(shown))
+    subvolume = SubVolume("ramp", (20, 44), (30, 70), (30, 80))
+    pair = pair_of(ramp, subvolume, 0, point_rotation=(0.0, 0.0, 0.0), point_scale=(scale, scale))
+    for crop in pair[:2]:
+        for axis, slope in enumerate(SLOPES):
+            step = 1024 * crop[0].diff(dim=axis)
+            torch.testing.assert_close(step, torch.full_like(step, scale * slope), rtol=0, atol=0.2)
+
+
+def test_crops_lie_within_a_scan_that_is_larger(tissue, monkeypatch):
+    """Around a place at its very corner, too: but for the shift of each crop no air is shown."""
+    monkeypatch.setattr(pretraining.views.point_pairs, "INTENSITY", lambda shown, rng, keep: keep(shown))
+    corner, upright = (
+        SubVolume("tissue", (0, 2), (0, 3), (0, 3)),
+        {"point_rotation": (0.0,) * 3, "point_scale": (1.0, 1.0)},
+    )
+    pairs = [pair_of(tissue, corner, seed, **upright) for seed in range(10)]
+    shown = torch.stack([crop for pair in pairs for crop in pair[:2]]) > -0.5
+    most_shift = [int(LARGEST_SHIFT * edge) + 1 for edge in SIZE]
+    inside = shown[:, 0, most_shift[0] :, most_shift[1] :, most_shift[2] :]
+    assert inside.all() and not shown.all()
 
 
 @pytest.mark.parametrize("axis", range(3))
@@ -107,8 +150,22 @@ def test_a_place_of_air_gives_a_pair_all_the_same(tmp_path, edges):
 
 
 def test_crops_reach_beyond_a_scan_that_is_smaller(small_store):
-    pair = pair_of(Store.open(small_store), SubVolume("small", (0, 24), (0, 60), (0, 70)), 0, point_crop_size=(32,) * 3)
-    assert all(values.isfinite().all() for values in pair) and pair.crop_1.shape == (1, 32, 32, 32)
+    place, size = SubVolume("small", (0, 24), (0, 60), (0, 70)), (32, 96, 96)
+    pair = pair_of(Store.open(small_store), place, 0, point_crop_size=size, point_scale=(1.0, 1.0))
+    assert all(values.isfinite().all() for values in pair) and pair.crop_1.shape == (1, *size)
+    corners = pair.crop_1[0][np.ix_([0, -1], [0, -1], [0, -1])]
+    assert (corners < -0.8).all()  # air
+
+
+def test_crops_that_do_not_meet_still_have_a_point_to_draw(ramp, monkeypatch):
+    monkeypatch.setattr(pretraining.views.point_pairs, "LARGEST_SHIFT", 2.0)
+    place = SubVolume("ramp", (20, 44), (30, 70), (30, 80))
+    pairs = [pair_of(ramp, place, seed, point_scale=(0.2, 0.3)) for seed in range(10)]
+    batch = PointPair(*map(torch.stack, zip(*pairs, strict=True)))
+    last = torch.tensor(SIZE) - 1
+    assert ((batch.points_1 < 0) | (batch.points_1 > last)).any()
+    for points in point_in_the_middle(batch)[2:]:
+        assert points.shape == (10, 1, 3) and (points >= 0).all() and (points <= last).all()
 
 
 def test_a_pair_depends_on_its_seed_alone(ramp):
