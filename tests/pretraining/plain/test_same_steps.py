@@ -16,6 +16,7 @@ import torch
 from pretraining.config import PretrainConfig
 from pretraining.method.pretrainer import Pretrainer
 from pretraining.plain.step import PlainTrainer
+from pretraining.views.streams import Stream
 
 STEPS, STEPS_PER_EPOCH, BATCH = 4, 2, 3
 LOSS = 1e-5
@@ -49,7 +50,9 @@ def test_losses_weights_and_center_agree_after_every_step(settings, monkeypatch)
     before = {name: value.clone() for name, value in plain.student.state_dict().items()}
     clipped = []
     for step, views in enumerate(views_of_steps()):
-        noise = fast._noise(BATCH)  # of each sample, for the teacher's two views and the student's three
+        noise = fast._noise(
+            5, Stream.DEPTH_OF_VIEWS
+        )  # the teacher's two views, the student's three
         draws = iter([noise[:, view, branch] for view in range(5) for branch in range(2, noise.shape[2])])
         result = fast.train_step(*views)
         with monkeypatch.context() as same_noise:
