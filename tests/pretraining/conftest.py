@@ -10,6 +10,7 @@ import pytest
 import SimpleITK as sitk
 
 from pretraining.preprocess import main as preprocess
+from pretraining.train import main as pretrain
 
 
 @pytest.fixture(scope="session")
@@ -40,6 +41,21 @@ def small_store(tmp_path_factory: pytest.TempPathFactory, make_body: Callable[..
     store = folder.parent / f"{folder.name}_store"
     assert preprocess([str(folder), str(store), "-np", "1"]) == 0
     return store
+
+
+@pytest.fixture(scope="module")
+def unbroken(small_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[list[str]], Path]:
+    """Finds a finished run of some flags; each is made once."""
+    runs = {}
+
+    def run(flags: list[str]) -> Path:
+        key = tuple(flags)
+        if key not in runs:
+            runs[key] = tmp_path_factory.mktemp("runs") / "run"
+            assert pretrain([str(small_store), str(runs[key]), *flags]) == 0
+        return runs[key]
+
+    return run
 
 
 @pytest.fixture(scope="session")

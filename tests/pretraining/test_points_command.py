@@ -1,13 +1,9 @@
-"""`cads_pretrain` with the contrast of points, beside the distillation and alone: files, resuming, ranks, refusals."""
-
-import subprocess
-import sys
+"""`cads_pretrain` with the contrast of points, beside the distillation and alone: files, pictures, refusals."""
 
 import matplotlib.image
 import numpy as np
 import pytest
-import torch
-from tiny_run import TINY_RUN
+from tiny_run import POINTS_ALONE, POINTS_WITH_CADS, TINY_RUN
 from torch import nn
 
 from nnunetv2_cads.encoder_file.read import read_encoder_file
@@ -16,30 +12,9 @@ from nnunetv2_cads.training.pretrained_encoder import load_pretrained_encoder
 from pretraining.run.metrics import read_metrics
 from pretraining.train import main as pretrain
 
-BOTH = [*TINY_RUN, "--epochs=2", "--point-weight=2", "--point-crop-size", "16", "32", "32", "--point-count=32"]
-ALONE = [*BOTH, "--distillation-weight=0"]
+BOTH, ALONE = POINTS_WITH_CADS, POINTS_ALONE
 KINDS = pytest.mark.parametrize("flags", [BOTH, ALONE], ids=["both", "alone"])
 LEVELS = ("stem", "stage1", "stage2", "stage3")
-
-
-def losses(run) -> list[tuple[float, ...]]:
-    names = ("loss", "loss_points", *(f"points_found_{level}" for level in LEVELS))
-    return [tuple(line[name] for name in names) for line in read_metrics(run / "metrics.jsonl")]
-
-
-@pytest.fixture(scope="module")
-def unbroken(small_store, tmp_path_factory):
-    """Finds a finished run of some flags; each is made once."""
-    runs = {}
-
-    def run(flags):
-        key = tuple(flags)
-        if key not in runs:
-            runs[key] = tmp_path_factory.mktemp("runs") / "run"
-            assert pretrain([str(small_store), str(runs[key]), *flags]) == 0
-        return runs[key]
-
-    return run
 
 
 @KINDS
@@ -58,31 +33,6 @@ def test_a_run_writes_its_losses_and_a_picture_of_where_it_finds_points(unbroken
     assert min(picture.shape[:2]) > 400 and picture[..., :3].std() > 0.1
     assert matplotlib.image.imread(run / "progress.png").shape[0] > 200
     assert not (run / "restored.png").exists()
-
-
-@KINDS
-def test_a_stopped_run_resumes_exactly(small_store, unbroken, tmp_path, flags):
-    run = tmp_path / "run"
-    assert pretrain([str(small_store), str(run), *flags, "--max-hours=1e-9"]) == 0
-    assert len(losses(run)) == 1
-    assert pretrain([str(small_store), str(run), "--c", "--max-hours=0"]) == 0
-    assert losses(run) == losses(unbroken(flags))
-    ours, theirs = (
-        torch.load(folder / "checkpoint_latest.pth", weights_only=True) for folder in (run, unbroken(flags))
-    )
-    for part in ("student", "teacher"):
-        assert ours[part].keys() == theirs[part].keys()
-        assert all(torch.equal(value, theirs[part][key]) for key, value in ours[part].items())
-
-
-@KINDS
-def test_two_processes_do_what_one_does(small_store, unbroken, tmp_path, flags):
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    command += ["-m", "pretraining.train", str(small_store), str(tmp_path / "run"), *flags]
-    done = subprocess.run(command, capture_output=True, encoding="utf-8", timeout=300)
-    assert done.returncode == 0, done.stderr
-    np.testing.assert_allclose(losses(tmp_path / "run"), losses(unbroken(flags)), rtol=2e-4)
-    assert (tmp_path / "run" / "points.png").exists()
 
 
 def test_fine_tuning_starts_from_an_encoder_that_only_found_points(unbroken):

@@ -1,13 +1,10 @@
-"""`cads_pretrain` with restoration, beside the distillation and alone: its files, resuming, ranks, refusals."""
-
-import subprocess
-import sys
+"""`cads_pretrain` with restoration, beside the distillation and alone: its files, pictures, refusals."""
 
 import matplotlib.image
 import numpy as np
 import pytest
 import torch
-from tiny_run import TINY_RUN
+from tiny_run import RESTORATION_ALONE, RESTORATION_WITH_CADS, TINY_RUN
 from torch import nn
 
 from nnunetv2_cads.doctor.cli import main as doctor
@@ -22,30 +19,9 @@ from pretraining.train import main as pretrain
 from pretraining.views.corrupted_crops import make_crop
 from pretraining.views.subvolumes import SubVolumes
 
-RESTORATION = [*TINY_RUN, "--epochs=2", "--restoration-weight=1", "--restored-crop-size", "16", "32", "32"]
-BOTH = [*RESTORATION, "--token-weight=0.5", "--ray-weight=0.25"]
-ALONE = [*RESTORATION, "--distillation-weight=0"]
+BOTH, ALONE = RESTORATION_WITH_CADS, RESTORATION_ALONE
 PLAIN = ["--plain", "--encoder-size=b1"]
 KINDS = pytest.mark.parametrize("flags", [BOTH, ALONE], ids=["both", "alone"])
-
-
-def losses(run) -> list[tuple[float, float]]:
-    return [(line["loss"], line["loss_restoration"]) for line in read_metrics(run / "metrics.jsonl")]
-
-
-@pytest.fixture(scope="module")
-def unbroken(small_store, tmp_path_factory):
-    """Finds a finished run of some flags; each is made once."""
-    runs = {}
-
-    def run(flags):
-        key = tuple(flags)
-        if key not in runs:
-            runs[key] = tmp_path_factory.mktemp("runs") / "run"
-            assert pretrain([str(small_store), str(runs[key]), *flags]) == 0
-        return runs[key]
-
-    return run
 
 
 @KINDS
@@ -63,31 +39,6 @@ def test_a_run_writes_its_losses_and_a_picture_of_what_it_restores(unbroken, fla
     picture = matplotlib.image.imread(run / "restored.png")
     assert min(picture.shape[:2]) > 200 and picture[..., :3].std() > 0.1
     assert matplotlib.image.imread(run / "progress.png").shape[0] > 200
-
-
-@KINDS
-def test_a_stopped_run_resumes_exactly(small_store, unbroken, tmp_path, flags):
-    run = tmp_path / "run"
-    assert pretrain([str(small_store), str(run), *flags, "--max-hours=1e-9"]) == 0
-    assert len(losses(run)) == 1
-    assert pretrain([str(small_store), str(run), "--c", "--max-hours=0"]) == 0
-    assert losses(run) == losses(unbroken(flags))
-    ours, theirs = (
-        torch.load(folder / "checkpoint_latest.pth", weights_only=True) for folder in (run, unbroken(flags))
-    )
-    for part in ("student", "teacher"):
-        assert ours[part].keys() == theirs[part].keys()
-        assert all(torch.equal(value, theirs[part][key]) for key, value in ours[part].items())
-
-
-@KINDS
-def test_two_processes_do_what_one_does(small_store, unbroken, tmp_path, flags):
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    command += ["-m", "pretraining.train", str(small_store), str(tmp_path / "run"), *flags]
-    done = subprocess.run(command, capture_output=True, encoding="utf-8", timeout=300)
-    assert done.returncode == 0, done.stderr
-    np.testing.assert_allclose(losses(tmp_path / "run"), losses(unbroken(flags)), rtol=2e-4)
-    assert (tmp_path / "run" / "restored.png").exists()
 
 
 def test_a_window_is_what_student_and_encoder_file_are_told(small_store, tmp_path):

@@ -11,3 +11,10 @@ TINY_RUN = [
 
 For fine-tuning, and with ``--plain``, ``--encoder-size=b1`` must be given again.
 """
+
+_RESTORATION = [*TINY_RUN, "--epochs=2", "--restoration-weight=1", "--restored-crop-size", "16", "32", "32"]
+RESTORATION_WITH_CADS = [*_RESTORATION, "--token-weight=0.5", "--ray-weight=0.25"]
+RESTORATION_ALONE = [*_RESTORATION, "--distillation-weight=0"]
+_POINTS = ["--point-weight=2", "--point-crop-size", "16", "32", "32", "--point-count=32"]
+POINTS_WITH_CADS = [*TINY_RUN, "--epochs=2", *_POINTS]
+POINTS_ALONE = [*POINTS_WITH_CADS, "--distillation-weight=0"]

@@ -50,9 +50,7 @@ def test_losses_weights_and_center_agree_after_every_step(settings, monkeypatch)
     before = {name: value.clone() for name, value in plain.student.state_dict().items()}
     clipped = []
     for step, views in enumerate(views_of_steps()):
-        noise = fast._noise(
-            5, Stream.DEPTH_OF_VIEWS
-        )  # the teacher's two views, the student's three
+        noise = fast._noise(5, Stream.DEPTH_OF_VIEWS)  # the teacher's two views, the student's three
         draws = iter([noise[:, view, branch] for view in range(5) for branch in range(2, noise.shape[2])])
         result = fast.train_step(*views)
         with monkeypatch.context() as same_noise:
