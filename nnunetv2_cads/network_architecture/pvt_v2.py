@@ -270,16 +270,17 @@ class PVTv2Encoder(nn.Module):
             self.add_module(f"norm{i + 1}", nn.LayerNorm(dim, eps=EPS))
         self.apply(_initialise)
 
-    def forward(self, x: Tensor, noise: Tensor | None = None) -> list[Tensor]:
+    def forward(self, x: Tensor, noise: Tensor | None = None, levels: int = 5) -> list[Tensor]:
         """Run CT (B, C, D, H, W) or X-rays (B, C, H, W).
 
         Args:
             x: the images.
             noise: (`branches`, B) uniform numbers in [0, 1) that decide stochastic depth, for trainings in which it
                 must not depend on how a batch is split; by default the global generator's.
+            levels: maps to make, from the stem on; what is deeper is not run.
 
         Returns:
-            The five maps [stem, stage 1, ..., stage 4] with `channels` (64, 64, 128, 320, 512 in b1) and strides
+            The maps [stem, stage 1, ..., stage 4] with `channels` (64, 64, 128, 320, 512 in b1) and strides
             relative to the input of (2, 2, 2), (2, 4, 4), (4, 8, 8), (8, 16, 16), (16, 32, 32); odd sizes round up.
             The stage maps are the normalised ones.
 
@@ -290,7 +291,7 @@ class PVTv2Encoder(nn.Module):
         branches = itertools.repeat((None, None)) if noise is None else iter(noise.unflatten(0, (-1, 2)))
         stem, tokens, size = self.patch_embed1(x)
         maps = [stem]
-        for i in range(1, len(self.channels)):
+        for i in range(1, levels):
             if i > 1:
                 tokens, size = getattr(self, f"patch_embed{i}")(maps[-1])
             for block in getattr(self, f"block{i}"):

@@ -108,7 +108,11 @@ class Student(nn.Module):
 
     def features(self, crops: Tensor, points: Tensor, noise: Tensor | None = None) -> list[Tensor]:
         """Features per level (B, N, C) of points (B, N, 3) of crops (B, 1, D, H, W)."""
-        return self.point_heads(self.backbone(crops, noise), points)
+        return self.point_heads(self.point_maps(crops, noise), points)
+
+    def point_maps(self, crops: Tensor, noise: Tensor | None = None) -> list[Tensor]:
+        """Maps of crops (B, 1, D, H, W), from the stem's to the deepest whose points are contrasted."""
+        return self.backbone(crops, noise, self.point_heads.levels[-1] + 1)
 
     def _logits(self, ct: Shown, xray: Shown) -> list[Tensor]:
         maps = zip(self.backbone(*ct)[1:], self.backbone(*xray)[1:], strict=True)

@@ -120,7 +120,7 @@ def flops_per_step(pretrainer: Pretrainer) -> float:
         of_xray = 0 if xray is None else forward_flops(pretrainer.student.backbone, xray)
         flops += of_places + 3 * (forward_flops(pretrainer.student.restore, crop) + of_xray)
     if config.has_points:
-        flops += 3 * forward_flops(pretrainer.student.backbone, torch.cat([next(inputs), next(inputs)]))
+        flops += 3 * forward_flops(pretrainer.student.point_maps, torch.cat([next(inputs), next(inputs)]))
     return config.optim.batch_size * flops
 
 

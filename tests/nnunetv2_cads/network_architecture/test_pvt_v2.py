@@ -127,6 +127,18 @@ def test_unfit_inputs_are_refused_with_their_shape(shape, part):
     assert part in str(error.value)
 
 
+def test_what_is_deeper_than_the_maps_that_are_asked_for_is_not_run():
+    encoder, image = PVTv2Encoder(1, (3,), size="b0").eval(), torch.randn(1, 1, 16, 32, 32)
+    with torch.no_grad():
+        every = encoder(image)
+        encoder.block4[0].mlp.fc1.weight.fill_(float("nan"))
+        for levels in range(1, 5):
+            maps = encoder(image, levels=levels)
+            assert len(maps) == levels
+            torch.testing.assert_close(maps, every[:levels], rtol=0, atol=0)
+        assert encoder(image)[-1].isnan().any()
+
+
 def test_stochastic_depth_drops_whole_samples_and_keeps_the_mean():
     encoder = PVTv2Encoder(drop_path_rate=0.5)
     drop = encoder.block4[-1].drop_path

@@ -132,6 +132,8 @@ def test_pairs_cost_what_the_encoder_costs_on_both_crops():
     )
     alone = flops_per_step(Pretrainer(PretrainConfig().replace(**ALONE), 2, CPU))
     assert more == none + alone
+    to_the_stem = ALONE | {"point_level_weights": (1.0, 0.0, 0.0, 0.0, 0.0)}
+    assert flops_per_step(Pretrainer(PretrainConfig().replace(**to_the_stem), 2, CPU)) < 0.9 * alone
 
 
 def test_it_learns_to_find_points_and_shows_where():
