@@ -4,28 +4,31 @@ Imported with the first picture: matplotlib takes half a second to load.
 """
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from pretraining.config import PretrainConfig
 from pretraining.system.files import atomic_path
 from pretraining.views.point_pairs import PointPair
 
 
-def plot_progress(lines: Iterable[dict[str, Any]], out_dim: int, path: Path) -> None:
-    """Draw loss, health and learning rate over the steps; a loss that stays at ln K means collapse.
+def plot_progress(lines: Iterable[dict[str, Any]], config: PretrainConfig, path: Path) -> None:
+    """Draw loss, health and learning rate over the steps; a loss that stays at chance means collapse.
 
     What the run has not, its lines have not, and no panel shows; runs begun by earlier versions lack some, too.
     """
     lines = list(lines)
     if not lines:
         return
-    steps, chance = [line["step"] for line in lines], math.log(out_dim)
+    steps, chance = [line["step"] for line in lines], math.log(config.model.head_out_dim)
 
     def curve(axes: Axes, name: str, label: str, style: str = "-", scale: float = 1.0) -> None:
         if name in lines[-1]:
@@ -44,10 +47,12 @@ def plot_progress(lines: Iterable[dict[str, Any]], out_dim: int, path: Path) -> 
         curve(axes["loss"], f"loss_stage{stage}", f"stage {stage}")
     curve(axes["loss"], "loss_tokens", "places of crops", "--")
     curve(axes["loss"], "loss_rays", "places of X-rays", ":")
-    curve(axes["loss"], "loss_points", "points", "-.")
+    if levels:
+        axes["loss"].axhline(math.log(count := config.point.point_count), color="grey", ls=":", label=f"ln {count}")
+        curve(axes["loss"], "loss_points", "points", "-.")
     curve(axes["loss"], "loss", "total", "k")
     if distils:
-        axes["loss"].axhline(chance, color="grey", ls="--", label=f"chance: ln {out_dim}")
+        axes["loss"].axhline(chance, color="grey", ls="--", label=f"ln {config.model.head_out_dim}")
         curve(axes["health"], "teacher_entropy", "teacher entropy / ln K", scale=1 / chance)
         curve(axes["health"], "mutual_information", "mutual information (nats)")
         curve(axes["health"], "view_agreement", "agreement of the views")
@@ -79,17 +84,10 @@ def plot_restored(seen: Tensor, restored: Tensor, truth: Tensor, limit: float, p
         limit: the window's end in these units; its other end is the negative of it.
         path: of the picture.
     """
-    columns = {"seen": seen, "restored": restored, "truth": truth}
-    figure = Figure(figsize=(2.2 * len(columns), 2.2 * len(seen)), layout="constrained")
-    FigureCanvasAgg(figure)
-    for row, axes_of_row in enumerate(figure.subplots(len(seen), len(columns), squeeze=False)):
-        for axes, (title, crops) in zip(axes_of_row, columns.items(), strict=True):
-            axes.imshow(crops[row, 0, crops.shape[2] // 2], cmap="gray", vmin=-limit, vmax=limit)
-            axes.set_axis_off()
-            if row == 0:
-                axes.set_title(title, fontsize="medium")
-    with atomic_path(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=110)
+    with _grid(["seen", "restored", "truth"], len(seen), path) as grid:
+        for row, axes_of_row in enumerate(grid):
+            for axes, crops in zip(axes_of_row, (seen, restored, truth), strict=True):
+                axes.imshow(crops[row, 0, crops.shape[2] // 2], cmap="gray", vmin=-limit, vmax=limit)
 
 
 def plot_points(pair: PointPair, levels: Sequence[str], similarity: Tensor, path: Path) -> None:
@@ -101,21 +99,28 @@ def plot_points(pair: PointPair, levels: Sequence[str], similarity: Tensor, path
         similarity: cosines (L, B, H, W) of the point and the voxels of its slice of crop 2.
         path: of the picture.
     """
-    columns = ["a point", "in the other crop", *levels]
-    figure = Figure(figsize=(2.2 * len(columns), 2.2 * len(pair.crop_1)), layout="constrained")
+    with _grid(["a point", "in the other crop", *levels], len(pair.crop_1), path) as grid:
+        for row, axes_of_row in enumerate(grid):
+            ones = (pair.crop_1[row, 0], pair.points_1[row, 0]), (pair.crop_2[row, 0], pair.points_2[row, 0])
+            for axes, (crop, (z, _, _)) in zip(axes_of_row, ones, strict=False):
+                axes.imshow(crop[round(z.item())], cmap="gray", vmin=-1, vmax=1)
+            for axes, cosines in zip(axes_of_row[len(ones) :], similarity[:, row], strict=True):
+                axes.imshow(cosines, cmap="viridis", vmin=-1, vmax=1)
+            for number, axes in enumerate(axes_of_row):
+                _, y, x = ones[min(number, 1)][1]
+                axes.plot(x, y, "r+", ms=12)
+
+
+@contextmanager
+def _grid(titles: Sequence[str], rows: int, path: Path) -> Iterator[np.ndarray]:
+    """Axes (rows, titles) without scales to draw on; the picture is written afterwards."""
+    figure = Figure(figsize=(2.2 * len(titles), 2.2 * rows), layout="constrained")
     FigureCanvasAgg(figure)
-    for row, axes_of_row in enumerate(figure.subplots(len(pair.crop_1), len(columns), squeeze=False)):
-        points = pair.points_1[row, 0], *[pair.points_2[row, 0]] * (len(columns) - 1)
-        crops = pair.crop_1[row, 0], pair.crop_2[row, 0]
-        slices = [crop[round(z.item())] for crop, (z, *_) in zip(crops, points[:2], strict=True)]
-        for number, (axes, title, (_, y, x)) in enumerate(zip(axes_of_row, columns, points, strict=True)):
-            if number < len(slices):
-                axes.imshow(slices[number], cmap="gray", vmin=-1, vmax=1)
-            else:
-                axes.imshow(similarity[number - len(slices), row], cmap="viridis", vmin=-1, vmax=1)
-            axes.plot(x, y, "r+", ms=12)
-            axes.set_axis_off()
-            if row == 0:
-                axes.set_title(title, fontsize="medium")
+    grid = figure.subplots(rows, len(titles), squeeze=False)
+    for axes, title in zip(grid[0], titles, strict=True):
+        axes.set_title(title, fontsize="medium")
+    for axes in grid.flat:
+        axes.set_axis_off()
+    yield grid
     with atomic_path(path) as temporary:
         figure.savefig(temporary, format="png", dpi=110)

@@ -146,7 +146,7 @@ class Run:
         from pretraining.run.pictures import plot_points, plot_progress, plot_restored
 
         config, crop, pair = self.pretrainer.config, self.examples.crop, self.examples.pair
-        plot_progress(self._metrics.lines, config.model.head_out_dim, self.output / PROGRESS)
+        plot_progress(self._metrics.lines, config, self.output / PROGRESS)
         if crop is not None:
             seen_hu = hu_of(crop.seen, config.view.intensity_window)
             seen, truth = (target(hu, config.restoration) for hu in (seen_hu, crop.truth))
