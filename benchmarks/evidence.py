@@ -25,7 +25,7 @@ from typing import Any
 from few_labels.arms import ARMS, DRAWN, PRETRAININGS
 from few_labels.data import StudyFolder
 from few_labels.experiment import FULL, PROBES, QUICK, RANDOM, Experiment
-from few_labels.figure import draw
+from few_labels.figure import draw, lines_of_torsos
 from few_labels.pretrain import pretraining_cost
 from few_labels.report import report
 from few_labels.results import read_results, read_runs, restore, write_results
@@ -68,7 +68,7 @@ def write_all(experiment: Experiment, earlier: dict[str, Any], out: Path) -> Non
     results, budgets = read_results(out / RESULTS), list(size.budgets)
     text = report(results, budgets)
     (out / "table.md").write_text(text, encoding="utf-8")
-    draw(out / "evidence.png", results["runs"], DRAWN, budgets)
+    draw(out / "evidence.png", lines_of_torsos(results["runs"], DRAWN, budgets), "torsos", budgets[0])
     print(text)
 
 

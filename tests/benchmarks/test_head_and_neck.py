@@ -23,7 +23,14 @@ from few_labels.head_and_neck.pretrainings import (
     Pretraining,
     flops_per_sample,
 )
-from few_labels.head_and_neck.tables import curve_table, dice_table, gain_table, read_records
+from few_labels.head_and_neck.tables import (
+    curve_table,
+    dice_table,
+    draw_head_and_neck,
+    gain_table,
+    lines_of,
+    read_records,
+)
 from few_labels.head_and_neck.trainings import EPOCH, RANDOM, TUNING, Training, comparison
 from few_labels.tasks import Task
 
@@ -146,6 +153,22 @@ def test_validation_and_test_are_recorded_apart_and_tabled(recorded, tmp_path):
     runs = read_records(tmp_path / "records")
     assert "| test | restoration | nnU-Net's | 25 | 1 | 0: 0.500, 1: 0.750 | 0.625 |" in dice_table(runs)
     assert "| 0.001, 0.002 | 25: 0.500 | 0.750 |" in curve_table(runs)
+
+
+def test_the_figure_has_a_line_for_each_start_of_one_setting(recorded, tmp_path):
+    empty, both = tmp_path / "one.png", tmp_path / "both.png"
+    for start, labels, seed in ((RANDOM, 1, 0), (RANDOM, 2, 0), ("restoration", 2, 1)):
+        recorded(Training("test", start, labels, seed, 25, tested=True))
+    recorded(Training("test", "points", 2, 0, 50, tested=True))
+    runs = read_records(tmp_path / "records")
+    lines = lines_of(runs)
+    assert list(lines) == [RANDOM, "restoration"]
+    assert lines[RANDOM].by_budget == [(1, 0.5, 0.0), (2, 0.5, 0.0)]
+    assert lines["restoration"].by_budget == [(2, 0.75, 0.0)] and lines["restoration"].by_iteration == [(25, 0.5)]
+    draw_head_and_neck(empty, [run for run in runs if run["start"] == RANDOM])
+    draw_head_and_neck(both, runs)
+    pictures = [sitk.GetArrayFromImage(sitk.ReadImage(str(path))) for path in (empty, both)]
+    assert pictures[0].shape == pictures[1].shape and (pictures[0] != pictures[1]).any()
 
 
 def test_gains_are_paired_by_seed_and_their_interval_widens_with_the_spread_of_the_seeds():

@@ -6,7 +6,7 @@
     python -m few_labels.head_and_neck compare FOLDER OPENKBP RECORDS [--starts random NAME...] [--labels 1 2 8]
         [--seeds 0 1 2] [--iterations 600] [--window LOW HIGH] [--rates ENCODER DECODER]
         [--question NAME] [--hours H]
-    python -m few_labels.head_and_neck tables RECORDS [--json FILE]
+    python -m few_labels.head_and_neck tables RECORDS [--json FILE] [--figure PNG]
 
 Give the same command again to resume: finished trainings are kept, and a pre-training resumes at its last checkpoint.
 `tune` and `compare` given several times at once share the work; OMP_NUM_THREADS=1 gives each process one core.
@@ -50,9 +50,11 @@ def main(argv: list[str] | None = None) -> int:
     """The command."""
     arguments = _parser().parse_args(argv)
     if arguments.command == "tables":
-        from few_labels.head_and_neck.tables import print_tables
+        from few_labels.head_and_neck.tables import draw_head_and_neck, print_tables, read_records
 
         print_tables(arguments.records, arguments.json)
+        if arguments.figure:
+            draw_head_and_neck(arguments.figure, read_records(arguments.records))
         return 0
     from few_labels.head_and_neck.benchmark import Benchmark
     from pretraining.system.machine import keep_freed_memory
@@ -92,6 +94,7 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("records", type=Path)
     pretrain.add_argument("names", metavar="NAME", nargs="+", choices=PRETRAININGS, help=", ".join(PRETRAININGS))
     tables.add_argument("--json", metavar="FILE", type=Path, help="write the gains to this file, too")
+    tables.add_argument("--figure", metavar="PNG", type=Path, help="draw Dice by labelled cases and by iteration")
     compare.add_argument(
         "--starts", metavar="START", nargs="+", default=[RANDOM], help="as NAME; NAME+decoder takes its decoder, too"
     )

@@ -1,7 +1,7 @@
 """What the records say so far, as markdown."""
 
 import json
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -9,9 +9,14 @@ from typing import Any
 import numpy as np
 from tables import markdown_table
 
+from few_labels.figure import Line, draw, mean_curve
 from few_labels.head_and_neck.cases import LARGEST_RIM
 from few_labels.head_and_neck.gains import Gain, gains, summary
+from few_labels.head_and_neck.trainings import RANDOM
 from pretraining.system.files import write_json
+
+DRAWN_LABELS = 2
+"""Of the trainings whose milestones are drawn."""
 
 
 def print_tables(records: Path, gains_file: Path | None = None) -> None:
@@ -95,6 +100,35 @@ def gain_table(found: list[Gain]) -> str:
     ]
     heads = ["start", "sees, HU", "iterations", "labels", "Dice", "- random", "95% interval", "seeds ahead"]
     return markdown_table(heads, rows)
+
+
+def draw_head_and_neck(path: Path, runs: list[dict[str, Any]]) -> None:
+    """Write a PNG of the tested trainings: test Dice by labelled cases, validation Dice by iteration."""
+    draw(path, lines_of(runs), "head-and-neck scans", DRAWN_LABELS)
+
+
+def lines_of(runs: list[dict[str, Any]]) -> dict[str, Line]:
+    """By start, random weights first; of the tested trainings with the commonest window and length."""
+    tested = [run for run in runs if run["test"]]
+    setting = Counter(map(setting_of, tested)).most_common(1)[0][0]
+    by_start: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    for run in tested:
+        if setting_of(run) == setting:
+            by_start[run["start"]].append(run)
+    return {start: _line(by_start[start]) for start in sorted(by_start, key=lambda start: (start != RANDOM, start))}
+
+
+def _line(runs: list[dict[str, Any]]) -> Line:
+    by_budget = defaultdict(list)
+    for run in runs:
+        by_budget[run["labels"]].append(float(np.mean(list(mean_by_organ(run["test"]).values()))))
+    means = [(n, float(np.mean(dice)), float(np.std(dice, ddof=len(dice) > 1))) for n, dice in by_budget.items()]
+    return Line(sorted(means), mean_curve([run["milestones"] for run in runs if run["labels"] == DRAWN_LABELS]))
+
+
+def setting_of(run: dict[str, Any]) -> tuple:
+    """What trainings must have in common to be compared: window and length."""
+    return tuple(run["window"] or ()), run["iterations"]
 
 
 def seen_in(window: Sequence[float] | None) -> str:
