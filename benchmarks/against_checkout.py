@@ -54,7 +54,7 @@ for n in range(4, 68): stream[n]
 print((cpu_seconds() - before) / 64)
 """,
     "pre-training run of 8 steps, s": """
-flags = ["--preset=demo", "--batch-size=16", "--epochs=1", "--epoch-samples=128", "--num-workers=0", "--device=cpu"]
+flags = ["--preset=cads", "--batch-size=16", "--epochs=1", "--epoch-samples=128", "--num-workers=0", "--device=cpu"]
 before = cpu_seconds()
 assert pretrain([store, store + "_run", *flags]) == 0
 print(cpu_seconds() - before)

@@ -43,7 +43,7 @@ from pretraining.store.writer import StoreWriter, new_manifest
 SCANS, EDGE = 12, 56
 COMMANDS = {"preprocess": preprocess.main, "train": train.main, "export": export.main}
 TINY = [
-    "--preset=demo", "--encoder-size=b0", "--batch-size=2", "--head-out-dim=32", "--head-hidden-dim=32",
+    "--preset=cads", "--encoder-size=b0", "--batch-size=2", "--head-out-dim=32", "--head-hidden-dim=32",
     "--head-bottleneck-dim=16", "--epochs=4", "--epoch-samples=4", "--warmup-epochs=1", "--log-every=1",
     "--device=cpu", "--num-workers=1",
     "--crop-size", "16", "64", "64",

@@ -1,10 +1,11 @@
-"""What a sample of pre-training costs: CADS against MoCo v3 and a masked autoencoder on the same encoder, in turns.
+"""What a sample of pre-training costs: CADS against other methods on the same encoder, in turns.
 
     python benchmarks/pretraining_cost.py [--preset published] [--batch 8] [--amp none] [--quick]
 
 Whole training steps on noise of the views' shapes, one process per method. CADS sees two uniformly sampled views, a
 quarter of the voxels each, and a radiograph; the peers see whole views, as their papers have it. CADS without uniform
-sampling is the fourth side. Memory is the peak of a process above what it needs to import PyTorch.
+sampling is another side, and so is the contrast of points, in pairs of crops as large as the views. Memory is the peak
+of a process above what it needs to import PyTorch.
 
 The last line is a JSON object: each other side / CADS, for seconds, FLOPs and peak memory.
 """
@@ -20,7 +21,6 @@ from few_labels.arms import PRETRAININGS
 from few_labels.peers.training import PeerTrainer
 from few_labels.pretrain import PEERS, flops_per_sample
 from tables import markdown_table, print_json
-from torch import Tensor
 from turns import Answer, Turns, serve
 
 from pretraining.config import PRESETS, PretrainConfig
@@ -28,7 +28,7 @@ from pretraining.method.pretrainer import Pretrainer
 from pretraining.run.estimate import random_sample
 from pretraining.system.machine import keep_freed_memory, peak_memory, reset_peak_memory, resident_memory
 
-SIDES = ("CADS", "CADS_no_sampling", "MoCo_v3", "MAE")
+SIDES = ("CADS", "CADS_no_sampling", "points", "MoCo_v3", "MAE")
 CPU = torch.device("cpu")
 WARM_UP = 1
 STEPS_PER_EPOCH = 10
@@ -36,17 +36,18 @@ STEPS_PER_EPOCH = 10
 
 def side_config(name: str, common: dict) -> PretrainConfig:
     """What all sides share and what one changes, but its batch."""
-    return PretrainConfig().replace(**{**common, **PRETRAININGS[name].changes, "batch_size": common["batch_size"]})
+    config = PretrainConfig().replace(**{**common, **PRETRAININGS[name].changes, "batch_size": common["batch_size"]})
+    return config.replace(point_crop_size=config.view.crop_size)
 
 
-def step_of(method: str, config: PretrainConfig) -> Callable[[Tensor, Tensor, Tensor], float]:
-    """A method's training step on two CT views and a radiograph, which a peer does not look at; it returns the loss."""
+def step_of(method: str, config: PretrainConfig) -> Callable[..., float]:
+    """A method's training step on a `Sample`, of which a peer takes the two CT views; it returns the loss."""
     if method in PEERS:
         torch.manual_seed(config.run.seed)
         peer = PeerTrainer(PEERS[method](), config, STEPS_PER_EPOCH)
-        return lambda view_1, view_2, _: peer.train_step(view_1, view_2)
+        return lambda view_1, view_2, *_: peer.train_step(view_1, view_2)
     trainer = Pretrainer(config, STEPS_PER_EPOCH, CPU)
-    return lambda *views: trainer.train_step(*views).loss.item()
+    return lambda *sample: trainer.train_step(*sample).loss.item()
 
 
 def be_side(name: str, config: PretrainConfig) -> None:
@@ -59,9 +60,9 @@ def be_side(name: str, config: PretrainConfig) -> None:
         if number == WARM_UP:
             reset_peak_memory(CPU)
         torch.manual_seed(number)
-        views = random_sample(config, config.optim.batch_size)[:3]
+        sample = random_sample(config, config.optim.batch_size)
         start = time.perf_counter()
-        step(*views)
+        step(*sample)
         return {"seconds": time.perf_counter() - start, "peak": peak_memory(CPU) - imported}
 
     serve(answer)
@@ -70,7 +71,7 @@ def be_side(name: str, config: PretrainConfig) -> None:
 def main() -> None:
     """Start the sides, let them take turns, print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--preset", choices=PRESETS, default="published")
+    parser.add_argument("--preset", choices=("published", "cads"), default="published")
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--amp", choices=("none", "bf16"), default="none")
     parser.add_argument("--quick", action="store_true", help="1 round instead of 5")

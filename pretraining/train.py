@@ -168,7 +168,8 @@ def _command(argv: list[str]) -> int:
     )
     parser.add_argument("--estimate", action="store_true", help="report what the run would cost, and write nothing")
     parser.add_argument("--plain", action="store_true", help="train with plain CADS, written to be read: slow, no --c")
-    parser.add_argument("--preset", choices=sorted(PRESETS), help="published (default), small (one GPU), demo (CPU)")
+    presets = "published (default), small (one GPU), demo (CPU), cads (the paper's method on a CPU)"
+    parser.add_argument("--preset", choices=sorted(PRESETS), help=presets)
     add_setting_flags(parser)
     arguments = vars(parser.parse_args(argv))
     store, output, resume = arguments.pop("store"), arguments.pop("output"), arguments.pop("c")

@@ -31,7 +31,7 @@ RECIPE: dict[str, Any] = {
     "epochs": 24,
     "warmup_epochs": 2,
 }
-"""What the pre-trainings have in common, on top of the preset `demo`."""
+"""What the pre-trainings have in common, on top of the preset `cads`."""
 PROBES, RANDOM = "probes.json", "random"
 
 
@@ -159,7 +159,7 @@ class Experiment:
     def probe(self, name: str) -> None:
         """The probes of a pre-trained encoder, or of a random one."""
         dataset = make_torso_task(self.folder, self.size.data)
-        view = PretrainConfig().replace(crop_size=PRESETS["demo"]["crop_size"]).view
+        view = PretrainConfig().replace(crop_size=PRESETS["cads"]["crop_size"]).view
         source = RANDOM if name == RANDOM else str(self.encoder_path(name))
         path = self.folder.runs / name / PROBES
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -29,7 +29,7 @@ def pretrained_encoder(name: str, store: Path, runs: Path, settings: Mapping[str
         name: in `PRETRAININGS`.
         store: what to train on.
         runs: folder of all runs.
-        settings: of the recipe, on top of the preset `demo`.
+        settings: of the recipe, on top of the preset `cads`.
     """
     run, method = runs / name, PRETRAININGS[name]
     encoder = run / "cads_encoder.pth"
@@ -43,7 +43,7 @@ def pretrained_encoder(name: str, store: Path, runs: Path, settings: Mapping[str
     else:
         begun = (run / "config.json").exists()
         length = {"epochs": config.optim.epochs, "warmup_epochs": config.optim.warmup_epochs}
-        flags = ["--c"] if begun else ["--preset", "demo", *_flags({**settings, **method.changes, **length})]
+        flags = ["--c"] if begun else ["--preset", "cads", *_flags({**settings, **method.changes, **length})]
         code = pretrain([str(store), str(run), *flags])
         if code:
             raise RuntimeError(f"cads_pretrain of {name} ended with exit code {code}; its run is {run}")
@@ -80,7 +80,7 @@ def study_config(method: Pretraining, settings: Mapping[str, Any]) -> PretrainCo
 
 
 def _recipe_of(method: Pretraining, settings: Mapping[str, Any]) -> PretrainConfig:
-    return PretrainConfig().replace(**{**PRESETS["demo"], **settings, **method.changes})
+    return PretrainConfig().replace(**{**PRESETS["cads"], **settings, **method.changes})
 
 
 def flops_per_sample(method: Pretraining, config: PretrainConfig) -> float:

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from nnunetv2_cads.demo.folder import DemoFolder
+from nnunetv2_cads.demo.folder import PRETRAINED, SCRATCH, DemoFolder
 from nnunetv2_cads.demo.overlay import write_overlay
 from nnunetv2_cads.demo.runner import CommandFailed, find_command, run_step
 from nnunetv2_cads.demo.scores import Scores, read_scores
@@ -84,24 +84,26 @@ def _device(wanted: str) -> str:
 
 
 def _run_steps(folder: DemoFolder, size: DemoSize, seed: int, wanted_device: str, received: Sequence[int]) -> None:
-    device = _device(wanted_device)
+    steps = command_steps(folder, size, _device(wanted_device))
     count = f"{size.unlabelled} unlabelled, {size.labelled} labelled and {size.held_out} held-out torsos"
-    _announce(1, f"Make {count}")
+    _announce(1, len(steps), f"Make {count}")
     _do(folder, "data", lambda: write_data(folder, size, seed), received)
     exported: dict[str, str] = {}
-    for number, step in enumerate(command_steps(folder, size, device), start=2):
-        _announce(number, step.title)
+    for number, step in enumerate(steps, start=2):
+        _announce(number, len(steps), step.title)
         _print_command(step, exported)
         run = functools.partial(run_step, step.command, {**step.speed, **step.environment}, folder.log(step.name))
         _do(folder, step.name, functools.partial(run, received), received)
-    scores = read_scores(folder.summary, LABELS)
-    scores.write(folder.scores)
-    write_overlay(folder.overlay, folder.dataset / "imagesTs", folder.truths, folder.predictions, LABELS)
-    _print_summary(folder, scores)
+    scores = {start: read_scores(folder.summary(start), LABELS) for start in (SCRATCH, PRETRAINED)}
+    for start, of_start in scores.items():
+        of_start.write(folder.scores(start))
+    images, predictions = folder.dataset / "imagesTs", folder.predictions(PRETRAINED)
+    write_overlay(folder.overlay, images, folder.truths, predictions, LABELS)
+    _print_summary(folder, scores[PRETRAINED], scores[SCRATCH])
 
 
-def _announce(number: int, title: str) -> None:
-    print(f"\n[{number}/{1 + len(COMMANDS)}] {title}", flush=True)
+def _announce(number: int, commands: int, title: str) -> None:
+    print(f"\n[{number}/{1 + commands}] {title}", flush=True)
 
 
 def _print_command(step: Step, exported: dict[str, str]) -> None:
@@ -128,13 +130,15 @@ def _do(folder: DemoFolder, name: str, work: Callable[[], None], received: Seque
     print(f"      {seconds:.0f} s", flush=True)
 
 
-def _print_summary(folder: DemoFolder, scores: Scores) -> None:
+def _print_summary(folder: DemoFolder, scores: Scores, from_scratch: Scores) -> None:
     seconds = folder.seconds()
     print(f"\n{scores.table()}\n\nSeconds")
     for name, value in [*seconds.items(), ("together", sum(seconds.values()))]:
-        print(f"  {name:<12}{value:6.0f}")
+        print(f"  {name:<18}{value:6.0f}")
     print("\nLook at")
     radiographs = sorted(folder.store.glob("*.png"))
     for path in (*radiographs, folder.run / "progress.png", folder.overlay):
         print(f"  {path}")
-    print(f"\nmean Dice: {scores.mean_dice:.2f}", flush=True)
+    gain = 100 * (scores.mean_dice - from_scratch.mean_dice)
+    print(f"\nmean Dice from random weights: {from_scratch.mean_dice:.2f}; the encoder adds {gain:.0f} points")
+    print(f"mean Dice: {scores.mean_dice:.2f}", flush=True)

@@ -12,6 +12,8 @@ from pretraining.system.files import write_json
 DATASET_ID, DATASET_NAME = 1, "Torso"
 
 NNUNET_KINDS = ("raw", "preprocessed", "results")
+SCRATCH, PRETRAINED = "_scratch", ""
+"""What the names of a training's files end in: of that from random weights, and of that from the encoder."""
 _RECORD = "cads_demo.json"
 
 
@@ -63,22 +65,20 @@ class DemoFolder(WorkingFolder):
         """Label maps of the held-out torsos."""
         return self.dataset / "labelsTs"
 
-    @property
-    def predictions(self) -> Path:
-        return self.root / "predictions"
+    def predictions(self, start: str) -> Path:
+        """Segmentations of the held-out torsos by the training from ``start``: `SCRATCH` or `PRETRAINED`."""
+        return self.root / f"predictions{start}"
 
-    @property
-    def summary(self) -> Path:
+    def summary(self, start: str) -> Path:
         """What `nnUNetv2_evaluate_folder` writes."""
-        return self.predictions / "summary.json"
+        return self.predictions(start) / "summary.json"
+
+    def scores(self, start: str) -> Path:
+        return self.root / f"dice{start}.json"
 
     @property
     def overlay(self) -> Path:
         return self.root / "overlay.png"
-
-    @property
-    def scores(self) -> Path:
-        return self.root / "dice.json"
 
     def log(self, step: str) -> Path:
         """The file with a step's output."""
@@ -128,11 +128,12 @@ class DemoFolder(WorkingFolder):
 
     def _clear(self) -> None:
         """Remove what a demo makes, and nothing else; the record goes last."""
-        folders = [self.archive, self.store, self.run, self.predictions, self.root / "logs"]
+        starts = (SCRATCH, PRETRAINED)
+        folders = [self.archive, self.store, self.run, self.root / "logs", *map(self.predictions, starts)]
         for folder in [*folders, *(self.nnunet(kind) for kind in NNUNET_KINDS)]:
             if folder.exists():
                 shutil.rmtree(folder)
-        for file in (self.overlay, self.scores, self.root / _RECORD):
+        for file in (self.overlay, *map(self.scores, starts), self.root / _RECORD):
             file.unlink(missing_ok=True)
 
     def _read(self) -> dict[str, Any]:

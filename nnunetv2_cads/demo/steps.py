@@ -1,22 +1,24 @@
 """The demo's steps: its data, then the same commands as for a user's own data."""
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 
-from nnunetv2_cads.demo.folder import DATASET_ID, DATASET_NAME, DemoFolder
+from nnunetv2_cads.demo.folder import DATASET_ID, DATASET_NAME, PRETRAINED, SCRATCH, DemoFolder
 from nnunetv2_cads.demo.torsos.datasets import write_archive, write_nnunet_dataset
 from nnunetv2_cads.demo.torsos.torso import TorsoConfig
 
 COMMANDS = (
     "cads_preprocess",
     "cads_pretrain",
-    "nnUNetv2_plan_and_preprocess",
+    "cads_plan_and_preprocess",
     "nnUNetv2_train",
     "nnUNetv2_predict",
     "nnUNetv2_evaluate_folder",
 )
+
+PLANS = "nnUNetCADSPlans"
+"""What `cads_plan_and_preprocess` calls them."""
 
 FEW_CORES = {
     "nnUNet_def_n_proc": "1",  # nnU-Net would start eight processes for one small image
@@ -30,24 +32,24 @@ FEW_CORES = {
 
 @dataclass(frozen=True)
 class DemoSize:
-    """How much of everything."""
+    """How much of everything; ``length`` is what the trainers' names end in."""
 
     unlabelled: int
     labelled: int
     held_out: int
     torso: TorsoConfig
-    trainer: str
+    length: str
     pretrain_flags: tuple[str, ...] = ()
 
 
-FULL = DemoSize(16, 16, 4, TorsoConfig(), "nnUNetTrainerCADS_demo")
+FULL = DemoSize(16, 3, 4, TorsoConfig(), "_demo")
 QUICK = DemoSize(
     unlabelled=2,
     labelled=3,
     held_out=2,
     torso=TorsoConfig(body_scale=0.4, slice_spacing_mm=(5.5, 6.0), pixel_spacing_mm=(5.5, 6.0)),
-    trainer="nnUNetTrainerCADS_demo_quick",
-    pretrain_flags=("--epochs", "2", "--epoch-samples", "8", "--batch-size", "4"),
+    length="_demo_quick",
+    pretrain_flags=("--epochs", "2", "--epoch-samples", "8"),
 )
 """Everything runs, nothing is learnt."""
 
@@ -80,63 +82,73 @@ def write_data(folder: DemoFolder, size: DemoSize, seed: int) -> None:
     (folder.dataset / "splits_final.json").write_text(json.dumps(splits), encoding="utf-8")
 
 
-def command_steps(folder: DemoFolder, size: DemoSize, device: str) -> Iterator[Step]:
-    """The commands in their order. Each is built only when it is due, since it may have to resume its own work."""
-    yield Step(
-        "preprocess",
-        "Resample the unlabelled CT to 1 mm and make a radiograph of each",
-        ("cads_preprocess", str(folder.archive), str(folder.store)),
-    )
-    yield Step(
-        "pretrain",
-        "Pre-train the encoder on them, without labels",
-        (
-            *("cads_pretrain", str(folder.store), str(folder.run)),
-            *(("--c",) if (folder.run / "config.json").exists() else ("--preset", "demo", *size.pretrain_flags)),
-            *("--device", device),
+def command_steps(folder: DemoFolder, size: DemoSize, device: str) -> list[Step]:
+    """The commands in their order. What an earlier call has begun is resumed."""
+    return [
+        Step(
+            "preprocess",
+            "Resample the unlabelled CT to 3 mm and make a radiograph of each",
+            ("cads_preprocess", str(folder.archive), str(folder.store), "--spacing-mm", "3"),
         ),
-    )
-    yield Step(
-        "plan",
-        "Plan and preprocess the labelled torsos",
-        (
-            *("nnUNetv2_plan_and_preprocess", "-d", str(DATASET_ID), "-c", "3d_fullres"),
-            *("-gpu_memory_target", "0.2"),  # GB: patches that two cores train on in seconds
-            *("-npfp", "1", "-np", "1"),
+        Step(
+            "pretrain",
+            "Pre-train the encoder on them, without labels",
+            (
+                *("cads_pretrain", str(folder.store), str(folder.run)),
+                *(("--c",) if (folder.run / "config.json").exists() else ("--preset", "demo", *size.pretrain_flags)),
+                *("--device", device),
+            ),
         ),
-        folder.nnunet_variables(),
-    )
-    yield Step(
-        "train",
-        "Fine-tune PVT-UNet from the encoder",
-        (
-            *("nnUNetv2_train", str(DATASET_ID), "3d_fullres", "0", "-tr", size.trainer, "-device", device),
-            *(("--c",) if _has_checkpoint(folder, size.trainer) else ()),
+        Step(
+            "plan",
+            "Plan and preprocess the labelled torsos, for what the encoder has seen",
+            (
+                *("cads_plan_and_preprocess", "-d", str(DATASET_ID), "-c", "3d_fullres"),
+                *("-gpu_memory_target", "1"),  # GB: patches that two cores train on in seconds
+                *("-npfp", "1", "-np", "1"),
+            ),
+            {**folder.nnunet_variables(), "nnUNet_cads_encoder": str(folder.encoder.absolute())},
         ),
-        {**folder.nnunet_variables(), "nnUNet_cads_encoder": str(folder.encoder.absolute())},
-        {**FEW_CORES, "nnUNet_n_proc_DA": "0"},  # augmentation takes a fiftieth of a step: a worker would not pay
-    )
-    yield Step(
-        "predict",
-        "Segment torsos that no training has seen",
-        (
-            *("nnUNetv2_predict", "-i", str(folder.dataset / "imagesTs"), "-o", str(folder.predictions)),
-            *("-d", str(DATASET_ID), "-c", "3d_fullres", "-f", "0", "-tr", size.trainer, "-device", device),
-            *("-npp", "1", "-nps", "1"),
-        ),
-        folder.nnunet_variables(),
-    )
-    yield Step(
-        "evaluate",
-        "Compare the segmentations with the truth",
-        (
-            *("nnUNetv2_evaluate_folder", str(folder.truths), str(folder.predictions)),
-            *("-djfile", str(folder.predictions / "dataset.json"), "-pfile", str(folder.predictions / "plans.json")),
-            *("-np", "1"),
-        ),
-    )
+        *_training("Train PVT-UNet from random weights", folder, SCRATCH, size.length, device),
+        *_training("Train PVT-UNet from the encoder", folder, PRETRAINED, size.length, device),
+    ]
 
 
-def _has_checkpoint(folder: DemoFolder, trainer: str) -> bool:
-    results: Path = folder.nnunet("results") / folder.dataset.name / f"{trainer}__nnUNetPlans__3d_fullres" / "fold_0"
-    return any(results.glob("checkpoint_*.pth"))
+def _training(title: str, folder: DemoFolder, start: str, length: str, device: str) -> list[Step]:
+    """A training and the scores of what it segments, alike for both starts."""
+    trainer = f"nnUNetTrainerCADS{start}{length}"
+    variables, predictions = folder.nnunet_variables(), folder.predictions(start)
+    of_training = ("-tr", trainer, "-p", PLANS)
+    encoder = {"nnUNet_cads_encoder": str(folder.encoder.absolute())} if start == PRETRAINED else {}
+    results = folder.nnunet("results") / folder.dataset.name / f"{trainer}__{PLANS}__3d_fullres" / "fold_0"
+    return [
+        Step(
+            f"train{start}",
+            title,
+            (
+                *("nnUNetv2_train", str(DATASET_ID), "3d_fullres", "0", *of_training, "-device", device),
+                *(("--c",) if any(results.glob("checkpoint_*.pth")) else ()),
+            ),
+            {**variables, **encoder},
+            {**FEW_CORES, "nnUNet_n_proc_DA": "0"},  # augmentation takes a fiftieth of a step: a worker would not pay
+        ),
+        Step(
+            f"predict{start}",
+            "Segment torsos that no training has seen",
+            (
+                *("nnUNetv2_predict", "-i", str(folder.dataset / "imagesTs"), "-o", str(predictions)),
+                *("-d", str(DATASET_ID), "-c", "3d_fullres", "-f", "0", *of_training, "-device", device),
+                *("-npp", "1", "-nps", "1"),
+            ),
+            variables,
+        ),
+        Step(
+            f"evaluate{start}",
+            "Compare the segmentations with the truth",
+            (
+                *("nnUNetv2_evaluate_folder", str(folder.truths), str(predictions)),
+                *("-djfile", str(predictions / "dataset.json"), "-pfile", str(predictions / "plans.json")),
+                *("-np", "1"),
+            ),
+        ),
+    ]

@@ -12,11 +12,11 @@ LENGTHS = {
     "_50epochs": {"num_epochs": 50},
     "_250epochs": {"num_epochs": 250},
     "_demo": {
-        "num_epochs": 12,
+        "num_epochs": 5,
         "num_iterations_per_epoch": 15,
         "num_val_iterations_per_epoch": 1,
-        "initial_lr": 5e-3,
-        "encoder_lr": 2e-3,
+        "initial_lr": 2e-3,
+        "encoder_lr": 1e-3,
         "mirroring": False,
     },
     "_demo_quick": {

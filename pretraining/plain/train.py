@@ -75,6 +75,8 @@ def check_supported(config: PretrainConfig) -> None:
     """Refuse settings that plain CADS does not have, and several processes."""
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise UserError("--plain trains in one process: start it without torchrun")
+    if not config.distils:
+        raise UserError("--plain is CADS itself: give --preset published or cads, and no --distillation-weight 0")
     settings, defaults = ({k: v for part in dataclasses.asdict(c).values() for k, v in part.items()}
                           for c in (config, PretrainConfig()))  # fmt: skip
     for name in NOT_HERE:

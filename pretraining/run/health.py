@@ -121,7 +121,7 @@ _ALARMS: tuple[tuple[str, int, Callable[[Line, Chance], bool], str], ...] = (
         LINES,
         _is_uniform,
         "begin a run with --head-batch-norm, --intensity weak, a smaller --head-out-dim or a larger --batch-size: "
-        "the presets small and demo have them",
+        "the preset cads has them",
     ),
     (
         "the teacher gives every sample the same single output (mutual information and entropy near 0)",

@@ -52,7 +52,7 @@ def test_published_layout_gives_the_same_encoder(encoder, published, tmp_path, c
 def run(small_store, tmp_path_factory):
     """A finished run of one step."""
     output = tmp_path_factory.mktemp("runs") / "run"
-    flags = ["--preset=demo", "--batch-size=2", "--head-out-dim=32", "--head-hidden-dim=32", "--epochs=1"]
+    flags = ["--preset=cads", "--batch-size=2", "--head-out-dim=32", "--head-hidden-dim=32", "--epochs=1"]
     assert pretrain([str(small_store), str(output), *flags, "--epoch-samples=2", "--device=cpu"]) == 0
     return output
 

@@ -12,7 +12,7 @@ from pretraining.train import main as pretrain
 
 K = 64
 FLAGS = [
-    "--preset=demo", f"--head-out-dim={K}", "--head-hidden-dim=64", "--head-bottleneck-dim=32", "--batch-size=4",
+    "--preset=cads", f"--head-out-dim={K}", "--head-hidden-dim=64", "--head-bottleneck-dim=32", "--batch-size=4",
     "--epochs=3", "--epoch-samples=32", "--lr=0.064", "--teacher-momentum", "0.9", "1.0", "--log-every=8",
     "--no-uniform-sampling", "--crop-size", "16", "32", "32", "--window-slices=18",
     "--common-crop-scale", "1.0", "1.1", "--view-scale", "0.95", "1.05", "--device=cpu", "--num-workers=0",

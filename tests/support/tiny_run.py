@@ -4,7 +4,7 @@ A test that needs another value gives the flag again behind these: ``[*TINY_RUN,
 """
 
 TINY_RUN = [
-    "--preset=demo", "--encoder-size=b0", "--batch-size=2", "--head-out-dim=32", "--head-hidden-dim=32",
+    "--preset=cads", "--encoder-size=b0", "--batch-size=2", "--head-out-dim=32", "--head-hidden-dim=32",
     "--head-bottleneck-dim=16", "--epochs=3", "--epoch-samples=4", "--log-every=1", "--device=cpu",
 ]  # fmt: skip
 """Six steps in three epochs, one of them warm-up; a line of metrics for each step; one worker of the loader.

@@ -12,7 +12,7 @@ from pretraining.run.estimate import flops_per_step
 SAMPLES_PER_EPOCH = 1024
 """A multiple of all batches, so that an epoch is no longer than that."""
 
-RECIPE: dict[str, Any] = PRESETS["demo"] | {
+RECIPE: dict[str, Any] = PRESETS["cads"] | {
     "amp": "bf16",
     "num_workers": 0,
     "save_minutes": 10.0,
@@ -20,7 +20,7 @@ RECIPE: dict[str, Any] = PRESETS["demo"] | {
     "epoch_samples": SAMPLES_PER_EPOCH,
     "warmup_epochs": 1,
 }
-"""What all have in common: the sizes of the preset `demo`, for two cores."""
+"""What all have in common: the sizes of the preset `cads`, for two cores."""
 TO_RESTORE: dict[str, Any] = {
     "restoration_weight": 1.0,
     "restored_crop_size": (24, 48, 48),

@@ -9,11 +9,13 @@ from pathlib import Path
 
 import pytest
 import SimpleITK as sitk
+import torch
 
 from nnunetv2_cads.demo.runner import find_command
 from nnunetv2_cads.demo.torsos.torso import LABELS
 
-STEPS = ("data", "preprocess", "pretrain", "plan", "train", "predict", "evaluate")
+TRAININGS = [f"{step}{start}" for start in ("_scratch", "") for step in ("train", "predict", "evaluate")]
+STEPS = ("data", "preprocess", "pretrain", "plan", *TRAININGS)
 
 
 def environment() -> dict[str, str]:
@@ -47,17 +49,24 @@ def test_a_stopped_demo_resumes_and_ends_with_its_mean_dice(stopped_and_finished
     assert first == 128 + signal.SIGTERM
     assert second.returncode == 0, second.stdout + second.stderr
     assert second.stdout.count("done before") == 2
-    mean = json.loads((folder / "predictions" / "summary.json").read_text())["foreground_mean"]["Dice"]
-    assert second.stdout.rstrip("\n").splitlines()[-1] == f"mean Dice: {mean:.2f}"
+    scratch, mean = (
+        json.loads((folder / f"predictions{start}" / "summary.json").read_text())["foreground_mean"]["Dice"]
+        for start in ("_scratch", "")
+    )
+    assert second.stdout.rstrip("\n").splitlines()[-2:] == [
+        f"mean Dice from random weights: {scratch:.2f}; the encoder adds {100 * (mean - scratch):.0f} points",
+        f"mean Dice: {mean:.2f}",
+    ]
     record = json.loads((folder / "cads_demo.json").read_text())
     assert tuple(record["seconds"]) == STEPS
 
 
 def test_the_demo_shows_the_commands_for_own_data(stopped_and_finished):
     output = stopped_and_finished[2].stdout
-    for command in ("cads_preprocess ", "cads_pretrain ", "nnUNetv2_plan_and_preprocess -d 1 -c 3d_fullres"):
+    for command in ("cads_preprocess ", "cads_pretrain ", "cads_plan_and_preprocess -d 1 -c 3d_fullres"):
         assert command in output
     for command in (
+        "nnUNetv2_train 1 3d_fullres 0 -tr nnUNetTrainerCADS_scratch_demo",
         "nnUNetv2_train 1 3d_fullres 0 -tr nnUNetTrainerCADS_demo",
         "nnUNetv2_predict -i ",
         "nnUNetv2_evaluate_folder ",
@@ -86,10 +95,14 @@ def test_the_demo_leaves_segmentations_scores_and_pictures(stopped_and_finished)
                 assert scores["cases"][case][organ] == pytest.approx(measure.GetDiceCoefficient(label))
 
 
-def test_training_starts_from_the_pretrained_encoder(stopped_and_finished):
+def test_one_training_starts_from_the_pretrained_encoder_and_sees_what_that_has_seen(stopped_and_finished):
     folder = stopped_and_finished[0]
-    log = (folder / "logs" / "train.log").read_text()
-    assert str((folder / "run" / "cads_encoder.pth").resolve()) in log
+    encoder = folder / "run" / "cads_encoder.pth"
+    log, of_scratch = ((folder / "logs" / f"train{start}.log").read_text() for start in ("", "_scratch"))
+    assert str(encoder.resolve()) in log and str(encoder.resolve()) not in of_scratch
+    plans = json.loads((folder / "nnUNet_preprocessed" / "Dataset001_Torso" / "nnUNetCADSPlans.json").read_text())
+    record = torch.load(encoder, weights_only=True)["cads"]
+    assert plans["cads"]["pretraining"]["clip_hu"] == record["clip_hu"] == [-256, 358]
 
 
 def test_a_finished_demo_prints_its_result_again(stopped_and_finished):

@@ -60,7 +60,7 @@ def test_a_compiled_run_takes_the_same_steps_in_one_graph_for_student_and_teache
     small = {"batch_size": 2, "head_out_dim": 32, "head_hidden_dim": 32, "head_bottleneck_dim": 16, "warmup_epochs": 0}
     small |= {"restoration_weight": 1.0, "restored_crop_size": (16, 32, 32), "token_weight": 1.0, "ray_weight": 1.0}
     small |= {"point_weight": 1.0, "point_crop_size": (16, 32, 32), "point_count": 16}
-    config = PretrainConfig().replace(**{**PRESETS["demo"], **small})
+    config = PretrainConfig().replace(**{**PRESETS["cads"], **small})
     torch.manual_seed(0)
     steps = [random_sample(config, 2) for _ in range(2)]
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager", fullgraph=True))

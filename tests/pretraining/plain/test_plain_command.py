@@ -45,6 +45,7 @@ def test_fine_tuning_takes_the_encoder_and_training_has_moved_it(run):
     [
         (["--c"], "--plain has neither --c nor --estimate"),
         (["--encoder-size=b0"], "--plain has no --encoder-size; leave it out, or give its default (--encoder-size b1)"),
+        (["--preset=demo"], "--plain is CADS itself: give --preset published or cads"),
         (["--amp=bf16"], "--plain has no --amp; leave it out, or give its default (--amp none)"),
         (["--stage-weights", "0", "0", "0", "1"], "--plain has no --stage-weights"),
         (["--device=cuda:7"], "device 'cuda:7' cannot be used"),

@@ -20,7 +20,7 @@ def resume(tmp_path):
 
     def run(before: dict, now: dict, spoil=lambda content: None, store=STORE) -> PretrainConfig:
         path = tmp_path / "run" / "config.json"
-        with RunFolder(tmp_path / "run", {**PRESETS["demo"], **before}, resume=False).open(STORE, CPU):
+        with RunFolder(tmp_path / "run", {**PRESETS["cads"], **before}, resume=False).open(STORE, CPU):
             content = json.loads(path.read_text())
         spoil(content)
         path.write_text(json.dumps(content))
@@ -63,4 +63,4 @@ def test_a_store_of_another_fingerprint_is_refused_before_the_first_checkpoint(r
 
 
 def test_a_run_whose_config_names_no_store_resumes(resume):
-    assert resume({}, {}, spoil=lambda content: content.pop("store")) == PretrainConfig().replace(**PRESETS["demo"])
+    assert resume({}, {}, spoil=lambda content: content.pop("store")) == PretrainConfig().replace(**PRESETS["cads"])

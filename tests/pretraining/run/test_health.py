@@ -87,7 +87,7 @@ def test_spread_and_rank_of_known_features():
 
 def test_the_line_has_spread_and_rank_of_the_teachers_features():
     config = PretrainConfig().replace(
-        **(PRESETS["demo"] | {"encoder_size": "b0", "batch_size": 4, "head_out_dim": 32, "drop_path_rate": 0.0})
+        **(PRESETS["cads"] | {"encoder_size": "b0", "batch_size": 4, "head_out_dim": 32, "drop_path_rate": 0.0})
     )
     pretrainer = Pretrainer(config, 2, torch.device("cpu"))
     torch.manual_seed(1)
@@ -101,7 +101,7 @@ def test_the_line_has_spread_and_rank_of_the_teachers_features():
 
 
 def test_a_step_that_is_not_finite_changes_nothing():
-    config = PretrainConfig().replace(**(PRESETS["demo"] | {"encoder_size": "b0", "batch_size": 2, "head_out_dim": 32}))
+    config = PretrainConfig().replace(**(PRESETS["cads"] | {"encoder_size": "b0", "batch_size": 2, "head_out_dim": 32}))
     pretrainer = Pretrainer(config, 2, torch.device("cpu"))
     shapes = (2, 1, 16, 32, 32), (2, 1, 16, 32, 32), (2, 1, 64, 64)
     views = [torch.randn(shape) for shape in shapes]

@@ -15,7 +15,7 @@ from pretraining.store.store import StoreSummary
 from pretraining.system.errors import UserError
 
 STORE = StoreSummary("ab" * 32, 4.0)
-SMALL = {**PRESETS["demo"], "encoder_size": "b0", "head_out_dim": 32, "head_hidden_dim": 16, "head_bottleneck_dim": 8}
+SMALL = {**PRESETS["cads"], "encoder_size": "b0", "head_out_dim": 32, "head_hidden_dim": 16, "head_bottleneck_dim": 8}
 
 
 def make_pretrainer() -> Pretrainer:

@@ -28,7 +28,7 @@ resource.setrlimit(resource.RLIMIT_AS, (held + {mib} * 2**20,) * 2)
 sys.exit(main())
 """
 FLAGS = [
-    "--preset=demo", "--head-out-dim=32", "--head-hidden-dim=32", "--head-bottleneck-dim=16", "--epochs=1",
+    "--preset=cads", "--head-out-dim=32", "--head-hidden-dim=32", "--head-bottleneck-dim=16", "--epochs=1",
     "--batch-size=64", "--epoch-samples=64", "--device=cpu", "--num-workers=0",
 ]  # fmt: skip
 
@@ -45,7 +45,7 @@ def test_a_step_without_enough_memory_ends_with_a_sentence(small_store, tmp_path
 
 
 def test_a_batch_that_no_machine_holds_is_refused_before_anything_is_written(small_store, tmp_path, capsys):
-    arguments = [str(small_store), str(tmp_path / "run"), "--preset=demo", "--batch-size=200000", "--device=cpu"]
+    arguments = [str(small_store), str(tmp_path / "run"), "--preset=cads", "--batch-size=200000", "--device=cpu"]
     assert pretrain(arguments) == 2
     assert "--accumulate N" in capsys.readouterr().err and not (tmp_path / "run").exists()
 

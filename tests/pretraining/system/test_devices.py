@@ -54,7 +54,7 @@ def test_too_few_gpus_are_reported_by_one_rank(said, monkeypatch):
     assert "(PyTorch finds 1 here); start torchrun with --nproc_per_node=1" in said(OF_TORCHRUN, "--device", "cuda")
 
 
-SMALL = ["--preset=demo", "--encoder-size=b0", "--batch-size=2", "--head-out-dim=32", "--head-hidden-dim=32",
+SMALL = ["--preset=cads", "--encoder-size=b0", "--batch-size=2", "--head-out-dim=32", "--head-hidden-dim=32",
          "--epochs=1", "--epoch-samples=2", "--num-workers=0"]  # fmt: skip
 
 
@@ -100,7 +100,7 @@ class Failing(Processes):
 
 
 def test_a_step_in_which_a_rank_is_lost_has_not_happened():
-    config = PretrainConfig().replace(**(PRESETS["demo"] | {"batch_size": 2, "head_out_dim": 32}))
+    config = PretrainConfig().replace(**(PRESETS["cads"] | {"batch_size": 2, "head_out_dim": 32}))
     pretrainer = Pretrainer(config, 2, torch.device("cpu"), Failing())
     before = {name: value.clone() for name, value in pretrainer.student.state_dict().items()}
     with pytest.raises(RuntimeError, match="Connection"):
