@@ -89,7 +89,7 @@ def main() -> None:
         timed = values[WARM_UP:]
         measured[side] = {
             "seconds": statistics.median(value["seconds"] for value in timed) / arguments.batch,
-            "flops": flops_per_sample(PRETRAININGS[side], side_config(side, common)),
+            "flops": flops_per_sample(PRETRAININGS[side].method, side_config(side, common)),
             "memory": max(value["peak"] for value in timed),
         }
     print(f"preset {arguments.preset}, batch {arguments.batch}, {arguments.amp}, {torch.get_num_threads()} threads")

@@ -62,7 +62,7 @@ def pretraining_cost(name: str, runs: Path, settings: Mapping[str, Any]) -> dict
         lines = read_metrics(run / "metrics.jsonl")
         seconds = sum(1 / line["samples_per_second"] for line in lines) / len(lines)
     return {
-        "gflop_per_sample": flops_per_sample(method, _recipe_of(method, settings)) / 1e9,
+        "gflop_per_sample": flops_per_sample(method.method, _recipe_of(method, settings)) / 1e9,
         "seconds_per_sample": seconds,
         "peak_memory_bytes": cost["peak_memory_bytes"],
     }
@@ -74,7 +74,7 @@ def study_config(method: Pretraining, settings: Mapping[str, Any]) -> PretrainCo
     if not method.equal_flops:
         return config
     cads = Pretraining()
-    share = flops_per_sample(cads, _recipe_of(cads, settings)) / flops_per_sample(method, config)
+    share = flops_per_sample(cads.method, _recipe_of(cads, settings)) / flops_per_sample(method.method, config)
     epochs, warmup = max(round(share * config.optim.epochs), 1), math.ceil(share * config.optim.warmup_epochs)
     return config.replace(epochs=epochs, warmup_epochs=warmup)
 
@@ -83,11 +83,11 @@ def _recipe_of(method: Pretraining, settings: Mapping[str, Any]) -> PretrainConf
     return PretrainConfig().replace(**{**PRESETS["cads"], **settings, **method.changes})
 
 
-def flops_per_sample(method: Pretraining, config: PretrainConfig) -> float:
-    """Of a training step, divided by its batch; counted on noise."""
-    if method.method == "cads":
+def flops_per_sample(method: str, config: PretrainConfig) -> float:
+    """Of a training step, divided by its batch; counted on noise. ``method``: "cads", or one of `PEERS`."""
+    if method == "cads":
         return flops_per_step(Pretrainer(config, 1, torch.device("cpu"))) / config.optim.batch_size
-    peer = PEERS[method.method]()
+    peer = PEERS[method]()
     depth, height, width = config.view.crop_size
     views = torch.randn(2, 2, 1, depth, height, width).unbind()  # batch normalisation needs two samples
     return peer.step_over_forward * forward_flops(peer.loss, *views) / 2

@@ -17,11 +17,12 @@ from few_labels.head_and_neck.cases import LARGEST_RIM, make_split
 from few_labels.head_and_neck.data import make_task, read_resampled, read_resampled_labels
 from few_labels.head_and_neck.gains import gains
 from few_labels.head_and_neck.pretrainings import (
+    CADS,
     PRETRAININGS,
     RESTORATION,
     SAMPLES_PER_EPOCH,
     Pretraining,
-    flops_per_sample,
+    config_of,
 )
 from few_labels.head_and_neck.tables import (
     curve_table,
@@ -32,6 +33,7 @@ from few_labels.head_and_neck.tables import (
     read_records,
 )
 from few_labels.head_and_neck.trainings import EPOCH, RANDOM, TUNING, Training, comparison
+from few_labels.pretrain import flops_per_sample
 from few_labels.tasks import Task
 
 from nnunetv2_cads.encoder_file.read import read_encoder_file
@@ -194,10 +196,12 @@ def test_gains_are_paired_by_seed_and_their_interval_widens_with_the_spread_of_t
 
 
 def test_pretrainings_have_equal_flops():
-    worth = 100_000 * flops_per_sample(RESTORATION)
-    for name in ("cads", "both", "points"):
-        settings = Pretraining(PRETRAININGS[name].settings, crops=100_000).with_length()
-        assert settings["epochs"] * SAMPLES_PER_EPOCH * flops_per_sample(settings) == pytest.approx(worth, rel=0.02)
+    worth = 100_000 * flops_per_sample("cads", config_of(RESTORATION))
+    for name in ("cads", "both", "points", "moco_v3"):
+        pretraining = dataclasses.replace(PRETRAININGS[name], crops=100_000)
+        config = config_of(pretraining.with_length())
+        samples = config.optim.epochs * SAMPLES_PER_EPOCH
+        assert samples * flops_per_sample(pretraining.method, config) == pytest.approx(worth, rel=0.02)
 
 
 def test_a_pretraining_is_the_commands_and_resumes(tmp_path, monkeypatch):
@@ -210,9 +214,14 @@ def test_a_pretraining_is_the_commands_and_resumes(tmp_path, monkeypatch):
         image.SetSpacing((4.0, 4.0, 4.0))
         sitk.WriteImage(image, str(tmp_path / f"{name}_ct.nii.gz"))
     monkeypatch.setattr(benchmark, "split", dataclasses.replace(benchmark.split, archive=benchmark.split.archive[:2]))
-    tiny = RESTORATION | {"epoch_samples": 2, "batch_size": 2, "amp": "none"}
+    short = {"epoch_samples": 2, "batch_size": 2, "amp": "none"}
+    tiny = RESTORATION | short
     monkeypatch.setattr(pretrainings, "SAMPLES_PER_EPOCH", 2)
     monkeypatch.setitem(PRETRAININGS, "restoration", Pretraining(tiny, crops=4))
+    views = CADS | short | {"crop_size": (16, 32, 32), "uniform_sampling": False}
+    monkeypatch.setitem(PRETRAININGS, "peer", Pretraining(views, crops=1, method="moco_v3"))
+    assert benchmark.pretrain("peer", math.inf) == 0
+    assert read_encoder_file(benchmark.files_of("peer")[0]).record.notes["crop_size"] == [16, 32, 32]
     assert benchmark.pretrain("restoration", time.monotonic()) == 0
     assert not benchmark.files_of("restoration")[0].exists()
     assert benchmark.pretrain("restoration", math.inf) == 0

@@ -12,13 +12,17 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from few_labels.data import StudyFolder
 from few_labels.finetune import Schedule, finetune
 from few_labels.head_and_neck.cases import Split, read_split
 from few_labels.head_and_neck.data import make_store, make_task, write_dataset
-from few_labels.head_and_neck.pretrainings import PRETRAININGS
+from few_labels.head_and_neck.pretrainings import PRETRAININGS, config_of
 from few_labels.head_and_neck.trainings import BUDGETS, EPOCH, RANDOM, SEEDS, WITH_DECODER, Training
+from few_labels.peers.training import pretrain_peer
 from few_labels.plans import plan_and_preprocess, preprocess_in_window, read_plans
+from few_labels.pretrain import PEERS
 from few_labels.sharing import Piece, held, work_through
 from few_labels.tasks import Task
 from pretraining.run.folder import CHECKPOINT, ENCODER
@@ -51,13 +55,22 @@ class Benchmark:
         os.environ.update(folder.nnunet_variables(), nnUNet_def_n_proc="1")
 
     def pretrain(self, name: str, deadline: float) -> int:
-        """Begin or resume a pre-training, until its end or ``deadline`` (monotonic seconds); returns the exit code."""
+        """Begin or resume a pre-training, until its end or ``deadline`` (monotonic seconds); returns the exit code.
+
+        A peer does not look at the deadline; when it is stopped, it resumes after its last finished epoch.
+        """
         store = self.folder.root / "store_4mm"
         with held(self.folder.root / "data.lock", wait=True):
             make_store(self.openkbp, self.folder.root / "archive", store, self.split)
+        pretraining, run = PRETRAININGS[name], self.folder.runs / name
+        if pretraining.method in PEERS:
+            config = config_of(pretraining.with_length())
+            torch.manual_seed(config.run.seed)
+            pretrain_peer(PEERS[pretraining.method](), store, config, run)
+            return 0
         hours = max((deadline - time.monotonic()) / 3600, LEAST_HOURS)
         limit = {"max_hours": hours if hours < math.inf else 0.0}
-        return train(store, self.folder.runs / name, PRETRAININGS[name].with_length() | limit, resume=True)
+        return train(store, run, pretraining.with_length() | limit, resume=True)
 
     def prepare(self) -> Task:
         """Write the task, and plan; what exists is kept."""

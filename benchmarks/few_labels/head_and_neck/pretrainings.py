@@ -3,11 +3,8 @@
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-
+from few_labels.pretrain import flops_per_sample
 from pretraining.config import PRESETS, PretrainConfig
-from pretraining.method.pretrainer import Pretrainer
-from pretraining.run.estimate import flops_per_step
 
 SAMPLES_PER_EPOCH = 1024
 """A multiple of all batches, so that an epoch is no longer than that."""
@@ -45,14 +42,15 @@ BOTH: dict[str, Any] = (
         "random_window_probability": 0.5,
     }
 )
-TO_FIND_POINTS: dict[str, Any] = {
+IN_WINDOW: dict[str, Any] = {"intensity_window": (-256.0, 358.0)}
+"""To be fine-tuned in the same (`compare --window`)."""
+TO_FIND_POINTS: dict[str, Any] = IN_WINDOW | {
     "point_weight": 1.0,
     "point_crop_size": (24, 48, 48),
     "weight_decay": (0.04, 0.04),
     "adam_betas": (0.9, 0.95),
-    "intensity_window": (-256.0, 358.0),
 }
-"""Of all that contrast points; to be fine-tuned in the same window (`compare --window`)."""
+"""Of all that contrast points."""
 POINTS: dict[str, Any] = (
     RECIPE
     | TO_FIND_POINTS
@@ -68,21 +66,25 @@ class Pretraining:
     Attributes:
         settings: all but its length.
         crops: its length: so many crops of `RESTORATION`, or as many samples as have their FLOPs.
+        method: "cads" for what `cads_pretrain` trains, or one of `PEERS`, which see CADS's views.
     """
 
     settings: dict[str, Any]
     crops: int = 12 * SAMPLES_PER_EPOCH
+    method: str = "cads"
 
     def with_length(self) -> dict[str, Any]:
         """The settings with the number of epochs that the length makes."""
-        samples = self.crops * flops_per_sample(RESTORATION) / flops_per_sample(self.settings)
+        share = flops_per_sample("cads", config_of(RESTORATION)) / flops_per_sample(
+            self.method, config_of(self.settings)
+        )
+        samples = self.crops * share
         return self.settings | {"epochs": max(round(samples / SAMPLES_PER_EPOCH), 1)}
 
 
-def flops_per_sample(settings: dict[str, Any]) -> float:
-    """Of a training step, divided by its batch; counted on noise."""
-    config = PretrainConfig().replace(**settings)
-    return flops_per_step(Pretrainer(config, 1, torch.device("cpu"))) / config.optim.batch_size
+def config_of(settings: dict[str, Any]) -> PretrainConfig:
+    """The whole configuration."""
+    return PretrainConfig().replace(**settings)
 
 
 PRETRAININGS: dict[str, Pretraining] = {
@@ -93,7 +95,9 @@ PRETRAININGS: dict[str, Pretraining] = {
     "restoration_shuffle": Pretraining(RESTORATION | {"corruption": "shuffle"}),
     "restoration_curve": Pretraining(RESTORATION | {"corruption": "curve"}),
     "cads": Pretraining(CADS),
+    "cads_in_window": Pretraining(CADS | IN_WINDOW),
     "cads_no_sampling": Pretraining(CADS | {"uniform_sampling": False}),
+    "moco_v3": Pretraining(CADS | IN_WINDOW | {"uniform_sampling": False}, method="moco_v3"),
     "cads_windows": Pretraining(CADS | {"random_window_probability": 1.0}),
     "cads_local_xray": Pretraining(CADS | {"xray": "local"}),
     "both": Pretraining(BOTH),
