@@ -449,6 +449,12 @@ PRESETS: dict[str, dict[str, Any]] = {
 }
 """Changes against the published run. docs/pretraining.md gives their reasons and what was measured."""
 
+OF_DISTILLATION = (
+    "crop_size", "common_crop_scale", "view_scale", "mirror_probability", "xray", "intensity", "uniform_sampling",
+    "sampling_patch_size", "xray_weight", "stage_weights",
+)  # fmt: skip
+"""Settings that change nothing in a run that does not distil."""
+
 
 def add_setting_flags(parser: argparse.ArgumentParser) -> None:
     """One flag per setting; a flag that is not given leaves no trace in the arguments."""

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from pretraining.config import PRESETS, PretrainConfig, add_setting_flags
+from pretraining.config import OF_DISTILLATION, PRESETS, PretrainConfig, add_setting_flags
 from pretraining.method.pretrainer import Pretrainer
 from pretraining.run.checkpoint import encoder_record, resume_from, save_encoder
 from pretraining.run.estimate import estimate
@@ -157,7 +157,7 @@ def _command(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="cads_pretrain",
         usage="cads_pretrain STORE OUTPUT [--preset NAME] [--c] [flags]",
-        description="Pre-train the CADS encoder on a store that cads_preprocess wrote. The defaults are the published "
+        description="Pre-train the encoder on a store that cads_preprocess wrote. The defaults are the published "
         "run; a preset changes some of them (docs/pretraining.md), and flags change single ones.",
         allow_abbrev=False,
     )
@@ -168,13 +168,15 @@ def _command(argv: list[str]) -> int:
     )
     parser.add_argument("--estimate", action="store_true", help="report what the run would cost, and write nothing")
     parser.add_argument("--plain", action="store_true", help="train with plain CADS, written to be read: slow, no --c")
-    presets = "published (default), small (one GPU), demo (CPU), cads (the paper's method on a CPU)"
+    presets = "CADS: published (default), cads (for a CPU). Contrast of points: small (one GPU), demo (CPU)"
     parser.add_argument("--preset", choices=sorted(PRESETS), help=presets)
     add_setting_flags(parser)
     arguments = vars(parser.parse_args(argv))
     store, output, resume = arguments.pop("store"), arguments.pop("output"), arguments.pop("c")
     only_estimate, plain = arguments.pop("estimate"), arguments.pop("plain")
     settings = {**PRESETS[arguments.pop("preset") or "published"], **arguments}
+    if not resume:
+        _check_use(arguments, settings)
     if plain:
         if resume or only_estimate:
             raise UserError("--plain has neither --c nor --estimate; leave them out")
@@ -185,6 +187,18 @@ def _command(argv: list[str]) -> int:
     if only_estimate:
         return estimate_run(store, PretrainConfig().replace(**settings))
     return train(store, output, settings, resume)
+
+
+def _check_use(given: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
+    """Refuse flags that would change nothing."""
+    if PretrainConfig().replace(**settings).distils:
+        return
+    for name in OF_DISTILLATION:
+        if name in given:
+            raise UserError(
+                f"--{name.replace('_', '-')} is of CADS's distillation, which this run does not have; leave it out, or "
+                "give --preset cads or published"
+            )
 
 
 if __name__ == "__main__":  # torchrun --nproc_per_node=N -m pretraining.train STORE OUTPUT

@@ -20,7 +20,7 @@ class Line:
 
     Attributes:
         by_budget: labelled cases, mean Dice, and its standard deviation over the seeds.
-        by_iteration: iteration and mean Dice, of the trainings at the budget that is named on the axis.
+        by_iteration: iteration and mean Dice, of the trainings with as many labelled cases as the axis says.
     """
 
     by_budget: list[tuple[int, float, float]]
@@ -33,7 +33,7 @@ def draw(path: Path, lines: Mapping[str, Line], held_out: str, budget: int) -> N
     Args:
         path: of the PNG.
         lines: by name.
-        held_out: what the cases of the left half are.
+        held_out: what the test cases are, for the left axis.
         budget: labelled cases of the trainings in the right half.
     """
     figure = Figure(figsize=(11, 5.5), layout="constrained")
@@ -66,7 +66,7 @@ def mean_curve(curves: list[list[dict[str, float]]]) -> list[tuple[int, float]]:
 
 
 def lines_of_torsos(runs: Runs, arms: Iterable[str], budgets: list[int]) -> dict[str, Line]:
-    """Of the arms that have been trained on the torsos."""
+    """A line for each arm that was trained on the torsos."""
     scores, lines = case_scores(records_of(runs), TORSOS), {}
     for arm in arms:
         means = [(n, *found) for n in budgets if (found := mean_and_sd(scores, arm, n))]

@@ -137,8 +137,14 @@ def _print_summary(folder: DemoFolder, scores: Scores, from_scratch: Scores) -> 
         print(f"  {name:<18}{value:6.0f}")
     print("\nLook at")
     radiographs = sorted(folder.store.glob("*.png"))
-    for path in (*radiographs, folder.run / "progress.png", folder.overlay):
+    for path in (*radiographs, folder.run / "progress.png", folder.run / "points.png", folder.overlay):
         print(f"  {path}")
-    gain = 100 * (scores.mean_dice - from_scratch.mean_dice)
-    print(f"\nmean Dice from random weights: {from_scratch.mean_dice:.2f}; the encoder adds {gain:.0f} points")
+    print(f"\n{compared(from_scratch.mean_dice, scores.mean_dice)}")
     print(f"mean Dice: {scores.mean_dice:.2f}", flush=True)
+
+
+def compared(scratch: float, pretrained: float) -> str:
+    """The mean Dice from random weights, and what the encoder adds to it, in words."""
+    points = round(100 * (pretrained - scratch))
+    change = f"loses {-points}" if points < 0 else f"adds {points}"
+    return f"mean Dice from random weights: {scratch:.2f}; the encoder {change} points"

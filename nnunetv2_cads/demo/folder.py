@@ -11,9 +11,12 @@ from pretraining.system.files import write_json
 
 DATASET_ID, DATASET_NAME = 1, "Torso"
 
+VERSION = 2
+"""Of what the demo does; a folder that an earlier one has begun is not resumed."""
+
 NNUNET_KINDS = ("raw", "preprocessed", "results")
 SCRATCH, PRETRAINED = "_scratch", ""
-"""What the names of a training's files end in: of that from random weights, and of that from the encoder."""
+"""Endings of file names: of the training from random weights, and of the one from the encoder."""
 _RECORD = "cads_demo.json"
 
 
@@ -112,14 +115,20 @@ class DemoFolder(WorkingFolder):
             if ours:
                 self._clear()
             self.root.mkdir(parents=True, exist_ok=True)
-            self._write({"settings": settings, "seconds": {}})
+            self._write({"version": VERSION, "settings": settings, "seconds": {}})
         except OSError as error:
             message = f"{self.root}: cannot be used ({error.strerror}); choose another folder with --folder"
             raise UserError(message) from error
         return False
 
     def _check_settings(self, settings: dict[str, Any]) -> None:
-        present = self._read()["settings"]
+        record = self._read()
+        if record["version"] != VERSION:
+            raise UserError(
+                f"{self.root}: holds a demo of another version of cads_demo, which does other steps; choose another "
+                "folder with --folder, or start again in this one with --overwrite"
+            )
+        present = record["settings"]
         if present != settings:
             raise UserError(
                 f"{self.root}: holds a demo with {_describe(present)}, not {_describe(settings)}; "
@@ -140,8 +149,9 @@ class DemoFolder(WorkingFolder):
         path = self.root / _RECORD
         try:
             record = json.loads(path.read_text(encoding="utf-8"))
-            return {"settings": dict(record["settings"]), "seconds": dict(record["seconds"])}
-        except (ValueError, KeyError, TypeError) as error:
+            version = record.get("version", 1)  # which wrote none
+            return {"version": version, "settings": dict(record["settings"]), "seconds": dict(record["seconds"])}
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise UserError(
                 f"{path}: is damaged; delete {self.root}, or choose another folder with --folder"
             ) from error

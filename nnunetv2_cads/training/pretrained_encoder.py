@@ -78,9 +78,12 @@ def load_pretrained_encoder(encoder: PVTv2Encoder, path: Path, image_channels: i
         )
     if report.missing or report.mismatched:
         lacking = report.missing + report.mismatched
+        advice = "give an encoder of the same architecture and dimension"
+        if any("_2D" in key for key in report.missing):
+            advice = "it has weights for CT alone; for 2d, pre-train with --preset cads or published"
         raise EncoderFileError(
             f"{path}: {len(lacking)} of the network's {len(encoder.state_dict())} encoder tensors are missing there or "
-            f"have another shape (first: {lacking[0]}); give an encoder of the same architecture and dimension"
+            f"have another shape (first: {lacking[0]}); {advice}"
         )
     encoder.load_state_dict({key: state[key] for key in report.matched})
     return LoadedEncoder(path, content.sha256, content.record, report, inflated)

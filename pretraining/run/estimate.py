@@ -72,9 +72,10 @@ def check_memory(config: PretrainConfig, processes: Processes = SINGLE_PROCESS) 
     each = 4 * (4 * trained + other) + BYTES_PER_VOXEL * voxels  # weights, gradients, AdamW's moments; the teacher's
     needed, available = each * processes.local_world_size, available_memory()
     if needed > available:
+        smaller = "cads" if config.distils else "demo"
         raise UserError(
             f"a step of batch_size {config.optim.batch_size} on the CPU needs about {needed / 2**30:.0f} GiB of memory "
-            f"and {available / 2**30:.0f} are available; give a lower --batch-size, a smaller --preset (demo), or "
+            f"and {available / 2**30:.0f} are available; give a lower --batch-size, a smaller --preset ({smaller}), or "
             "--accumulate N, which takes a batch in N parts"
         )
 

@@ -128,7 +128,8 @@ class RunFolder:
         for name, value in before.items():
             if value != now[name] and name not in CHANGEABLE_ON_RESUME:
                 raise UserError(
-                    f"{self.path}: the run there has {name} = {value}, not {now[name]}; leave the flag out to resume it"
+                    f"{self.path}: the run there has {name} = {value}, not {now[name]}; leave the flag, and --preset, "
+                    "out to resume it"
                 )
         if config.run.accumulate != saved.run.accumulate and config.model.head_batch_norm:
             raise UserError(

@@ -48,11 +48,13 @@ def plot_progress(lines: Iterable[dict[str, Any]], config: PretrainConfig, path:
     curve(axes["loss"], "loss_tokens", "places of crops", "--")
     curve(axes["loss"], "loss_rays", "places of X-rays", ":")
     if levels:
-        axes["loss"].axhline(math.log(count := config.point.point_count), color="grey", ls=":", label=f"ln {count}")
+        axes["loss"].axhline(
+            math.log(count := config.point.point_count), color="grey", ls=":", label=f"chance: ln {count}"
+        )
         curve(axes["loss"], "loss_points", "points", "-.")
     curve(axes["loss"], "loss", "total", "k")
     if distils:
-        axes["loss"].axhline(chance, color="grey", ls="--", label=f"ln {config.model.head_out_dim}")
+        axes["loss"].axhline(chance, color="grey", ls="--", label=f"chance: ln {config.model.head_out_dim}")
         curve(axes["health"], "teacher_entropy", "teacher entropy / ln K", scale=1 / chance)
         curve(axes["health"], "mutual_information", "mutual information (nats)")
         curve(axes["health"], "view_agreement", "agreement of the views")

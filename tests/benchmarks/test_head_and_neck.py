@@ -158,7 +158,7 @@ def test_validation_and_test_are_recorded_apart_and_tabled(recorded, tmp_path):
 
 
 def test_the_figure_has_a_line_for_each_start_of_one_setting(recorded, tmp_path):
-    empty, both = tmp_path / "one.png", tmp_path / "both.png"
+    one, both = tmp_path / "one.png", tmp_path / "both.png"
     for start, labels, seed in ((RANDOM, 1, 0), (RANDOM, 2, 0), ("restoration", 2, 1)):
         recorded(Training("test", start, labels, seed, 25, tested=True))
     recorded(Training("test", "points", 2, 0, 50, tested=True))
@@ -167,9 +167,9 @@ def test_the_figure_has_a_line_for_each_start_of_one_setting(recorded, tmp_path)
     assert list(lines) == [RANDOM, "restoration"]
     assert lines[RANDOM].by_budget == [(1, 0.5, 0.0), (2, 0.5, 0.0)]
     assert lines["restoration"].by_budget == [(2, 0.75, 0.0)] and lines["restoration"].by_iteration == [(25, 0.5)]
-    draw_head_and_neck(empty, [run for run in runs if run["start"] == RANDOM])
+    draw_head_and_neck(one, [run for run in runs if run["start"] == RANDOM])
     draw_head_and_neck(both, runs)
-    pictures = [sitk.GetArrayFromImage(sitk.ReadImage(str(path))) for path in (empty, both)]
+    pictures = [sitk.GetArrayFromImage(sitk.ReadImage(str(path))) for path in (one, both)]
     assert pictures[0].shape == pictures[1].shape and (pictures[0] != pictures[1]).any()
 
 

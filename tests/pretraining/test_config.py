@@ -22,6 +22,7 @@ def test_defaults_are_the_published_run():
 @pytest.mark.parametrize("name", PRESETS)
 def test_presets_are_valid_and_survive_saving(name):
     config = PretrainConfig().replace(**PRESETS[name])
+    assert (config.distils, config.has_points) == ((False, True) if name in ("small", "demo") else (True, False))
     assert PretrainConfig.from_dict(config.to_dict()) == config
 
 

@@ -52,6 +52,8 @@ def test_fine_tuning_starts_from_an_encoder_that_only_found_points(unbroken):
         (["--point-scale", "1.2", "0.8"], "point_scale must be positive and rising, got (1.2, 0.8)"),
         (["--point-level-weights", "0", "0", "0", "0", "0"], "point_level_weights must be at least 0, not all 0"),
         (["--plain", "--encoder-size=b1", "--point-weight=1"], "--plain has no --point-weight; leave it out"),
+        (["--preset=demo", "--xray-weight=0"], "--xray-weight is of CADS's distillation, which this run does not have"),
+        ([*ALONE, "--crop-size", "16", "64", "64"], "--crop-size is of CADS's distillation"),
     ],
 )
 def test_settings_that_cannot_work_are_refused(small_store, tmp_path, capfd, flags, sentence):

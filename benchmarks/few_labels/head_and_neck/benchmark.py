@@ -66,7 +66,9 @@ class Benchmark:
         if pretraining.method in PEERS:
             config = config_of(pretraining.with_length())
             torch.manual_seed(config.run.seed)
-            pretrain_peer(PEERS[pretraining.method](), store, config, run)
+            run.parent.mkdir(exist_ok=True)
+            with held(run.with_suffix(".lock"), wait=True):
+                pretrain_peer(PEERS[pretraining.method](), store, config, run)
             return 0
         hours = max((deadline - time.monotonic()) / 3600, LEAST_HOURS)
         limit = {"max_hours": hours if hours < math.inf else 0.0}

@@ -113,4 +113,4 @@ PRETRAININGS: dict[str, Pretraining] = {
         CADS | TO_FIND_POINTS | {"batch_size": 8, "lr": 1e-3 * 256 / 8, "teacher_momentum": (0.996, 1.0)}
     ),
 }
-"""By name; all but those with a length in their name at equal FLOPs: about an hour of one core."""
+"""By name. All have equal FLOPs, about an hour of one core, but `_half`, `_2x` and `_4x`."""

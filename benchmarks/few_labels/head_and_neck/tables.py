@@ -16,7 +16,7 @@ from few_labels.head_and_neck.trainings import RANDOM
 from pretraining.system.files import write_json
 
 DRAWN_LABELS = 2
-"""Of the trainings whose milestones are drawn."""
+"""Labelled cases of the trainings in the right half of the figure."""
 
 
 def print_tables(records: Path, gains_file: Path | None = None) -> None:
@@ -108,8 +108,14 @@ def draw_head_and_neck(path: Path, runs: list[dict[str, Any]]) -> None:
 
 
 def lines_of(runs: list[dict[str, Any]]) -> dict[str, Line]:
-    """By start, random weights first; of the tested trainings with the commonest window and length."""
+    """By start, random weights first; of the tested trainings with the commonest window, length and rates.
+
+    Raises:
+        SystemExit: no training was tested.
+    """
     tested = [run for run in runs if run["test"]]
+    if not tested:
+        raise SystemExit("no record has scores of the test cases, so there is nothing to draw; leave --figure out")
     setting = Counter(map(setting_of, tested)).most_common(1)[0][0]
     by_start: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for run in tested:
@@ -127,8 +133,8 @@ def _line(runs: list[dict[str, Any]]) -> Line:
 
 
 def setting_of(run: dict[str, Any]) -> tuple:
-    """What trainings must have in common to be compared: window and length."""
-    return tuple(run["window"] or ()), run["iterations"]
+    """What trainings must have in common to be compared: window, length and rates."""
+    return tuple(run["window"] or ()), run["iterations"], run["encoder_lr"], run["decoder_lr"]
 
 
 def seen_in(window: Sequence[float] | None) -> str:

@@ -11,8 +11,12 @@ import pytest
 import SimpleITK as sitk
 import torch
 
+from nnunetv2_cads.demo.cli import compared
+from nnunetv2_cads.demo.folder import VERSION, DemoFolder
 from nnunetv2_cads.demo.runner import find_command
+from nnunetv2_cads.demo.steps import PLANS, QUICK, command_steps
 from nnunetv2_cads.demo.torsos.torso import LABELS
+from nnunetv2_cads.experiment_planning.planner import PLANS_NAME
 
 TRAININGS = [f"{step}{start}" for start in ("_scratch", "") for step in ("train", "predict", "evaluate")]
 STEPS = ("data", "preprocess", "pretrain", "plan", *TRAININGS)
@@ -53,10 +57,11 @@ def test_a_stopped_demo_resumes_and_ends_with_its_mean_dice(stopped_and_finished
         json.loads((folder / f"predictions{start}" / "summary.json").read_text())["foreground_mean"]["Dice"]
         for start in ("_scratch", "")
     )
-    assert second.stdout.rstrip("\n").splitlines()[-2:] == [
-        f"mean Dice from random weights: {scratch:.2f}; the encoder adds {100 * (mean - scratch):.0f} points",
-        f"mean Dice: {mean:.2f}",
-    ]
+    *_, before, last = second.stdout.rstrip("\n").splitlines()
+    assert before.startswith(f"mean Dice from random weights: {scratch:.2f}; the encoder ")
+    assert last == f"mean Dice: {mean:.2f}"
+    for start, dice in (("_scratch", scratch), ("", mean)):
+        assert json.loads((folder / f"dice{start}.json").read_text())["mean_dice"] == pytest.approx(dice)
     record = json.loads((folder / "cads_demo.json").read_text())
     assert tuple(record["seconds"]) == STEPS
 
@@ -113,6 +118,28 @@ def test_a_finished_demo_prints_its_result_again(stopped_and_finished):
     assert again.stdout.splitlines()[-1] == second.stdout.splitlines()[-1]
 
 
+def test_a_training_that_was_begun_is_resumed(stopped_and_finished, tmp_path):
+    def resumed(root):
+        steps = command_steps(DemoFolder(root), QUICK, "cpu")
+        return {step.name for step in steps if "--c" in step.command}
+
+    assert resumed(tmp_path) == set()
+    assert resumed(stopped_and_finished[0]) == {"pretrain", "train_scratch", "train"}
+    assert PLANS == PLANS_NAME
+
+
+@pytest.mark.parametrize(
+    ("scratch", "ours", "line"),
+    [
+        (0.514, 0.733, "mean Dice from random weights: 0.51; the encoder adds 22 points"),
+        (0.733, 0.701, "mean Dice from random weights: 0.73; the encoder loses 3 points"),
+        (0.733, 0.731, "mean Dice from random weights: 0.73; the encoder adds 0 points"),
+    ],
+)
+def test_the_gain_is_in_words(scratch, ours, line):
+    assert compared(scratch, ours) == line
+
+
 def test_another_seed_is_refused_in_the_folder_of_a_demo(stopped_and_finished):
     folder = stopped_and_finished[0]
     done = demo("--folder", folder, "--quick", "--seed", 2)
@@ -142,7 +169,9 @@ def test_a_failing_command_ends_the_demo_with_its_own_words(tmp_path):
     folder = tmp_path / "broken"
     folder.mkdir()
     settings = {"seed": 1, "quick": True}
-    (folder / "cads_demo.json").write_text(json.dumps({"settings": settings, "seconds": {"data": 1.0}}))
+    (folder / "cads_demo.json").write_text(
+        json.dumps({"version": VERSION, "settings": settings, "seconds": {"data": 1.0}})
+    )
     done = demo("--folder", folder, "--quick", "--seed", 1)
     assert done.returncode == 1
     assert "cads_preprocess ended with code 2; its whole output is in " in done.stderr

@@ -1,5 +1,7 @@
 """The demo's folder: starting again clears what a demo made, and nothing else."""
 
+import json
+
 import pytest
 
 from nnunetv2_cads.demo.folder import DemoFolder
@@ -21,6 +23,16 @@ def test_overwriting_keeps_what_the_demo_did_not_make(tmp_path):
     assert folder.seconds() == {}
     assert not folder.archive.exists()
     assert (folder.root / "my_notes.txt").read_text() == "keep"
+
+
+def test_a_demo_of_an_earlier_version_is_not_resumed(tmp_path):
+    (tmp_path / "cads_demo.json").write_text(json.dumps({"settings": SETTINGS, "seconds": {"data": 1.0}}))
+    (tmp_path / "predictions_scratch").mkdir()
+    folder = DemoFolder(tmp_path)
+    with pytest.raises(UserError, match="holds a demo of another version of cads_demo"):
+        folder.claim(SETTINGS, overwrite=False)
+    assert not folder.claim(SETTINGS, overwrite=True)
+    assert not folder.predictions("_scratch").exists() and folder.claim(SETTINGS, overwrite=False)
 
 
 def test_a_damaged_record_is_named(tmp_path):

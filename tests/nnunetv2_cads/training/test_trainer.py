@@ -226,6 +226,19 @@ def test_several_channels_respond_to_equal_images_as_the_encoder_did_to_one(
     assert "Spread over 3 of 3 input channels: patch_embed1.proj.0.weight" in log_of(three)
 
 
+def test_2d_refuses_an_encoder_without_x_rays_and_says_where_to_get_one(
+    make_trainer, nnunet_project, skip_nnunets_start, monkeypatch, tmp_path
+):
+    content = torch.load(nnunet_project.encoder_file, weights_only=True)
+    content["teacher"] = {key: value for key, value in content["teacher"].items() if "_2D" not in key}
+    content.pop("cads", None)
+    torch.save(content, tmp_path / "ct_alone.pth")
+    monkeypatch.setenv("nnUNet_cads_encoder", str(tmp_path / "ct_alone.pth"))
+    make_trainer().on_train_start()
+    with pytest.raises(TrainingCannotStart, match="weights for CT alone; for 2d, pre-train with --preset cads or"):
+        make_trainer(configuration="2d").on_train_start()
+
+
 def test_2d_takes_the_x_ray_half(make_trainer, nnunet_project, skip_nnunets_start, monkeypatch):
     monkeypatch.setenv("nnUNet_cads_encoder", str(nnunet_project.encoder_file))
     trainer = make_trainer(configuration="2d")

@@ -39,6 +39,11 @@ def test_parts_of_a_batch_may_change_only_without_batch_normalisation(resume, tm
     assert resume({"accumulate": 2}, {"accumulate": 2, "log_every": 7}).run.log_every == 7
 
 
+def test_another_preset_is_refused_on_resuming_with_what_to_leave_out(resume):
+    with pytest.raises(UserError, match="leave the flag, and --preset, out to resume it"):
+        resume({}, PRESETS["demo"])
+
+
 def test_a_config_with_a_section_of_another_kind_is_named_with_its_file(resume, tmp_path):
     with pytest.raises(UserError) as error:
         resume({}, {}, spoil=lambda content: content.update(optim="none"))
