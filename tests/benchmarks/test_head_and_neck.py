@@ -15,7 +15,7 @@ from few_labels.head_and_neck import pretrainings
 from few_labels.head_and_neck.benchmark import Benchmark, schedule_of
 from few_labels.head_and_neck.cases import LARGEST_RIM, make_split
 from few_labels.head_and_neck.data import make_task, read_resampled, read_resampled_labels
-from few_labels.head_and_neck.gains import gains
+from few_labels.head_and_neck.gains import gains, summary
 from few_labels.head_and_neck.pretrainings import (
     CADS,
     PRETRAININGS,
@@ -193,6 +193,9 @@ def test_gains_are_paired_by_seed_and_their_interval_widens_with_the_spread_of_t
     assert found.gain == pytest.approx(4) and found.low == pytest.approx(0, abs=1e-6) and found.high > 8
     assert found.seeds_ahead == 1
     assert gain_table([found]).endswith("| x | nnU-Net's | 25 | 2 | 58.5 | +4.0 | +0.0 to +12.0 | 1 of 3 |")
+    smaller = dataclasses.replace(found, start="y", gain=3.9)
+    rows = summary([smaller, found])
+    assert [(row["start"], row["pretraining"], row["gain"]) for row in rows] == [("y", "y", 3.9), ("best", "x", 4.0)]
 
 
 def test_pretrainings_have_equal_flops():

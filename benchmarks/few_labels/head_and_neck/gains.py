@@ -12,6 +12,7 @@ from few_labels.head_and_neck.trainings import RANDOM
 
 DRAWS = 10_000
 INTERVAL = (2.5, 97.5)
+BEST = "best"
 
 
 @dataclass(frozen=True)
@@ -88,5 +89,12 @@ def interval(differences: np.ndarray) -> tuple[float, float]:
 
 
 def summary(found: Iterable[Gain]) -> list[dict[str, Any]]:
-    """As plain rows, numbers to two digits."""
-    return [{k: round(v, 2) if isinstance(v, float) else v for k, v in asdict(gain).items()} for gain in found]
+    """As plain rows, numbers to two digits; ``start`` of the one that gains most, over its budgets, is `BEST`."""
+    of_start = defaultdict(list)
+    for gain in (found := list(found)):
+        of_start[gain.start].append(gain.gain)
+    best = max(of_start, key=lambda start: np.mean(of_start[start]), default=None)
+    rows = [{k: round(v, 2) if isinstance(v, float) else v for k, v in asdict(gain).items()} for gain in found]
+    return [
+        row | {"start": BEST if row["start"] == best else row["start"], "pretraining": row["start"]} for row in rows
+    ]
