@@ -91,7 +91,7 @@ def test_equal_flops_are_those_of_cads(name):
     for key in (name, "CADS"):
         config = study_config(PRETRAININGS[key], settings)
         epochs[key], warmup[key] = config.optim.epochs, config.optim.warmup_epochs
-        flops[key] = flops_per_sample(PRETRAININGS[key], config) * epochs[key]
+        flops[key] = flops_per_sample(PRETRAININGS[key].method, config) * epochs[key]
     assert epochs["CADS"] == 100 and warmup["CADS"] == 10
     assert flops[name] == pytest.approx(flops["CADS"], rel=0.03)
     assert warmup[name] / epochs[name] == pytest.approx(0.1, abs=0.03)

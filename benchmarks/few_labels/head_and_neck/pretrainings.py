@@ -75,10 +75,8 @@ class Pretraining:
 
     def with_length(self) -> dict[str, Any]:
         """The settings with the number of epochs that the length makes."""
-        share = flops_per_sample("cads", config_of(RESTORATION)) / flops_per_sample(
-            self.method, config_of(self.settings)
-        )
-        samples = self.crops * share
+        flops = self.crops * flops_per_sample("cads", config_of(RESTORATION))
+        samples = flops / flops_per_sample(self.method, config_of(self.settings))
         return self.settings | {"epochs": max(round(samples / SAMPLES_PER_EPOCH), 1)}
 
 
