@@ -50,11 +50,9 @@ def main(argv: list[str] | None = None) -> int:
     """The command."""
     arguments = _parser().parse_args(argv)
     if arguments.command == "tables":
-        from few_labels.head_and_neck.tables import draw_head_and_neck, print_tables, read_records
+        from few_labels.head_and_neck.tables import print_tables
 
-        print_tables(arguments.records, arguments.json)
-        if arguments.figure:
-            draw_head_and_neck(arguments.figure, read_records(arguments.records))
+        print_tables(arguments.records, arguments.json, arguments.figure)
         return 0
     from few_labels.head_and_neck.benchmark import Benchmark
     from pretraining.system.machine import keep_freed_memory

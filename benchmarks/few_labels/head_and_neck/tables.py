@@ -19,8 +19,14 @@ DRAWN_LABELS = 2
 """Labelled cases of the trainings in the right half of the figure."""
 
 
-def print_tables(records: Path, gains_file: Path | None = None) -> None:
-    """Print the curves of all trainings on the validation cases, the Dice on the test cases, and the gains."""
+def print_tables(records: Path, gains_file: Path | None = None, figure: Path | None = None) -> None:
+    """Print the curves of all trainings on the validation cases, the Dice on the test cases, and the gains.
+
+    Args:
+        records: folder of the records.
+        gains_file: takes the gains as JSON.
+        figure: takes a PNG, see `draw_head_and_neck`.
+    """
     runs = read_records(records)
     print(curve_table(runs))
     tested = [run for run in runs if run["test"]]
@@ -29,6 +35,8 @@ def print_tables(records: Path, gains_file: Path | None = None) -> None:
         print("\n" + gain_table(found := gains(tested)))
         if gains_file:
             write_json(gains_file, summary(found))
+    if figure:
+        draw_head_and_neck(figure, runs)
 
 
 def read_records(records: Path) -> list[dict[str, Any]]:
