@@ -4,6 +4,7 @@ import dataclasses
 import itertools
 import shutil
 
+import blosc2
 import evidence
 import pytest
 import SimpleITK as sitk
@@ -12,6 +13,7 @@ from few_labels import tasks
 from few_labels.arms import SCRATCH
 from few_labels.data import StudyFolder
 from few_labels.experiment import QUICK, RECIPE, Experiment
+from few_labels.plans import CONFIGURATION, PLANS, plans_in_window, read_plans
 from few_labels.results import read_results, records_of
 
 from nnunetv2_cads.encoder_file.read import read_encoder_file
@@ -109,6 +111,25 @@ def test_results_resume_in_another_folder_and_are_not_replaced_by_others(finishe
     monkeypatch.setattr(evidence, "QUICK", dataclasses.replace(QUICK, schedule={"epochs": 2}))
     with pytest.raises(SystemExit, match="holds results of other data"):
         evidence.main([str(tmp_path / "other_size"), *command[1:]])
+
+
+def test_all_plans_share_what_is_preprocessed_in_a_window(finished, monkeypatch):
+    folder = StudyFolder(finished)
+    for variable, path in folder.nnunet_variables().items():
+        monkeypatch.setenv(variable, path)
+    preprocessed = folder.nnunet("preprocessed")
+    dataset = tasks.torso_task(folder, QUICK.data, (1,), 1).dataset
+    data = set()
+    for base in reversed(PLANS):
+        plans, of_base = (
+            read_plans(preprocessed / dataset.name, name)["configurations"][CONFIGURATION]
+            for name in (plans_in_window(dataset, preprocessed, (-100.0, 100.0), base), base)
+        )
+        assert plans | {"data_identifier": ""} == of_base | {"data_identifier": ""}
+        data.add(plans["data_identifier"])
+    (name,) = data
+    images = [blosc2.open(str(path))[:] for path in (preprocessed / dataset.name / name).glob("[!_]*[!g].b2nd")]
+    assert images and all(image.min() == -1 and image.max() == 1 for image in images)
 
 
 def test_no_time_left_begins_no_training(finished):

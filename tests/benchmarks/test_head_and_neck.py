@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 from few_labels.data import StudyFolder
-from few_labels.finetune import load_decoder
+from few_labels.finetune import CLASSES, load_decoder
 from few_labels.head_and_neck import benchmark as benchmark_module
 from few_labels.head_and_neck import pretrainings
 from few_labels.head_and_neck.benchmark import Benchmark, schedule_of
@@ -32,9 +32,10 @@ from few_labels.head_and_neck.tables import (
     lines_of,
     read_records,
 )
-from few_labels.head_and_neck.trainings import EPOCH, RANDOM, TUNING, Training, comparison
+from few_labels.head_and_neck.trainings import EPOCH, NETWORKS, RANDOM, TUNING, Training, comparison
 from few_labels.pretrain import flops_per_sample
 from few_labels.tasks import Task
+from nnunetv2.training.nnUNetTrainer.variants.optimizer.nnUNetTrainerAdam import nnUNetTrainerAdam
 
 from nnunetv2_cads.encoder_file.read import read_encoder_file
 from nnunetv2_cads.network_architecture import PVTUNet
@@ -117,7 +118,7 @@ def recorded(tmp_path, monkeypatch):
     given = []
 
     def stand_in(trainer, plans, dataset_json, fold, seed, schedule, held_out, encoder, decoder):
-        given.append((trainer, fold, list(held_out), encoder))
+        given.append((trainer, plans, fold, list(held_out), encoder))
         rows = [
             {"case": case, "organ": o, "dice": 0.5 + seed / 4, "nsd": 1.0} for case in held_out for o in LARGEST_RIM
         ]
@@ -125,7 +126,7 @@ def recorded(tmp_path, monkeypatch):
         return {"scores": rows, "curve": [], "milestones": points, "cost": {"seconds_per_iteration": 1}}
 
     monkeypatch.setattr(benchmark_module, "finetune", stand_in)
-    monkeypatch.setattr(benchmark_module, "read_plans", lambda *_: {})
+    monkeypatch.setattr(benchmark_module, "read_plans", lambda _, name: name)
     monkeypatch.setattr(Task, "test_cases", lambda _, fold: dict.fromkeys(fold.test))
 
     def run(training):
@@ -138,16 +139,24 @@ def recorded(tmp_path, monkeypatch):
 
 
 def test_what_tunes_something_never_sees_the_test_cases(recorded):
-    benchmark, (trainer, fold, cases, encoder), record = recorded(Training("rates", RANDOM, 2, 1, 25))
+    benchmark, (trainer, _, fold, cases, encoder), record = recorded(Training("rates", RANDOM, 2, 1, 25))
     assert cases == list(benchmark.split.validation) and record["test"] == []
     assert (trainer, fold, encoder) == ("nnUNetTrainerCADS_scratch", 3, None)
     assert record["cases"] == list(benchmark.split.labelled(2, 1))
 
 
+@pytest.mark.parametrize("start", [name for name in NETWORKS if name != RANDOM])
+def test_networks_of_nnunet_are_trained_by_its_own_trainers_and_plans(recorded, start):
+    _, (trainer, plans, _, _, encoder), record = recorded(Training("test", start, 1, 0, 25))
+    assert (issubclass(CLASSES[trainer], nnUNetTrainerAdam), encoder) == (start.endswith("_adamw"), None)
+    assert plans == {"nnunet": "nnUNetPlans", "resenc": "nnUNetResEncUNetMPlans"}[start.split("_")[0]]
+    assert record["start"] == start
+
+
 def test_validation_and_test_are_recorded_apart_and_tabled(recorded, tmp_path):
     for seed in (0, 1):
         training = Training("test", "restoration", 1, seed, 25, tested=True)
-        benchmark, (trainer, _, _, encoder), record = recorded(training)
+        benchmark, (trainer, _, _, _, encoder), record = recorded(training)
         assert {row["case"] for row in record["validation"]} == set(benchmark.split.validation)
         assert {row["case"] for row in record["test"]} == set(benchmark.split.test)
         assert trainer == "nnUNetTrainerCADS"

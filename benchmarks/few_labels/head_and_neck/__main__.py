@@ -3,7 +3,7 @@
     cd benchmarks
     python -m few_labels.head_and_neck pretrain FOLDER OPENKBP NAME... [--hours H]
     python -m few_labels.head_and_neck tune FOLDER OPENKBP RECORDS [--hours H]
-    python -m few_labels.head_and_neck compare FOLDER OPENKBP RECORDS [--starts random NAME...] [--labels 1 2 8]
+    python -m few_labels.head_and_neck compare FOLDER OPENKBP RECORDS [--starts START...] [--labels 1 2 8]
         [--seeds 0 1 2] [--iterations 600] [--window LOW HIGH] [--rates ENCODER DECODER]
         [--question NAME] [--hours H]
     python -m few_labels.head_and_neck tables RECORDS [--json FILE] [--figure PNG]
@@ -12,7 +12,8 @@ Give the same command again to resume: finished trainings are kept, and a pre-tr
 `tune` and `compare` given several times at once share the work; OMP_NUM_THREADS=1 gives each process one core.
 
 FOLDER takes data, plans, logs and pre-trainings; OPENKBP is the folder of the scans, with `index.json`; RECORDS takes
-one JSON file for each training; NAME is of `pretrainings.py`, or a run that was put into FOLDER/runs.
+one JSON file for each training; NAME is of `pretrainings.py`; START is of `trainings.NETWORKS`, a NAME, or a run in
+FOLDER/runs.
 """
 
 import argparse
@@ -25,6 +26,7 @@ from few_labels.head_and_neck.pretrainings import PRETRAININGS
 from few_labels.head_and_neck.trainings import (
     BUDGETS,
     LENGTH,
+    NETWORKS,
     RANDOM,
     RATES,
     SEEDS,
@@ -37,12 +39,12 @@ from pretraining.run.folder import ENCODER
 
 
 def start_of(folder: Path, name: str) -> str:
-    """A start by name: random weights, a pre-training of this file or one that was put into FOLDER/runs."""
+    """A start by name: a network, a pre-training, or a run that was put into FOLDER/runs."""
     run = name.removesuffix(WITH_DECODER)
-    if name == RANDOM or run in PRETRAININGS or (StudyFolder(folder).runs / run / ENCODER).exists():
+    if name in NETWORKS or run in PRETRAININGS or (StudyFolder(folder).runs / run / ENCODER).exists():
         return name
     raise SystemExit(
-        f"{name}: no such start; give {RANDOM}, a folder in FOLDER/runs, or one of {', '.join(PRETRAININGS)}"
+        f"{name}: no such start; give a folder in FOLDER/runs, or one of {', '.join((*NETWORKS, *PRETRAININGS))}"
     )
 
 
@@ -94,7 +96,11 @@ def _parser() -> argparse.ArgumentParser:
     tables.add_argument("--json", metavar="FILE", type=Path, help="write the gains to this file, too")
     tables.add_argument("--figure", metavar="PNG", type=Path, help="draw Dice by labelled cases and by iteration")
     compare.add_argument(
-        "--starts", metavar="START", nargs="+", default=[RANDOM], help="as NAME; NAME+decoder takes its decoder, too"
+        "--starts",
+        metavar="START",
+        nargs="+",
+        default=[RANDOM],
+        help=f"{', '.join(NETWORKS)}, NAME, or NAME+decoder, which takes its decoder, too",
     )
     compare.add_argument("--labels", nargs="+", type=int, choices=BUDGETS, default=[1, 2, 8])
     compare.add_argument("--seeds", nargs="+", type=int, choices=range(SEEDS), default=[0, 1, 2])

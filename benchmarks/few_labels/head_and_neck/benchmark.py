@@ -19,9 +19,9 @@ from few_labels.finetune import Schedule, finetune
 from few_labels.head_and_neck.cases import Split, read_split
 from few_labels.head_and_neck.data import make_store, make_task, write_dataset
 from few_labels.head_and_neck.pretrainings import PRETRAININGS, config_of
-from few_labels.head_and_neck.trainings import BUDGETS, EPOCH, RANDOM, SEEDS, WITH_DECODER, Training
+from few_labels.head_and_neck.trainings import BUDGETS, EPOCH, NETWORKS, SEEDS, WITH_DECODER, Training
 from few_labels.peers.training import pretrain_peer
-from few_labels.plans import plan_and_preprocess, preprocess_in_window, read_plans
+from few_labels.plans import plan_and_preprocess, plans_in_window, read_plans
 from few_labels.pretrain import PEERS
 from few_labels.sharing import Piece, held, work_through
 from few_labels.tasks import Task
@@ -35,8 +35,6 @@ LEAST_HOURS = 1e-9
 """Limit of a pre-training that saves after its next step; 0 would be none."""
 MILESTONE_CASES = 8
 """Validation cases that are scored at milestones; at the end all are."""
-TRAINERS = {True: "nnUNetTrainerCADS_scratch", False: "nnUNetTrainerCADS"}
-"""By whether a training starts from random weights."""
 
 
 class Benchmark:
@@ -98,7 +96,7 @@ class Benchmark:
         pieces = []
         for training in trainings:
             path = records / f"{training.name}.json"
-            needs = () if training.start == RANDOM else (self.files_of(training.start)[0],)
+            needs = () if training.start in NETWORKS else (self.files_of(training.start)[0],)
             pieces.append(Piece(path, functools.partial(self.finetune, task, training, path), needs))
         return work_through(pieces, deadline)
 
@@ -107,13 +105,12 @@ class Benchmark:
         number = next(i for i, f in enumerate(task.folds) if (f.labels, f.seed) == (training.labels, training.seed))
         scored = set(self.split.validation) | (set(self.split.test) if training.tested else set())
         cases = {name: case for name, case in task.test_cases(task.folds[number]).items() if name in scored}
-        from_random = training.start == RANDOM
-        encoder, decoder = (None, None) if from_random else self.files_of(training.start)
+        encoder, decoder = (None, None) if training.start in NETWORKS else self.files_of(training.start)
         log = self.folder.root / "logs" / f"{training.name}.log"
         log.parent.mkdir(exist_ok=True)
         with log.open("w", encoding="utf-8") as file, contextlib.redirect_stdout(file):
             result = finetune(
-                TRAINERS[from_random],
+                training.network.trainer,
                 read_plans(self.folder.nnunet("preprocessed") / task.dataset.name, self.plans_of(task, training)),
                 json.loads((task.dataset / "dataset.json").read_text(encoding="utf-8")),
                 number,
@@ -128,9 +125,10 @@ class Benchmark:
     def plans_of(self, task: Task, training: Training) -> str:
         """The name of a training's plans, whose data are preprocessed once."""
         if training.window is None:
-            return "nnUNetPlans"
+            return training.network.plans
         with held(self.folder.root / "data.lock", wait=True):
-            return preprocess_in_window(task.dataset, self.folder.nnunet("preprocessed"), training.window)
+            preprocessed = self.folder.nnunet("preprocessed")
+            return plans_in_window(task.dataset, preprocessed, training.window, training.network.plans)
 
     def files_of(self, start: str) -> tuple[Path, Path | None]:
         """The encoder file of a pre-training, and for a start that has its decoder, too, the run's checkpoint."""

@@ -21,12 +21,39 @@ RATES = (1e-3, 2e-3)
 
 
 @dataclass(frozen=True)
+class Network:
+    """A network from random weights.
+
+    Attributes:
+        trainer: name in `few_labels.finetune.CLASSES`.
+        plans: name in `few_labels.plans.PLANS`.
+    """
+
+    trainer: str
+    plans: str = "nnUNetPlans"
+
+
+NETWORKS = {
+    RANDOM: Network("nnUNetTrainerCADS_scratch"),
+    "nnunet": Network("nnUNetTrainerNoMirroring"),
+    "nnunet_adamw": Network("nnUNetTrainerAdamWNoMirroring"),
+    "resenc_m": Network("nnUNetTrainerNoMirroring", "nnUNetResEncUNetMPlans"),
+    "resenc_m_adamw": Network("nnUNetTrainerAdamWNoMirroring", "nnUNetResEncUNetMPlans"),
+}
+"""The starts that no pre-training made: PVT-UNet's random weights, and nnU-Net's default and ResEnc-M.
+
+nnU-Net's SGD keeps its own rate, which is made for 250,000 iterations; AdamW has the rate of PVT-UNet's decoder."""
+PRETRAINED = Network("nnUNetTrainerCADS")
+"""The network of every other start."""
+
+
+@dataclass(frozen=True)
 class Training:
-    """One fine-tuning of PVT-UNet.
+    """One fine-tuning.
 
     Attributes:
         question: what it is for; part of its name.
-        start: `RANDOM`, or the name of a pre-training, with `WITH_DECODER` or without.
+        start: name in `NETWORKS`, or of a pre-training, with `WITH_DECODER` or without.
         labels: number of labelled cases.
         seed: of the labelled cases, weights, order and augmentation.
         iterations: its length, a multiple of `EPOCH`.
@@ -52,6 +79,11 @@ class Training:
         for iterations in (self.iterations, *self.milestones):
             if iterations % EPOCH:
                 raise ValueError(f"{iterations} iterations: lengths and milestones must be multiples of {EPOCH}")
+
+    @property
+    def network(self) -> Network:
+        """What is trained."""
+        return NETWORKS.get(self.start, PRETRAINED)
 
     @property
     def name(self) -> str:
