@@ -23,8 +23,9 @@ from few_labels.pretrain import PEERS, flops_per_sample
 from tables import markdown_table, print_json
 from turns import Answer, Turns, serve
 
-from pretraining.config import PRESETS, PretrainConfig
+from pretraining.config import PretrainConfig
 from pretraining.method.pretrainer import Pretrainer
+from pretraining.presets import PRESETS
 from pretraining.run.estimate import random_sample
 from pretraining.system.machine import keep_freed_memory, peak_memory, reset_peak_memory, resident_memory
 

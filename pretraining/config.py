@@ -1,9 +1,8 @@
-"""Every setting of pre-training: its default (the published run), its meaning, what it may be; and the presets.
+"""Every setting of pre-training: its default (the published run), its meaning, and what it may be.
 
-One dataclass per concern; `cads_pretrain --help` and ``config.json`` are made from them. Presets are plain data.
+One dataclass per concern; `cads_pretrain --help` and ``config.json`` are made from them.
 """
 
-import argparse
 import dataclasses
 import json
 import math
@@ -106,13 +105,21 @@ class ViewConfig(_Section):
     uniform_sampling: bool = _setting(True, "keep one patch in four of each CT view")
     sampling_patch_size: tuple[int, int, int] = _setting((4, 8, 8), "slices, height, width of a sampled patch", BLOCK)
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
+    def check_views(self) -> None:
+        """Whether CT views can be cut from a sub-volume, sampled, and seen by the encoder.
+
+        Raises:
+            UserError: they cannot.
+        """
         if self.window_slices < self.crop_size[0]:
             raise _wrong(self, "window_slices", f"at least crop_size's {self.crop_size[0]} slices")
         if self.uniform_sampling and not _can_be_sampled(self.crop_size, self.sampling_patch_size):
             allowed = f"such that crop_size {self.crop_size} is an even grid of such patches"
             raise _wrong(self, "sampling_patch_size", allowed)
+        sampled = (1, 2, 2) if self.uniform_sampling else (1, 1, 1)
+        least = tuple(size * factor for size, factor in zip(MINIMUM_SIZE[3], sampled, strict=True))
+        if any(size < low for size, low in zip(self.crop_size, least, strict=True)):
+            raise _wrong(self, "crop_size", f"at least {least}, which the encoder needs")
 
 
 def _can_be_sampled(crop_size: tuple[int, int, int], patch_size: tuple[int, int, int]) -> bool:
@@ -285,10 +292,6 @@ class PretrainConfig:
     run: RunConfig = field(default_factory=RunConfig)
 
     def __post_init__(self) -> None:
-        sampled = (1, 2, 2) if self.view.uniform_sampling else (1, 1, 1)
-        least = tuple(size * factor for size, factor in zip(MINIMUM_SIZE[3], sampled, strict=True))
-        if any(size < low for size, low in zip(self.view.crop_size, least, strict=True)):
-            raise _wrong(self.view, "crop_size", f"at least {least}, which the encoder needs")
         if not (self.distils or self.restores or self.has_points):
             allowed = "above 0 where --restoration-weight and --point-weight are 0"
             raise _wrong(self.loss, "distillation_weight", allowed)
@@ -297,6 +300,8 @@ class PretrainConfig:
                 "--token-weight and --ray-weight need crops and heads: give --restoration-weight and "
                 "--distillation-weight above 0"
             )
+        if self.distils:
+            self.view.check_views()
         restored = self.restoration.restored_crop_size
         if self.restores:
             self._check_crop(self.restoration, "restored_crop_size")
@@ -398,82 +403,3 @@ SETTINGS: dict[str, tuple[str, dataclasses.Field]] = {
     spec.name: (section, spec) for section, cls in _SECTIONS.items() for spec in fields(cls)
 }
 """Every setting by name, with its section and its field."""
-
-_POINTS_ALONE: dict[str, Any] = {
-    "distillation_weight": 0.0,
-    "point_weight": 1.0,
-    "intensity_window": (-256.0, 358.0),
-    "weight_decay": (0.04, 0.04),
-    "adam_betas": (0.9, 0.95),
-    "warmup_epochs": 1,
-}
-PRESETS: dict[str, dict[str, Any]] = {
-    "published": {},
-    "small": _POINTS_ALONE
-    | {
-        "point_crop_size": (32, 96, 96),
-        "batch_size": 16,
-        "lr": 3.2e-2,
-        "epochs": 20,
-        "epoch_samples": 16384,
-        "amp": "bf16",
-    },
-    "demo": _POINTS_ALONE
-    | {
-        "point_crop_size": (24, 48, 48),
-        "batch_size": 2,
-        "lr": 1e-3 * 256 / 2,
-        "teacher_momentum": (0.99, 1.0),
-        "epochs": 8,
-        "epoch_samples": 100,
-        "num_workers": 1,
-    },
-    "cads": {
-        "crop_size": (16, 64, 64),
-        "common_crop_scale": (1.1, 1.4),
-        "mirror_probability": 0.0,
-        "intensity": "weak",
-        "batch_size": 8,
-        "head_out_dim": 512,
-        "head_hidden_dim": 512,
-        "head_batch_norm": True,
-        "lr": 4.8e-2,
-        "teacher_momentum": (0.99, 1.0),
-        "teacher_temp": (0.04, 0.04),
-        "warmup_epochs": 1,
-        "freeze_last_layer_epochs": 0,
-        "epochs": 6,
-        "epoch_samples": 128,
-        "num_workers": 1,
-    },
-}
-"""Changes against the published run. docs/pretraining.md gives their reasons and what was measured."""
-
-OF_DISTILLATION = (
-    "crop_size", "common_crop_scale", "view_scale", "mirror_probability", "xray", "intensity", "uniform_sampling",
-    "sampling_patch_size", "xray_weight", "stage_weights",
-)  # fmt: skip
-"""Settings that change nothing in a run that does not distil."""
-
-
-def add_setting_flags(parser: argparse.ArgumentParser) -> None:
-    """One flag per setting; a flag that is not given leaves no trace in the arguments."""
-    groups = {}
-    for name, (section, spec) in SETTINGS.items():
-        if section not in groups:
-            groups[section] = parser.add_argument_group(f"{section} settings")
-        default = spec.default
-        kind = {"dest": name, "default": argparse.SUPPRESS}
-        if isinstance(default, bool):
-            kind |= {"action": argparse.BooleanOptionalAction}
-        elif isinstance(default, tuple):
-            kind |= {"type": type(default[0]), "nargs": len(default), "metavar": "N"}
-            default = " ".join(map(str, default))
-        else:
-            kind |= {"type": type(default), "choices": spec.metadata["rule"].choices}
-            if not kind["choices"]:
-                kind |= {"metavar": "N" if isinstance(default, (int, float)) else "NAME"}
-        flag = "--" + name.replace("_", "-")
-        groups[section].add_argument(
-            flag, help=f"{spec.metadata['doc']} (default: {default})".replace("%", "%%"), **kind
-        )

@@ -12,8 +12,10 @@ from typing import Any
 
 import torch
 
-from pretraining.config import OF_DISTILLATION, PRESETS, PretrainConfig, add_setting_flags
+from pretraining.config import PretrainConfig
+from pretraining.flags import add_setting_flags, check_use
 from pretraining.method.pretrainer import Pretrainer
+from pretraining.presets import PRESETS
 from pretraining.run.checkpoint import encoder_record, resume_from, save_encoder
 from pretraining.run.estimate import estimate
 from pretraining.run.folder import CHECKPOINT, ENCODER, METRICS, PROGRESS, RunFolder, check_batch_size
@@ -176,7 +178,7 @@ def _command(argv: list[str]) -> int:
     only_estimate, plain = arguments.pop("estimate"), arguments.pop("plain")
     settings = {**PRESETS[arguments.pop("preset") or "published"], **arguments}
     if not resume:
-        _check_use(arguments, settings)
+        check_use(arguments, PretrainConfig().replace(**settings))
     if plain:
         if resume or only_estimate:
             raise UserError("--plain has neither --c nor --estimate; leave them out")
@@ -187,18 +189,6 @@ def _command(argv: list[str]) -> int:
     if only_estimate:
         return estimate_run(store, PretrainConfig().replace(**settings))
     return train(store, output, settings, resume)
-
-
-def _check_use(given: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
-    """Refuse flags that would change nothing."""
-    if PretrainConfig().replace(**settings).distils:
-        return
-    for name in OF_DISTILLATION:
-        if name in given:
-            raise UserError(
-                f"--{name.replace('_', '-')} is of CADS's distillation, which this run does not have; leave it out, or "
-                "give --preset cads or published"
-            )
 
 
 if __name__ == "__main__":  # torchrun --nproc_per_node=N -m pretraining.train STORE OUTPUT

@@ -16,6 +16,8 @@ ROOMS = (
     "pretraining",
     "pretraining.system",
     "pretraining.config",
+    "pretraining.presets",
+    "pretraining.flags",
     "pretraining.ct",
     "pretraining.store",
     "pretraining.plain",  # left of what it is compared with, so that it stays independent

@@ -20,7 +20,8 @@ from few_labels.results import run_name
 from few_labels.sharing import Piece, held, work_through
 from few_labels.tasks import REAL_SOURCES, TORSOS, Fold, Task, real_task, torso_task
 from nnunetv2_cads.demo.torsos.torso import TorsoConfig
-from pretraining.config import PRESETS, PretrainConfig
+from pretraining.config import PretrainConfig
+from pretraining.presets import PRESETS
 from pretraining.system.files import write_json
 
 RECIPE: dict[str, Any] = {

@@ -12,8 +12,9 @@ from few_labels.arms import PRETRAININGS, Pretraining
 from few_labels.peers.masked_autoencoder import MaskedAutoencoder
 from few_labels.peers.moco_v3 import MoCoV3
 from few_labels.peers.training import pretrain_peer
-from pretraining.config import PRESETS, PretrainConfig
+from pretraining.config import PretrainConfig
 from pretraining.method.pretrainer import Pretrainer
+from pretraining.presets import PRESETS
 from pretraining.run.estimate import flops_per_step, forward_flops
 from pretraining.run.metrics import read_metrics
 from pretraining.system.machine import peak_memory, reset_peak_memory

@@ -4,7 +4,8 @@ import dataclasses
 
 import pytest
 
-from pretraining.config import PRESETS, SETTINGS, PretrainConfig
+from pretraining.config import SETTINGS, PretrainConfig
+from pretraining.presets import PRESETS
 from pretraining.system.errors import UserError
 
 
@@ -54,6 +55,10 @@ def test_bad_values_are_named(settings, part):
     with pytest.raises(UserError) as error:
         PretrainConfig().replace(**settings)
     assert part in str(error.value)
+
+
+def test_views_that_a_run_does_not_cut_are_not_checked():
+    assert PretrainConfig().replace(**PRESETS["demo"], window_slices=12).view.window_slices == 12
 
 
 def test_a_configuration_of_before_a_setting_was_there_has_its_default():

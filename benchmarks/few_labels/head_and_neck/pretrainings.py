@@ -4,7 +4,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from few_labels.pretrain import flops_per_sample
-from pretraining.config import PRESETS, PretrainConfig
+from pretraining.config import PretrainConfig
+from pretraining.presets import PRESETS
 
 SAMPLES_PER_EPOCH = 1024
 """A multiple of all batches, so that an epoch is no longer than that."""

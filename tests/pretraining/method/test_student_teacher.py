@@ -6,9 +6,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from pretraining.config import PRESETS, ModelConfig, PretrainConfig
+from pretraining.config import ModelConfig, PretrainConfig
 from pretraining.method.heads import ProjectionHead, WeightNormLinear
 from pretraining.method.pretrainer import Pretrainer
+from pretraining.presets import PRESETS
 from pretraining.run.estimate import random_sample
 
 

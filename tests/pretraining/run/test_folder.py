@@ -5,7 +5,8 @@ import json
 import pytest
 import torch
 
-from pretraining.config import PRESETS, PretrainConfig
+from pretraining.config import PretrainConfig
+from pretraining.presets import PRESETS
 from pretraining.run.folder import RunFolder
 from pretraining.store.store import StoreSummary
 from pretraining.system.errors import UserError

@@ -11,9 +11,10 @@ import pytest
 import torch
 from tiny_run import TINY_RUN
 
-from pretraining.config import PRESETS, PretrainConfig
+from pretraining.config import PretrainConfig
 from pretraining.method.diagnostics import spread_and_rank, step_is_finite
 from pretraining.method.pretrainer import Pretrainer
+from pretraining.presets import PRESETS
 from pretraining.run.health import MOST_SKIPPED, FiniteGuard, HealthWatch, alarms
 from pretraining.run.metrics import read_metrics
 from pretraining.train import main as pretrain

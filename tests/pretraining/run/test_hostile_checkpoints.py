@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from nnunetv2_cads.encoder_file.safe_loading import CheckpointFileError
-from pretraining.config import PRESETS, PretrainConfig
+from pretraining.config import PretrainConfig
 from pretraining.method.pretrainer import Pretrainer
+from pretraining.presets import PRESETS
 from pretraining.run.checkpoint import check_run_state, load_checkpoint, save_checkpoint
 from pretraining.store.store import StoreSummary
 from pretraining.system.errors import UserError

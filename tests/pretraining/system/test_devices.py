@@ -6,8 +6,9 @@ from contextlib import contextmanager
 import pytest
 import torch
 
-from pretraining.config import PRESETS, PretrainConfig
+from pretraining.config import PretrainConfig
 from pretraining.method.pretrainer import Pretrainer
+from pretraining.presets import PRESETS
 from pretraining.run.saving_and_stopping import LOST_RANK
 from pretraining.system.devices import prepare_device
 from pretraining.system.processes import LostRankError, Processes
