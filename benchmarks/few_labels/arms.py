@@ -43,6 +43,7 @@ class Arm:
         length: of its fine-tuning, as a part of the schedule's.
         frozen: whether the encoder keeps its weights, so that only the decoder learns (PVT-UNet alone).
         encoder_lr: of the encoder, where not the schedule's (PVT-UNet alone).
+        window: HU that the network sees; None: as nnU-Net plans.
     """
 
     trainer: str
@@ -52,8 +53,11 @@ class Arm:
     length: float = 1.0
     frozen: bool = False
     encoder_lr: float | None = None
+    window: tuple[float, float] | None = None
 
 
+SOFT_TISSUE = (-256.0, 358.0)
+"""HU that the contrast of points sees, and is fine-tuned with."""
 WHOLE_VIEWS = {"uniform_sampling": False}
 RESTORATION = {
     "distillation_weight": 0.0,
@@ -67,7 +71,7 @@ POINTS = {
     "distillation_weight": 0.0,
     "point_weight": 1.0,
     "point_crop_size": (16, 48, 48),
-    "intensity_window": (-256.0, 358.0),
+    "intensity_window": SOFT_TISSUE,
     "batch_size": 2,
     "lr": 0.128,
     "weight_decay": (0.04, 0.04),
@@ -99,8 +103,9 @@ crops of the size of the fine-tuning's patch. CADS without sampling is also made
 twice the steps. The oracle's encoder was taught the organs of all labelled cases: what it gains is about what there is
 to gain."""
 
-FINETUNED = [name for name in PRETRAININGS if name not in ("CADS", "CADS_no_sampling_short")]
-"""The encoders that are fine-tuned with few labels, beside CADS, which is with all; the short one is scored frozen."""
+FINETUNED = [name for name in PRETRAININGS if name not in ("CADS", "CADS_no_sampling_short", "points")]
+"""The encoders that are fine-tuned with few labels and as nnU-Net plans, beside CADS, which is with all budgets; the
+short one is scored frozen."""
 FROZEN = ("CADS", "CADS_no_sampling_short", "CADS_no_sampling_2x", "MAE", "oracle")
 """The encoders that are also scored without learning any more."""
 SLOW = ("CADS", "CADS_no_sampling_2x", "oracle")
@@ -119,6 +124,8 @@ ARMS = {
     "CADS_scratch_long": Arm("nnUNetTrainerCADS_scratch", budgets=(1,), length=3.0),
     "CADS_long": Arm("nnUNetTrainerCADS", pretraining="CADS", budgets=(1,), length=3.0),
     **{name: Arm("nnUNetTrainerCADS", pretraining=name, budgets=FEW_BUDGETS) for name in FINETUNED},
+    "CADS_scratch_in_window": Arm("nnUNetTrainerCADS_scratch", budgets=FEW_BUDGETS, window=SOFT_TISSUE),
+    "points": Arm("nnUNetTrainerCADS", pretraining="points", budgets=FEW_BUDGETS, window=SOFT_TISSUE),
     "CADS_scratch_frozen": Arm("nnUNetTrainerCADS_scratch", budgets=(1,), frozen=True),
     **{f"{name}_frozen": Arm("nnUNetTrainerCADS", pretraining=name, budgets=(1,), frozen=True) for name in FROZEN},
     "CADS_scratch_slow": Arm("nnUNetTrainerCADS_scratch", budgets=FEW_BUDGETS, encoder_lr=SLOW_LR),
@@ -138,6 +145,7 @@ COMPARISONS = (
     ("CADS_half", "CADS_scratch"),
     ("CADS_long", "CADS_scratch_long"),
     *(("CADS", name) for name in FINETUNED),
+    ("points", "CADS_scratch_in_window"),
     *((f"{name}_frozen", "CADS_scratch_frozen") for name in FROZEN),
     *((f"{name}_slow", "CADS_scratch_slow") for name in SLOW),
     *(("CADS_no_sampling_2x", other) for other in ("nnUNetTrainer", "nnUNetTrainer_AdamW", "ResEncM", "oracle")),

@@ -13,7 +13,7 @@ from typing import Any
 from few_labels.arms import ALL_BUDGETS, ARMS, FEW_BUDGETS, MAIN_ARMS, PRETRAININGS, REAL_ARMS, SCRATCH, SUPERVISED
 from few_labels.data import DataSize, StudyFolder, make_archive, make_probe_store, make_torso_task
 from few_labels.finetune import Schedule, finetune
-from few_labels.plans import plan_and_preprocess, read_plans
+from few_labels.plans import plan_and_preprocess, plans_in_window, read_plans
 from few_labels.pretrain import pretrained_encoder
 from few_labels.probes import probe
 from few_labels.results import run_name
@@ -191,7 +191,11 @@ class Experiment:
             Scores, curve and cost, as `few_labels.finetune.finetune`.
         """
         arm = ARMS[name]
-        plans = read_plans(self.folder.nnunet("preprocessed") / task.dataset.name, arm.plans)
+        preprocessed, plans_name = self.folder.nnunet("preprocessed"), arm.plans
+        if arm.window:
+            with held(self.folder.root / "data.lock", wait=True), contextlib.redirect_stdout(io.StringIO()):
+                plans_name = plans_in_window(task.dataset, preprocessed, arm.window, arm.plans)
+        plans = read_plans(preprocessed / task.dataset.name, plans_name)
         dataset_json = json.loads((task.dataset / "dataset.json").read_text(encoding="utf-8"))
         schedule = Schedule(**self.size.schedule).times(arm.length)
         if arm.encoder_lr is not None:

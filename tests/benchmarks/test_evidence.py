@@ -18,7 +18,7 @@ from few_labels.results import read_results, records_of
 
 from nnunetv2_cads.encoder_file.read import read_encoder_file
 
-ARMS = ("nnUNetTrainer", "CADS", "MAE", "oracle")
+ARMS = ("nnUNetTrainer", "CADS_scratch_in_window", "CADS", "MAE", "oracle")
 
 
 def keep_environment(patch: pytest.MonkeyPatch) -> None:
@@ -107,7 +107,8 @@ def test_results_resume_in_another_folder_and_are_not_replaced_by_others(finishe
     assert before == {name: (out / name).read_bytes() for name in before}
     monkeypatch.setattr(evidence, "QUICK", dataclasses.replace(QUICK, recipe={**RECIPE, "lr": 1.0}))
     assert evidence.main([str(tmp_path / "other_recipe"), *command[1:]]) == 0
-    assert {run["arm"] for run in read_results(out / "results.json")["runs"]} == {"nnUNetTrainer"}
+    kept = {run["arm"] for run in read_results(out / "results.json")["runs"]}
+    assert kept == {"nnUNetTrainer", "CADS_scratch_in_window"}
     monkeypatch.setattr(evidence, "QUICK", dataclasses.replace(QUICK, schedule={"epochs": 2}))
     with pytest.raises(SystemExit, match="holds results of other data"):
         evidence.main([str(tmp_path / "other_size"), *command[1:]])
