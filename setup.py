@@ -73,6 +73,7 @@ if __name__ == "__main__":  # nnU-Net may import every file it finds below a fol
                 "cads_export=pretraining.export:main",
                 "cads_probe=pretraining.probe:main",
                 "cads_plan_and_preprocess=nnunetv2_cads.experiment_planning.plan_and_preprocess:main",
+                "cads_compare=nnunetv2_cads.comparison.cli:main",
                 "cads_doctor=nnunetv2_cads.doctor.cli:main",
                 "cads_demo=nnunetv2_cads.demo.cli:main",
             ]

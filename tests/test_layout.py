@@ -31,6 +31,7 @@ ROOMS = (
     "pretraining.probe",
     "nnunetv2_cads.experiment_planning",
     "nnunetv2_cads.training",
+    "nnunetv2_cads.comparison",
     "nnunetv2_cads.doctor",
     "nnunetv2_cads.demo.torsos",
     "nnunetv2_cads.demo",

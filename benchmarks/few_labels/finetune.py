@@ -4,6 +4,7 @@ import copy
 import itertools
 import random
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,8 +20,8 @@ from nnunetv2.training.nnUNetTrainer.variants.optimizer.nnUNetTrainerAdam import
 from torch import Tensor, nn
 
 from few_labels.plans import CONFIGURATION
-from few_labels.surface import dice, normalised_surface_dice
 from few_labels.tasks import StudyCase
+from nnunetv2_cads.comparison.surface import dice, normalised_surface_dice
 from nnunetv2_cads.encoder_file.read import ENCODER_VARIABLE
 from nnunetv2_cads.encoder_file.record import EncoderRecord
 from nnunetv2_cads.training.variants import TRAINERS
@@ -79,6 +80,7 @@ def finetune(
     encoder_out: Path | None = None,
     frozen: bool = False,
     decoder: Path | None = None,
+    settings: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Train on the cases of a fold and score on the held-out ones.
 
@@ -93,6 +95,7 @@ def finetune(
         encoder: a pre-trained one to start from.
         encoder_out: where to write the trained network's encoder.
         frozen: whether the encoder keeps its weights; of PVT-UNet.
+        settings: of the trainer, that differ from the schedule's.
         decoder: checkpoint of a pre-training that restored crops, whose decoder PVT-UNet's starts from.
 
     Returns:
@@ -105,6 +108,7 @@ def finetune(
     variables = {"nnUNet_n_proc_DA": "0", "nnUNet_compile": "f"}
     with changed_environment(variables | ({ENCODER_VARIABLE: str(encoder)} if encoder else {})):
         trainer = _make_trainer(CLASSES[trainer_name], plans, fold, dataset_json, schedule)
+        vars(trainer).update(settings or {})
         if frozen:
             trainer.frozen_encoder_epochs = schedule.epochs
         trainer.after_epoch = lambda: _score_milestone(trainer, schedule, held_out)
@@ -215,8 +219,9 @@ def score(trainer: nnUNetTrainer, cases: dict[str, StudyCase]) -> list[dict[str,
             predicted = predictor.predict_single_npy_array(case.image_hu[None].astype(np.float32), properties)
         for organ, label in trainer.dataset_json["labels"].items():
             if label:
-                surface = normalised_surface_dice(predicted == label, case.labels == label, case.spacing_mm)
-                rows.append({"case": name, "organ": organ, "dice": dice(predicted, case.labels, label), "nsd": surface})
+                masks = predicted == label, case.labels == label
+                surface = normalised_surface_dice(*masks, case.spacing_mm)
+                rows.append({"case": name, "organ": organ, "dice": dice(*masks), "nsd": surface})
     trainer.set_deep_supervision_enabled(trainer.enable_deep_supervision)
     return rows
 

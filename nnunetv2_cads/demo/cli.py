@@ -10,15 +10,18 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from nnunetv2_cads.comparison.overlay import OverlayRow, write_overlay
 from nnunetv2_cads.demo.folder import PRETRAINED, SCRATCH, DemoFolder
-from nnunetv2_cads.demo.overlay import write_overlay
-from nnunetv2_cads.demo.runner import CommandFailed, find_command, run_step
 from nnunetv2_cads.demo.scores import Scores, read_scores
 from nnunetv2_cads.demo.steps import COMMANDS, FULL, QUICK, DemoSize, Step, command_steps, write_data
 from nnunetv2_cads.demo.torsos.torso import LABELS
 from pretraining.system.command import run_command
 from pretraining.system.errors import UserError
+from pretraining.system.files import atomic_path
 from pretraining.system.signals import StopSignal, stop_signals_collected
+from pretraining.system.subcommand import CommandFailed, find_command, run_step
+
+DRAWN_CASES = 4
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -97,9 +100,22 @@ def _run_steps(folder: DemoFolder, size: DemoSize, seed: int, wanted_device: str
     scores = {start: read_scores(folder.summary(start), LABELS) for start in (SCRATCH, PRETRAINED)}
     for start, of_start in scores.items():
         of_start.write(folder.scores(start))
-    images, predictions = folder.dataset / "imagesTs", folder.predictions(PRETRAINED)
-    write_overlay(folder.overlay, images, folder.truths, predictions, LABELS)
+    _draw(folder)
     _print_summary(folder, scores[PRETRAINED], scores[SCRATCH])
+
+
+def _draw(folder: DemoFolder) -> None:
+    """Write the picture of the first held-out torsos."""
+    rows = [
+        OverlayRow(
+            truth.name.removesuffix(".nii.gz"),
+            folder.dataset / "imagesTs" / truth.name.replace(".nii.gz", "_0000.nii.gz"),
+            {"truth": truth, "prediction": folder.predictions(PRETRAINED) / truth.name},
+        )
+        for truth in sorted(folder.truths.glob("*.nii.gz"))[:DRAWN_CASES]
+    ]
+    with atomic_path(folder.overlay) as temporary:
+        write_overlay(temporary, rows, LABELS)
 
 
 def _announce(number: int, commands: int, title: str) -> None:

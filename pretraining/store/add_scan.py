@@ -23,23 +23,15 @@ def preprocess_scan(scan: Scan, writer: StoreWriter) -> None:
         UserError: the store cannot be written.
     """
     size_bytes, mtime_ns = scan.stat()
-    image = read_ct(scan)
-    volume, spacing_mm = to_canonical(image.values, image.spacing_xyz_mm, image.direction)
-    check_extent(resampled_shape(volume.shape, spacing_mm, writer.spacing_mm), writer.spacing_mm)
+    volume_hu, shape, spacing_xyz_mm = read_volume(scan, writer.spacing_mm)
     source = Source(
         path=scan.source,
         size_bytes=size_bytes,
         mtime_ns=mtime_ns,
         sha256=scan.sha256(),
-        size_xyz=image.values.shape[::-1],
-        spacing_xyz_mm=tuple(float(edge) for edge in image.spacing_xyz_mm),
+        size_xyz=shape[::-1],
+        spacing_xyz_mm=spacing_xyz_mm,
     )
-    del image
-    resampled = resample_cubic(volume, spacing_mm, writer.spacing_mm)
-    del volume
-    np.clip(resampled, *CLIP_HU, out=resampled)
-    volume_hu = np.rint(resampled, out=resampled).astype(np.int16)
-    del resampled
     try:
         radiograph = frontal_radiograph(volume_hu, writer.spacing_mm)
     except ConstantRadiographError:
@@ -50,3 +42,24 @@ def preprocess_scan(scan: Scan, writer: StoreWriter) -> None:
         if not is_environment_error(error):
             raise
         raise environment_error(error, writer.path) from None
+
+
+def read_volume(scan: Scan, spacing_mm: float) -> tuple[np.ndarray, tuple[int, ...], tuple[float, ...]]:
+    """A scan as a store has it.
+
+    Returns:
+        The volume (z, y, x) in HU, int16, in cubic voxels of ``spacing_mm``; the shape (z, y, x) of the scan itself,
+        and its spacing in mm along x, y, z.
+
+    Raises:
+        UnusableScanError: the scan cannot be used.
+    """
+    image = read_ct(scan)
+    shape, spacing_xyz_mm = image.values.shape, tuple(float(edge) for edge in image.spacing_xyz_mm)
+    volume, old_spacing_mm = to_canonical(image.values, image.spacing_xyz_mm, image.direction)
+    check_extent(resampled_shape(volume.shape, old_spacing_mm, spacing_mm), spacing_mm)
+    del image
+    resampled = resample_cubic(volume, old_spacing_mm, spacing_mm)
+    del volume
+    np.clip(resampled, *CLIP_HU, out=resampled)
+    return np.rint(resampled, out=resampled).astype(np.int16), shape, spacing_xyz_mm

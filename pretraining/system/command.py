@@ -11,14 +11,16 @@ from collections.abc import Callable
 
 from pretraining.system.errors import UserError, environment_errors_as_sentences
 
-logger = logging.getLogger("pretraining")
+LOGGERS = tuple(map(logging.getLogger, ("pretraining", "nnunetv2_cads")))
+"""Of our packages, whose messages alone are for the user."""
 
 
 def run_command(command: Callable[[list[str]], int], argv: list[str] | None) -> int:
     """Run one command; turn a `UserError`, and errors of the operating system, into a sentence and exit code 2."""
     handler = logging.StreamHandler(sys.stderr)
-    logger.addHandler(handler)  # only our packages' messages are for the user
-    logger.setLevel(logging.INFO)
+    for logger in LOGGERS:
+        logger.addHandler(handler)
+        logger.setLevel(logging.INFO)
     try:
         with environment_errors_as_sentences():
             return command(sys.argv[1:] if argv is None else argv)
@@ -30,7 +32,8 @@ def run_command(command: Callable[[list[str]], int], argv: list[str] | None) -> 
         sys.stderr.write("stopped\n")
         return 130
     finally:
-        logger.removeHandler(handler)
+        for logger in LOGGERS:
+            logger.removeHandler(handler)
 
 
 def positive_int(text: str) -> int:

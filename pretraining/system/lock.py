@@ -67,6 +67,33 @@ def store_lock(store: Path, number: int, count: int) -> Iterator[None]:
 
 
 @contextmanager
+def held_if_free(lease: SoftFileLease) -> Iterator[bool]:
+    """Hold a lock while the block runs, if nobody else holds it.
+
+    Args:
+        lease: of `new_lease`. Ask again with the same one: a lock that was left on another machine is taken over once
+            this one has seen it stand still for `LEASE_SECONDS`.
+
+    Yields:
+        Whether this process holds it.
+
+    Raises:
+        UserError: the file cannot be written.
+    """
+    try:
+        lease.acquire(timeout=0)
+    except Timeout:
+        yield False
+        return
+    except OSError as error:
+        raise _cannot_be_written(lease.lock_file, error) from error
+    try:
+        yield True
+    finally:
+        lease.release()
+
+
+@contextmanager
 def _held(path: Path, folder: Path) -> Iterator[None]:
     """Hold the lock file ``path`` while the block runs.
 
@@ -77,18 +104,29 @@ def _held(path: Path, folder: Path) -> Iterator[None]:
     Raises:
         UserError: another process holds it, or the file cannot be written.
     """
-    lease = SoftFileLease(
-        path, lease_duration=LEASE_SECONDS, heartbeat_interval=BEAT_SECONDS,
-        on_compromise=lambda loss: _end_process(lease, folder, loss),
-    )  # fmt: skip
+    lease = new_lease(path, folder)
     try:
         _acquire(lease, path, folder)
     except OSError as error:
-        raise UserError(f"{path}: cannot be written ({error.strerror}); check permissions and free space") from error
+        raise _cannot_be_written(path, error) from error
     try:
         yield
     finally:
         lease.release()
+
+
+def new_lease(path: Path, folder: Path) -> SoftFileLease:
+    """A lock that is not held yet.
+
+    Args:
+        path: its file.
+        folder: what it locks, for messages.
+    """
+    lease = SoftFileLease(
+        path, lease_duration=LEASE_SECONDS, heartbeat_interval=BEAT_SECONDS,
+        on_compromise=lambda loss: _end_process(lease, folder, loss),
+    )  # fmt: skip
+    return lease
 
 
 def _acquire(lease: SoftFileLease, path: Path, folder: Path) -> None:
@@ -111,6 +149,10 @@ def _acquire(lease: SoftFileLease, path: Path, folder: Path) -> None:
             f"if that process is gone, remove {path}"
         ) from None
     logger.info("%s: %s has ended or stands still; its lock is taken over", folder, holder)
+
+
+def _cannot_be_written(path: Path | str, error: OSError) -> UserError:
+    return UserError(f"{path}: cannot be written ({error.strerror}); check permissions and free space")
 
 
 def _time_of(path: Path) -> int | None:

@@ -8,7 +8,8 @@ import pytest
 from few_labels.report import comparison_table, table
 from few_labels.results import read_results, records_of, write_results
 from few_labels.scores import case_scores, iterations_to_reach, mean_and_sd, paired
-from few_labels.surface import normalised_surface_dice
+
+from nnunetv2_cads.comparison.surface import normalised_surface_dice
 
 
 def cube(start: int, size: int = 10) -> np.ndarray:

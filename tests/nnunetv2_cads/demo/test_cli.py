@@ -13,10 +13,10 @@ import torch
 
 from nnunetv2_cads.demo.cli import compared
 from nnunetv2_cads.demo.folder import VERSION, DemoFolder
-from nnunetv2_cads.demo.runner import find_command
 from nnunetv2_cads.demo.steps import PLANS, QUICK, command_steps
 from nnunetv2_cads.demo.torsos.torso import LABELS
 from nnunetv2_cads.experiment_planning.planner import PLANS_NAME
+from pretraining.system.subcommand import find_command
 
 TRAININGS = [f"{step}{start}" for start in ("_scratch", "") for step in ("train", "predict", "evaluate")]
 STEPS = ("data", "preprocess", "pretrain", "plan", *TRAININGS)

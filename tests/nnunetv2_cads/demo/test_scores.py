@@ -10,7 +10,7 @@ from nnunetv2.evaluation.evaluate_predictions import compute_metrics, save_summa
 from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
 from nnunetv2.utilities.json_export import recursive_fix_for_json_export
 
-from nnunetv2_cads.demo.overlay import write_overlay
+from nnunetv2_cads.comparison.overlay import OverlayRow, write_overlay
 from nnunetv2_cads.demo.scores import read_scores
 
 LABELS = {"background": 0, "ball": 1, "box": 2, "cone": 3}
@@ -75,10 +75,17 @@ def test_scores_are_written_and_shown_organ_by_organ(cases, scores):
 
 
 def test_overlay_shows_each_case_with_the_organs_in_colour(cases):
-    write_overlay(cases / "overlay.png", cases / "images", cases / "truths", cases / "predictions", LABELS)
+    rows = [
+        OverlayRow(
+            truth.name,
+            cases / "images" / truth.name.replace(".nii.gz", "_0000.nii.gz"),
+            {"truth": truth, "prediction": cases / "predictions" / truth.name},
+        )
+        for truth in sorted((cases / "truths").glob("*.nii.gz"))
+    ]
+    write_overlay(cases / "overlay.png", rows, LABELS)
     image = sitk.GetArrayFromImage(sitk.ReadImage(str(cases / "overlay.png")))[..., :3].astype(int)
     assert min(image.shape[:2]) > 300
     coloured = np.ptp(image, axis=2) > 60
     rows = np.array_split(coloured, 2)  # a row per case
     assert all(row.mean() > 0.02 for row in rows)
-    assert [file.name for file in cases.glob("*overlay*")] == ["overlay.png"]

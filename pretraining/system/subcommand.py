@@ -60,9 +60,14 @@ def _watch(process: subprocess.Popen, log: Path, received: Sequence[int]) -> Non
         time.sleep(_POLL_SECONDS)
         if sys.stdout.isatty():
             line = f"{time.monotonic() - started:6.0f} s  {''.join(last_lines(log, 1))}"
-            print(f"\r{line[: shutil.get_terminal_size().columns - 1]}\x1b[K", end="", flush=True)
+            _show(f"\r{line[: shutil.get_terminal_size().columns - 1]}\x1b[K")
     if sys.stdout.isatty():
-        print("\r\x1b[K", end="")
+        _show("\r\x1b[K")
+
+
+def _show(text: str) -> None:
+    sys.stdout.write(text)
+    sys.stdout.flush()
 
 
 def _stop(process: subprocess.Popen) -> None:

@@ -6,11 +6,10 @@ from scipy import ndimage
 TOLERANCE_MM = 1.0
 
 
-def dice(prediction: np.ndarray, truth: np.ndarray, label: int) -> float:
-    """Dice, in [0, 1], of one label in two arrays of one shape; NaN where neither has it."""
-    predicted, true = prediction == label, truth == label
-    total = predicted.sum() + true.sum()
-    return float(2 * (predicted & true).sum() / total) if total else float("nan")
+def dice(predicted: np.ndarray, truth: np.ndarray) -> float:
+    """Dice, in [0, 1], of two masks (bool) of one shape; NaN where both are empty."""
+    total = predicted.sum() + truth.sum()
+    return float(2 * (predicted & truth).sum() / total) if total else float("nan")
 
 
 def normalised_surface_dice(

@@ -9,7 +9,7 @@ import time
 PROGRAM = """
 import sys
 from pathlib import Path
-from nnunetv2_cads.demo.runner import run_step
+from pretraining.system.subcommand import run_step
 from pretraining.system.signals import stop_signals_collected
 
 sleeper = "import os, time; print(os.getpid(), flush=True); time.sleep(60)"

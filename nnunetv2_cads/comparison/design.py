@@ -1,0 +1,127 @@
+"""What is compared: arms, budgets, seeds, split and length; kept in OUT, so that the same command resumes."""
+
+import itertools
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from nnunetv2_cads.comparison.arms import Arm
+from nnunetv2_cads.comparison.split import check_budgets, learning_order
+from pretraining.system.errors import UserError
+from pretraining.system.files import write_json
+
+ADDED_LATER = ("arms", "budgets", "seeds")
+"""What a later command on the same OUT may extend; all else is as the first one had it."""
+
+
+class Training(NamedTuple):
+    """One training of a comparison.
+
+    Attributes:
+        arm: its name.
+        budget: number of labelled cases.
+        seed: of the cases, of the weights and of the order of the patches.
+    """
+
+    arm: str
+    budget: int
+    seed: int
+
+    @property
+    def name(self) -> str:
+        """Names its files."""
+        return f"{self.arm}__{self.budget}__{self.seed}"
+
+
+@dataclass(frozen=True)
+class Design:
+    """All that decides what the trainings are.
+
+    Attributes:
+        dataset: its name.
+        plans: name of its plans.
+        configuration: of the plans.
+        patients: patient by case, of all labelled cases.
+        test: the held-out cases.
+        arms: what is compared; the first one is the baseline.
+        budgets: numbers of labelled cases.
+        seeds: their number.
+        epochs: of each training.
+        iterations: of each epoch.
+        mirroring: whether patches are mirrored, in training and in prediction.
+        amp: ``bf16`` for autocast on the CPU, where nnU-Net has none; ``none``.
+    """
+
+    dataset: str
+    plans: str
+    configuration: str
+    patients: Mapping[str, str]
+    test: tuple[str, ...]
+    arms: tuple[Arm, ...]
+    budgets: tuple[int, ...]
+    seeds: int
+    epochs: int
+    iterations: int
+    mirroring: bool = True
+    amp: str = "none"
+
+    def __post_init__(self) -> None:
+        check_budgets(self.budgets, len(self.patients) - len(self.test))
+
+    def trainings(self) -> Iterator[Training]:
+        """Seed after seed and budget after budget, so that arms can be compared as early as can be."""
+        for seed, budget, arm in itertools.product(range(self.seeds), self.budgets, self.arms):
+            yield Training(arm.name, budget, seed)
+
+    def learnt_cases(self, budget: int, seed: int) -> list[str]:
+        """The cases that a training learns from; those of a smaller budget are among them."""
+        pool = {case: patient for case, patient in self.patients.items() if case not in self.test}
+        return learning_order(pool, seed)[:budget]
+
+    def arm(self, name: str) -> Arm:
+        """The arm of this name."""
+        return next(arm for arm in self.arms if arm.name == name)
+
+    def extended(self, earlier: "Design") -> "Design":
+        """This design with the arms, budgets and seeds of an earlier one of the same comparison.
+
+        Raises:
+            UserError: they differ in more than these.
+        """
+        for name, value in asdict(self).items():
+            if name not in ADDED_LATER and value != (before := asdict(earlier)[name]):
+                raise UserError(f"has {name} {_short(before)}, not {_short(value)}; repeat that, or choose another OUT")
+        known = {arm.name: arm for arm in earlier.arms}
+        for arm in self.arms:
+            if known.get(arm.name, arm) != arm:
+                raise UserError(f"has another encoder for arm {arm.name}, {known[arm.name].encoder}; give a new name")
+        arms = {**known, **{arm.name: arm for arm in self.arms}}
+        budgets = sorted({*earlier.budgets, *self.budgets})
+        return replace(self, arms=tuple(arms.values()), budgets=tuple(budgets), seeds=max(self.seeds, earlier.seeds))
+
+    def write(self, path: Path) -> None:
+        """Write as JSON."""
+        arms = [asdict(arm) | {"encoder": str(arm.encoder) if arm.encoder else None} for arm in self.arms]
+        write_json(path, asdict(self) | {"arms": arms})
+
+
+def read_design(path: Path) -> Design:
+    """Read what `Design.write` wrote.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    try:
+        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        arms = [arm | {"encoder": Path(arm["encoder"]) if arm["encoder"] else None} for arm in content.pop("arms")]
+        lists = {name: tuple(content.pop(name)) for name in ("test", "budgets")}
+        return Design(**content, **lists, arms=tuple(Arm(**arm) for arm in arms))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path}: is damaged ({error}); choose another OUT") from error
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."

@@ -1,0 +1,60 @@
+"""Plans of an arm: the user's own, with the network of the arm where the trainer does not bring one."""
+
+import contextlib
+import io
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from nnunetv2.experiment_planning.experiment_planners.default_experiment_planner import ExperimentPlanner
+from nnunetv2.experiment_planning.experiment_planners.residual_unets.residual_encoder_unet_planners import (
+    nnUNetPlannerResEncL,
+    nnUNetPlannerResEncM,
+)
+
+from nnunetv2_cads.comparison.arms import PLAIN, RESENC_L, RESENC_M, Arm
+from nnunetv2_cads.comparison.dataset import Dataset
+from pretraining.system.errors import UserError
+from pretraining.system.worker_pool import changed_environment
+
+PLANNERS: Mapping[str, type[ExperimentPlanner]] = {
+    PLAIN: ExperimentPlanner,
+    RESENC_M: nnUNetPlannerResEncM,
+    RESENC_L: nnUNetPlannerResEncL,
+}
+AMPLE_GB = 1000
+"""GPU memory to plan a network with whose patch is given: never too little."""
+MANY_VOXELS = 1e12
+"""Of a dataset that is large enough for any batch."""
+
+
+def plans_of_arm(dataset: Dataset, arm: Arm) -> dict[str, Any]:
+    """The plans that an arm trains with: patch, batch, spacing and intensities are the user's in all of them.
+
+    Raises:
+        UserError: the network of the arm cannot have the patch of these plans.
+    """
+    if arm.network is None:
+        return dataset.plans
+    configuration = dataset.plans["configurations"][dataset.configuration]
+    patch_size = np.asarray(configuration["patch_size"])
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(changed_environment({"nnUNet_n_proc_DA": "1"}))  # its threads; it takes no 0
+        stack.enter_context(contextlib.redirect_stdout(io.StringIO()))  # its notes on planning
+        stack.enter_context(warnings.catch_warnings())
+        warnings.simplefilter("ignore")
+        planner = PLANNERS[arm.network](dataset.name, AMPLE_GB)
+        planned = planner.get_plans_for_configuration(
+            configuration["spacing"], patch_size, configuration["data_identifier"], MANY_VOXELS, {}
+        )
+    if tuple(planned["patch_size"]) != tuple(patch_size):
+        raise UserError(
+            f"{dataset.plans_name}: arm {arm.name} cannot have its patch {tuple(map(int, patch_size))}, the next is "
+            f"{tuple(map(int, planned['patch_size']))}; leave the arm out, or compare with -p nnUNetPlans"
+        )
+    changed = configuration | {"architecture": planned["architecture"]}
+    return dataset.plans | {
+        "plans_name": f"{dataset.plans_name}_{arm.network}",
+        "configurations": {**dataset.plans["configurations"], dataset.configuration: changed},
+    }

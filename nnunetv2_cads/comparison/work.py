@@ -1,0 +1,145 @@
+"""Doing the trainings of a comparison: by several processes at once, each training in a process of its own."""
+
+import json
+import logging
+import os
+import shutil
+import sys
+import time
+from collections.abc import Iterator, Sequence
+
+from nnunetv2_cads.comparison.design import Design, Training
+from nnunetv2_cads.comparison.folder import ComparisonFolder
+from pretraining.system.errors import UserError
+from pretraining.system.lock import held_if_free, new_lease
+from pretraining.system.subcommand import CommandFailed, run_step
+
+logger = logging.getLogger(__name__)
+
+MODULE = "nnunetv2_cads.comparison.training"
+LEAST_ROOM = 100_000_000
+"""Bytes; with less left on the disk, it is taken as the cause of a failure."""
+TIMED_ITERATIONS = 5
+MOST_PROCESSES = 8
+"""That segment and score at once, as nnU-Net has it."""
+WAIT_SECONDS = 2.0
+"""Between looks at what other processes have not finished."""
+
+
+def do_trainings(
+    folder: ComparisonFolder, design: Design, share: Sequence[Training], device: str, received: Sequence[int]
+) -> list[Training]:
+    """Do, in order, those of a share that neither are done nor are being done by another process, and wait for those.
+
+    An arm that fails is left out from then on; the others go on.
+
+    Args:
+        folder: OUT.
+        design: of the comparison.
+        share: the trainings of this process.
+        device: cpu, cuda or cuda:1.
+        received: signals that this process has received; one ends the work.
+
+    Returns:
+        The trainings that failed.
+
+    Raises:
+        UserError: the disk is full.
+    """
+    failed: dict[str, Training] = {}  # by arm
+    leases = {one: new_lease(folder.root / f".{one.name}.lock", folder.root) for one in share}
+    while not received:
+        missing = [one for one in share if not folder.result(one).exists() and one.arm not in failed]
+        if not missing:
+            break
+        begun = False
+        for training in missing:
+            if received or training.arm in failed:
+                continue
+            with held_if_free(leases[training]) as ours:
+                if not ours or folder.result(training).exists():
+                    continue
+                begun = True
+                logger.info("training %d of %d: %s", share.index(training) + 1, len(share), describe(training))
+                if not _train(folder, training, device, received):
+                    failed[training.arm] = training
+        if not begun:
+            time.sleep(WAIT_SECONDS)
+    return list(failed.values())
+
+
+def _train(folder: ComparisonFolder, training: Training, device: str, received: Sequence[int]) -> bool:
+    """Whether a training was done, or stopped by a signal."""
+    failure = folder.failure(training)
+    failure.unlink(missing_ok=True)
+    try:
+        run_step(_command(folder, training, device), _variables(device), folder.log(training), received)
+    except CommandFailed as error:
+        if shutil.disk_usage(folder.root).free < LEAST_ROOM:
+            raise UserError(f"{folder.root}: the disk is full; make room and give the same command again") from error
+        if not failure.exists():  # it was killed
+            failure.parent.mkdir(exist_ok=True)
+            failure.write_text(f"{str(error).splitlines()[-1]}\n\n{error}\n", encoding="utf-8")
+        logger.error("it failed, and %s is left out from here on; see %s", training.arm, failure)
+        return False
+    if not received:
+        shutil.rmtree(folder.training(training))  # its checkpoints, by far the largest of all
+    return True
+
+
+def timings(
+    folder: ComparisonFolder, design: Design, device: str, received: Sequence[int]
+) -> Iterator[tuple[str, dict[str, float]]]:
+    """What a step of each arm costs, from a few.
+
+    Raises:
+        UserError: an arm cannot be trained.
+    """
+    for arm in design.arms:
+        training = Training(arm.name, design.budgets[0], 0)
+        log = folder.root / "logs" / f"timing__{arm.name}.log"
+        try:
+            run_step(
+                [*_command(folder, training, device), "--time", str(TIMED_ITERATIONS)],
+                _variables(device),
+                log,
+                received,
+            )
+        except CommandFailed as error:
+            raise UserError(f"arm {arm.name} cannot be trained:\n{error}") from error
+        if received:
+            return
+        yield arm.name, json.loads(log.read_text(encoding="utf-8").strip().splitlines()[-1])
+
+
+def describe(training: Training) -> str:
+    """A training in words."""
+    return f"{training.arm}, {training.budget} labelled, seed {training.seed}"
+
+
+def _variables(device: str) -> dict[str, str]:
+    """nnU-Net's numbers of processes, where the user has not set them: its own are for a large machine with a GPU."""
+    cores = os.cpu_count() or 1
+    ours = {"nnUNet_def_n_proc": str(min(MOST_PROCESSES, cores))}
+    ours |= {"nnUNet_n_proc_DA": "0"} if device == "cpu" else {}
+    return {name: value for name, value in ours.items() if name not in os.environ}
+
+
+def _command(folder: ComparisonFolder, training: Training, device: str) -> list[str]:
+    return [sys.executable, "-m", MODULE, str(folder.root), training.name, device]
+
+
+def share_of(design: Design, part: int, parts: int) -> list[Training]:
+    """The trainings of one of several machines."""
+    return list(design.trainings())[part::parts]
+
+
+def unfinished(folder: ComparisonFolder, design: Design) -> list[Training]:
+    """The trainings that have no result yet."""
+    return [training for training in design.trainings() if not folder.result(training).exists()]
+
+
+def failures(folder: ComparisonFolder, design: Design) -> dict[Training, str]:
+    """Why trainings failed, in one line each."""
+    found = {training: folder.failure(training) for training in unfinished(folder, design)}
+    return {one: path.read_text(encoding="utf-8").splitlines()[0] for one, path in found.items() if path.exists()}

@@ -1,0 +1,266 @@
+"""`cads_compare` on a dataset of nnU-Net's: real trainings, an arm that fails, resuming, the report; bad input."""
+
+import csv
+import html.parser
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+
+from nnunetv2_cads import startup
+from nnunetv2_cads.comparison import cli
+from nnunetv2_cads.comparison.dataset import open_dataset
+from nnunetv2_cads.comparison.leaks import leaked_cases
+from nnunetv2_cads.comparison.scores import organs_of, score_folder
+from pretraining.preprocess import main as preprocess
+
+REPOSITORY = Path(startup.__file__).parents[1]
+FAILING = """
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+
+
+class FailsInTheMiddle(nnUNetTrainer):
+    def on_epoch_end(self):
+        raise ValueError("the disk of this test is on fire")
+"""
+LENGTH = ["--epochs", "1", "--iterations", "1", "-device", "cpu", "--no-mirroring"]
+
+
+def run(command, **options):
+    """Run a command to its end, with its output as text."""
+    return subprocess.run(command, encoding="utf-8", capture_output=True, timeout=600, **options)
+
+
+@pytest.fixture(scope="module")
+def variables(nnunet_project):
+    (nnunet_project.trainer_folder / "failing.py").write_text(FAILING, encoding="utf-8")
+    return nnunet_project.environment(nnUNet_extTrainer=str(nnunet_project.trainer_folder), PYTHONPATH=str(REPOSITORY))
+
+
+@pytest.fixture
+def compare(nnunet_project, variables, monkeypatch, capsys, tmp_path):
+    """Runs the command in this process; returns its exit code and what it printed."""
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    discovery = Path(startup.__file__).parent / "training" / "discovery"  # which an interpreter adds when it starts
+    monkeypatch.setenv("nnUNet_extTrainer", f"{discovery}{os.pathsep}{nnunet_project.trainer_folder}")
+
+    def call(*arguments, out=tmp_path / "out"):
+        code = cli.main([str(out), "-d", "1", *map(str, arguments)])
+        captured = capsys.readouterr()
+        return code, captured.out + captured.err
+
+    return call
+
+
+@pytest.fixture(scope="module")
+def compared(nnunet_project, variables, tmp_path_factory):
+    """A comparison in which one arm fails, and which was then given a second seed."""
+    out = tmp_path_factory.mktemp("compared") / "out"
+    command = [sys.executable, "-m", "nnunetv2_cads.comparison.cli", str(out), "-d", "1", *LENGTH, "--labels", "1"]
+    command += ["--arms", "FailsInTheMiddle", "cads", "--encoder", str(nnunet_project.encoder_file)]
+    first = run([*command, "--seeds", "1"], env=variables)
+    times = {path: path.stat().st_mtime_ns for path in (out / "results").iterdir()}
+    second = run([*command, "--seeds", "2"], env=variables)
+    assert all(path.stat().st_mtime_ns == before for path, before in times.items())
+    return out, first, second
+
+
+def test_other_arms_go_on_where_one_fails(compared):
+    out, first, second = compared
+    assert (first.returncode, second.returncode) == (1, 1)
+    assert sorted(path.stem for path in (out / "results").iterdir()) == [
+        f"{arm}__1__{seed}" for arm in ("cads", "scratch") for seed in (0, 1)
+    ]
+    assert "the disk of this test is on fire" in (out / "failed" / "FailsInTheMiddle__1__0.txt").read_text()
+    assert [path.name for path in (out / "trainings").iterdir()] == ["FailsInTheMiddle__1__0"]
+    assert "training 1 of 3: scratch, 1 labelled, seed 0" in first.stderr
+    assert "scratch, 1 labelled, seed 0" not in second.stderr
+
+
+def test_the_encoder_was_loaded_and_the_cases_are_those_of_the_split(compared, nnunet_project):
+    out, *_ = compared
+    results = {path.stem: json.loads(path.read_text()) for path in (out / "results").iterdir()}
+    design = json.loads((out / "comparison.json").read_text())
+    for result in results.values():
+        assert {row["case"] for row in result["scores"]} == set(design["test"])
+        assert len(result["cases"]) == 1 and not set(result["cases"]) & set(design["test"])
+        assert len(result["curve"]["train_loss"]) == 1 and result["cost"]["parameters"] > 1e6
+    assert results["cads__1__0"]["cases"] == results["scratch__1__0"]["cases"]
+    assert str(nnunet_project.encoder_file) in (out / "logs" / "cads__1__0.log").read_text()
+    assert results["cads__1__0"]["curve"] != results["scratch__1__0"]["curve"]
+
+
+def test_scores_are_those_of_the_predictions(compared, variables, monkeypatch):
+    out, *_ = compared
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    dataset = open_dataset(1, None, "3d_fullres")
+    design = json.loads((out / "comparison.json").read_text())
+    found = json.loads((out / "results" / "cads__1__0.json").read_text())["scores"]
+    assert score_folder(out / "predictions" / "cads__1__0", dataset, design["test"]) == found
+    case = design["test"][0]
+    truth, predicted = (
+        sitk.GetArrayFromImage(sitk.ReadImage(str(folder / f"{case}.nii.gz")))
+        for folder in (dataset.raw / "labelsTr", out / "predictions" / "cads__1__0")
+    )
+    expected = 2 * ((truth == 1) & (predicted == 1)).sum() / ((truth == 1).sum() + (predicted == 1).sum())
+    assert next(row for row in found if row["case"] == case)["dice"] == pytest.approx(expected)
+
+
+def test_the_report_needs_nothing_else_and_says_what_was_found(compared):
+    out, _, second = compared
+    page = (out / "report.html").read_text(encoding="utf-8")
+    outside = [value for value in re.findall(r'(?:src|href)="([^"]*)"', page) if not value.startswith("data:")]
+    assert not outside and "<script" not in page
+    assert page.count("<img") == 4  # budgets, gains, curves, and a picture of the arm that is done
+    answer = next(line for line in second.stdout.splitlines() if line.startswith("With 1 labelled case, cads "))
+    assert answer in page
+    assert "FailsInTheMiddle, 1 labelled, seed 0 failed: the disk of this test is on fire" in page
+    assert "2 of 6 trainings are not finished." in page
+    parser = html.parser.HTMLParser()
+    parser.feed(page)
+    results = json.loads((out / "results.json").read_text())
+    assert [gain["arm"] for gain in results["gains"]] == ["cads"] and len(results["encoder_sha256"]["cads"]) == 64
+    with (out / "results.csv").open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 4 * len(results["design"]["test"]) * 2
+
+
+def test_a_report_without_images_shows_no_case(compared, compare):
+    out, *_ = compared
+    copy = shutil.copytree(out, out.with_name("copy"), symlinks=True)
+    design = json.loads((copy / "comparison.json").read_text())
+    arms = [arm["name"] for arm in design["arms"][1:]]
+    encoder = design["arms"][2]["encoder"]
+    code, _ = compare(
+        *LENGTH, "--labels", 1, "--seeds", 2, "--arms", *arms, "--encoder", encoder, "--report", "--no-images", out=copy
+    )
+    page = (copy / "report.html").read_text(encoding="utf-8")
+    assert code == 0 and "image/png" not in page and page.count("image/svg") == 3
+
+
+def test_a_stopped_training_resumes(nnunet_project, variables, tmp_path):
+    out = tmp_path / "out"
+    command = [sys.executable, "-m", "nnunetv2_cads.comparison.cli", str(out), "-d", "1", "--arms", "scratch"]
+    command += ["--labels", "1", "--seeds", "1", "--epochs", "10", "--iterations", "1"]
+    command += ["-device", "cpu", "--no-mirroring"]
+    silent = {"stderr": subprocess.DEVNULL, "stdout": subprocess.DEVNULL}
+    process = subprocess.Popen(command, env=variables, **silent)
+    deadline = time.monotonic() + 240
+    while not list(out.glob("trainings/*/results/*/*/fold_0/checkpoint_latest.pth")):
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.2)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=90) == 143
+    assert not list(out.glob("results/*"))
+    assert run(command, env=variables).returncode == 0
+    curve = json.loads((out / "results" / "scratch__1__0.json").read_text())["curve"]
+    assert len(curve["train_loss"]) == 10
+    log = (out / "logs" / "scratch__1__0.log").read_text()
+    assert "Epoch 0" not in re.findall(r"Epoch \d+", log)
+
+
+def test_dry_run_and_parts_list_the_work_and_write_nothing(compare, tmp_path):
+    lines = []
+    for part in (0, 1):
+        flags = ["--labels", "1", "2", "--seeds", "2", "--arms", "nnUNetTrainer", "--dry-run"]
+        code, text = compare(*flags, "--part", part, "--parts", "2")
+        assert code == 0
+        lines += [line for line in text.splitlines() if "learns from" in line]
+    assert len(lines) == len(set(lines)) == 8
+    assert not (tmp_path / "out").exists()
+    of_two = next(line for line in lines if line.startswith("nnUNetTrainer, 2 labelled, seed 1"))
+    of_one = next(line for line in lines if line.startswith("nnUNetTrainer, 1 labelled, seed 1"))
+    assert of_two.split("learns from ")[1].startswith(of_one.split("learns from ")[1] + ", ")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--labels", "5"], "5 labelled cases of 5 patients are too few to learn from 5"),
+        (["--arms", "NoSuchTrainer"], "--arms NoSuchTrainer: no encoder and no trainer has this name"),
+        (["--arms", "cads"], "--arms cads needs its encoder"),
+        (["--encoder", "README"], "README: no such encoder file"),
+        (["-p", "OtherPlans"], "has no OtherPlans.json; run cads_plan_and_preprocess -d 1 first"),
+        (["-c", "3d_lowres"], "has no configuration 3d_lowres; choose one of"),
+        (["--test", "TEST"], "case_9 is no labelled case"),
+        (["--patient-pattern", "case"], "has no group"),
+        (["--patient-pattern", "(x)"], "does not match case case_0"),
+        (["--parts", "2", "--part", "2"], "--part 2: must be from 0 to 1"),
+    ],
+)
+def test_bad_input_is_one_sentence(compare, tmp_path, arguments, message):
+    (tmp_path / "test.txt").write_text("case_1\ncase_9\n", encoding="utf-8")
+    arguments = [str(tmp_path / "test.txt") if word == "TEST" else word for word in arguments]
+    flags = [] if "--arms" in arguments or "--encoder" in arguments else ["--arms", "scratch"]
+    labels = [] if "--labels" in arguments else ["--labels", "1"]
+    code, text = compare(*flags, *labels, *arguments)
+    errors = [line for line in text.splitlines() if line.startswith("error: ")]
+    assert code == 2 and len(errors) == 1 and message in errors[0]
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_dataset_that_is_not_there_is_named(compare, monkeypatch):
+    monkeypatch.delenv("nnUNet_raw")
+    code, text = compare("--arms", "scratch", "--labels", "1")
+    assert code == 2 and "nnUNet_raw is not set" in text
+
+
+def test_a_folder_of_something_else_is_left_alone(compare, tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "thesis.txt").touch()
+    code, text = compare("--arms", "scratch", "--labels", "1")
+    assert code == 2 and "exists and holds no comparison" in text
+
+
+def test_patients_stay_together(compare, tmp_path):
+    table = tmp_path / "patients.csv"
+    table.write_text("case,patient\n" + "".join(f"case_{i},{'ab'[i > 2]}\n" for i in range(5)), encoding="utf-8")
+    flags = ["--arms", "scratch", "--labels", "1", "--seeds", "1", "--dry-run"]
+    code, text = compare(*flags, "--patient-table", table)
+    test_cases = text.split("test cases: ")[1].split()
+    assert code == 0 and len(test_cases) in (2, 3)
+    (tmp_path / "test.txt").write_text("case_1\n", encoding="utf-8")
+    code, text = compare(*flags, "--patient-table", table, "--test", tmp_path / "test.txt")
+    assert code == 2 and "patient a has other cases, too" in text
+
+
+def test_test_cases_of_the_pretraining_are_refused(compare, nnunet_project, tmp_path):
+    archive = tmp_path / "archive"
+    archive.mkdir()
+    raw = nnunet_project.root / "raw" / "Dataset001_Blobs" / "imagesTr"
+    for case in ("case_1", "case_3"):
+        shutil.copy(raw / f"{case}_0000.nii.gz", archive / f"renamed_{case}.nii.gz")
+    assert preprocess([str(archive), str(tmp_path / "store"), "-np", "1"]) == 0
+    (tmp_path / "test.txt").write_text("case_1\ncase_2\n", encoding="utf-8")
+    flags = ["--arms", "scratch", "--labels", "1", "--dry-run", "--store", tmp_path / "store"]
+    code, text = compare(*flags, "--test", tmp_path / "test.txt")
+    assert code == 2 and "1 of 2 test cases were pre-trained on (case_1 is volume renamed_case_1)" in text
+    assert leaked_cases(open_dataset(1, None, "3d_fullres"), ["case_2", "case_4"], tmp_path / "store") == {}
+
+
+def test_regions_and_ignored_voxels_are_scored_as_nnunet_trains_them(tmp_path, compare):
+    description = {"labels": {"background": 0, "whole": [1, 2], "core": [2], "ignore": 3}}
+    organs, ignored = organs_of(description)
+    assert (organs, ignored) == ({"whole": [1, 2], "core": [2]}, 3)
+    dataset = open_dataset(1, None, "3d_fullres")
+    changed = type(dataset)(**{**vars(dataset), "raw": tmp_path, "description": dataset.description | description})
+    truth, predicted = np.zeros((4, 4, 4), np.uint8), np.zeros((4, 4, 4), np.uint8)
+    truth[0], truth[1], truth[3] = 1, 2, 3
+    predicted[0], predicted[1], predicted[3] = 2, 2, 1
+    for folder, array in (("labelsTr", truth), ("predicted", predicted)):
+        (tmp_path / folder).mkdir()
+        sitk.WriteImage(sitk.GetImageFromArray(array), str(tmp_path / folder / "a.nii.gz"))
+    whole, core = score_folder(tmp_path / "predicted", changed, ["a"])
+    assert (whole["organ"], whole["dice"], core["organ"]) == ("whole", 1.0, "core")
+    assert core["dice"] == pytest.approx(2 / 3)
