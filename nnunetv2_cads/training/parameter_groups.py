@@ -6,7 +6,7 @@ from torch import nn
 
 
 def parameter_groups(
-    network: nn.Module, decoder_lr: float, encoder_lr: float, weight_decay: float
+    network: nn.Module, decoder_lr: float, encoder_lr: float, weight_decay: float, encoder_lr_decay: float = 1.0
 ) -> list[dict[str, Any]]:
     """Parameter groups of a network with ``.encoder`` and ``.decoder``, as an optimizer takes them.
 
@@ -15,12 +15,27 @@ def parameter_groups(
     Args:
         network: a PVTUNet.
         decoder_lr: base rate of what starts from random weights.
-        encoder_lr: base rate of the encoder.
+        encoder_lr: base rate of the encoder; of its last stage, where it decays.
         weight_decay: of matrices and kernels.
+        encoder_lr_decay: factor on the rate from each stage of the encoder to the one before it, and to the stem.
     """
+    parts = [(list(network.decoder.parameters()), decoder_lr)]
+    if encoder_lr_decay == 1:
+        parts.append((list(network.encoder.parameters()), encoder_lr))
+    else:
+        levels = _by_level(network.encoder)
+        parts += [(of_level, encoder_lr * encoder_lr_decay**steps) for steps, of_level in enumerate(reversed(levels))]
     groups = []
-    for part, rate in ((network.decoder, decoder_lr), (network.encoder, encoder_lr)):
-        parameters = list(part.parameters())
+    for parameters, rate in parts:
         groups.append({"params": [p for p in parameters if p.ndim > 1], "lr": rate, "weight_decay": weight_decay})
         groups.append({"params": [p for p in parameters if p.ndim <= 1], "lr": rate, "weight_decay": 0.0})
     return groups
+
+
+def _by_level(encoder: nn.Module) -> list[list[nn.Parameter]]:
+    """Parameters of the stem (the first patch embedding) and of stages 1 to 4, as they are named in the encoder."""
+    levels: list[list[nn.Parameter]] = [[] for _ in range(5)]
+    for name, parameter in encoder.named_parameters():
+        module = name.split(".")[0]
+        levels[0 if module == "patch_embed1" else int(module[-1])].append(parameter)
+    return levels

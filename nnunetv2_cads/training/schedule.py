@@ -25,6 +25,21 @@ def warmup_poly_factor(epoch: int, num_epochs: int, warmup_epochs: int, frozen_e
     return (1 - (epoch - warmup_epochs) / (num_epochs - warmup_epochs)) ** POLY_EXPONENT
 
 
+def sawtooth_factor(epoch: int, num_epochs: int, warmup_epochs: int, first_epochs: int) -> float:
+    """Factor on the base rate of a part that is trained alone at first: up and down in the first epochs, and once more,
+    with all other parts, in the rest (as nnssl fine-tunes; Wald et al., 2025).
+
+    Args:
+        epoch: from 0 to ``num_epochs`` - 1.
+        num_epochs: of the training.
+        warmup_epochs: of each of the two curves.
+        first_epochs: of the first one.
+    """
+    if epoch < first_epochs:
+        return warmup_poly_factor(epoch, first_epochs, min(warmup_epochs, first_epochs - 1))
+    return warmup_poly_factor(epoch, num_epochs, warmup_epochs, first_epochs)
+
+
 class EpochSchedule:
     """Sets each parameter group's rate to its own base rate times its own ``factor(epoch)``.
 

@@ -30,7 +30,7 @@ from nnunetv2_cads.training.pretrained_encoder import (
     encoder_path_from_environment,
     load_pretrained_encoder,
 )
-from nnunetv2_cads.training.schedule import EpochSchedule, warmup_poly_factor
+from nnunetv2_cads.training.schedule import EpochSchedule, sawtooth_factor, warmup_poly_factor
 
 DEFAULT_DEVICE = torch.device("cuda")
 
@@ -52,6 +52,8 @@ class nnUNetTrainerCADS(nnUNetTrainer):
         warmup_fraction: share of the epochs, rounded up, over which the rates rise.
         frozen_encoder_epochs: first epochs in which the encoder keeps its weights, by a rate of 0. It is still computed
             with gradients, so that DDP and compiled networks need nothing special. Its warm-up comes afterwards.
+        sawtooth: whether the decoder's rate falls in these first epochs, too, and rises once more with the encoder's.
+        encoder_lr_decay: factor on the encoder's rate from each stage to the one before it, and to the stem.
         use_pretrained_encoder: False starts from random weights instead.
         mirroring: False neither trains nor predicts with mirrored patches: for short trainings whose labels differ
             between left and right.
@@ -69,6 +71,8 @@ class nnUNetTrainerCADS(nnUNetTrainer):
         self.weight_decay = 1e-2
         self.warmup_fraction = 0.05
         self.frozen_encoder_epochs = 0
+        self.sawtooth = False
+        self.encoder_lr_decay = 1.0
         self.use_pretrained_encoder = True
         self.mirroring = True
         for name, value in self.settings.items():
@@ -95,12 +99,18 @@ class nnUNetTrainerCADS(nnUNetTrainer):
 
     def configure_optimizers(self) -> tuple[torch.optim.Optimizer, EpochSchedule]:
         """AdamW with the encoder's and the decoder's own rates; rates depend only on the epoch."""
-        groups = parameter_groups(self._plain_network(), self.initial_lr, self.encoder_lr, self.weight_decay)
+        groups = parameter_groups(
+            self._plain_network(), self.initial_lr, self.encoder_lr, self.weight_decay, self.encoder_lr_decay
+        )
         optimizer = torch.optim.AdamW(groups, fused=True)  # on the CPU a tenth of the default's time
         warmup_epochs = math.ceil(self.warmup_fraction * self.num_epochs)
         decoder = functools.partial(warmup_poly_factor, num_epochs=self.num_epochs, warmup_epochs=warmup_epochs)
         encoder = functools.partial(decoder, frozen_epochs=self.frozen_encoder_epochs)
-        return optimizer, EpochSchedule(optimizer, (decoder, decoder, encoder, encoder))
+        if self.sawtooth:
+            lengths = {"num_epochs": self.num_epochs, "warmup_epochs": warmup_epochs}
+            decoder = functools.partial(sawtooth_factor, **lengths, first_epochs=self.frozen_encoder_epochs)
+        factors = (decoder, decoder, *[encoder] * (len(groups) - 2))
+        return optimizer, EpochSchedule(optimizer, factors)
 
     def configure_rotation_dummyDA_mirroring_and_inital_patch_size(self) -> tuple:
         """nnU-Net's, with no axes to mirror where ``mirroring`` is off; checkpoints keep that for prediction."""

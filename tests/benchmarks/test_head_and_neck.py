@@ -32,7 +32,7 @@ from few_labels.head_and_neck.tables import (
     lines_of,
     read_records,
 )
-from few_labels.head_and_neck.trainings import EPOCH, NETWORKS, RANDOM, TUNING, Training, comparison
+from few_labels.head_and_neck.trainings import EPOCH, NETWORKS, RANDOM, TUNING, VARIANTS, Training, comparison
 from few_labels.pretrain import flops_per_sample
 from few_labels.tasks import Task
 from nnunetv2.training.nnUNetTrainer.variants.optimizer.nnUNetTrainerAdam import nnUNetTrainerAdam
@@ -117,8 +117,8 @@ def recorded(tmp_path, monkeypatch):
     task = make_task(tmp_path, benchmark.split, (1, 2), 2)
     given = []
 
-    def stand_in(trainer, plans, dataset_json, fold, seed, schedule, held_out, encoder, decoder):
-        given.append((trainer, plans, fold, list(held_out), encoder))
+    def stand_in(trainer, plans, dataset_json, fold, seed, schedule, held_out, encoder, decoder, settings):
+        given.append((trainer, plans, fold, list(held_out), encoder, settings))
         rows = [
             {"case": case, "organ": o, "dice": 0.5 + seed / 4, "nsd": 1.0} for case in held_out for o in LARGEST_RIM
         ]
@@ -139,24 +139,33 @@ def recorded(tmp_path, monkeypatch):
 
 
 def test_what_tunes_something_never_sees_the_test_cases(recorded):
-    benchmark, (trainer, _, fold, cases, encoder), record = recorded(Training("rates", RANDOM, 2, 1, 25))
+    benchmark, (trainer, _, fold, cases, encoder, settings), record = recorded(Training("rates", RANDOM, 2, 1, 25))
     assert cases == list(benchmark.split.validation) and record["test"] == []
-    assert (trainer, fold, encoder) == ("nnUNetTrainerCADS_scratch", 3, None)
+    assert (trainer, fold, encoder, settings) == ("nnUNetTrainerCADS_scratch", 3, None, {})
     assert record["cases"] == list(benchmark.split.labelled(2, 1))
 
 
 @pytest.mark.parametrize("start", [name for name in NETWORKS if name != RANDOM])
 def test_networks_of_nnunet_are_trained_by_its_own_trainers_and_plans(recorded, start):
-    _, (trainer, plans, _, _, encoder), record = recorded(Training("test", start, 1, 0, 25))
+    _, (trainer, plans, _, _, encoder, _), record = recorded(Training("test", start, 1, 0, 25))
     assert (issubclass(CLASSES[trainer], nnUNetTrainerAdam), encoder) == (start.endswith("_adamw"), None)
     assert plans == {"nnunet": "nnUNetPlans", "resenc": "nnUNetResEncUNetMPlans"}[start.split("_")[0]]
     assert record["start"] == start
 
 
+def test_variants_are_settings_of_the_trainer_and_stand_apart(recorded, tmp_path):
+    for variant in VARIANTS:
+        training = Training("test", "x", 1, 0, 25, tested=True, variant=variant)
+        _, (*_, settings), record = recorded(training)
+        assert settings == VARIANTS[variant] and record["variant"] == variant and training.name.endswith(variant)
+    recorded(Training("test", RANDOM, 1, 0, 25, tested=True))
+    assert [found.start for found in gains(read_records(tmp_path / "records"))] == ["x"]  # of the variant "" alone
+
+
 def test_validation_and_test_are_recorded_apart_and_tabled(recorded, tmp_path):
     for seed in (0, 1):
         training = Training("test", "restoration", 1, seed, 25, tested=True)
-        benchmark, (trainer, _, _, _, encoder), record = recorded(training)
+        benchmark, (trainer, _, _, _, encoder, _), record = recorded(training)
         assert {row["case"] for row in record["validation"]} == set(benchmark.split.validation)
         assert {row["case"] for row in record["test"]} == set(benchmark.split.test)
         assert trainer == "nnUNetTrainerCADS"

@@ -5,7 +5,7 @@
     python -m few_labels.head_and_neck tune FOLDER OPENKBP RECORDS [--hours H]
     python -m few_labels.head_and_neck compare FOLDER OPENKBP RECORDS [--starts START...] [--labels 1 2 8]
         [--seeds 0 1 2] [--iterations 600] [--window LOW HIGH] [--rates ENCODER DECODER]
-        [--question NAME] [--hours H]
+        [--variants decay ...] [--question NAME] [--hours H]
     python -m few_labels.head_and_neck tables RECORDS [--json FILE] [--figure PNG]
 
 Give the same command again to resume: finished trainings are kept, and a pre-training resumes at its last checkpoint.
@@ -32,6 +32,7 @@ from few_labels.head_and_neck.trainings import (
     SEEDS,
     TEST,
     TUNING,
+    VARIANTS,
     WITH_DECODER,
     comparison,
 )
@@ -75,7 +76,7 @@ def main(argv: list[str] | None = None) -> int:
         window = tuple(arguments.window) if arguments.window else None
         trainings = comparison(
             starts, arguments.labels, arguments.seeds, arguments.iterations, window, arguments.question,
-            tuple(arguments.rates),
+            tuple(arguments.rates), arguments.variants,
         )  # fmt: skip
     if not benchmark.run(trainings, arguments.records, deadline):
         print("the time is over; give the same command again to resume")
@@ -109,6 +110,7 @@ def _parser() -> argparse.ArgumentParser:
         "--window", nargs=2, type=float, metavar=("LOW", "HIGH"), help="HU that the network sees; default: nnU-Net's"
     )
     compare.add_argument("--rates", nargs=2, type=float, metavar=("ENCODER", "DECODER"), default=RATES)
+    compare.add_argument("--variants", nargs="+", choices=VARIANTS, default=[""], help="ways to fine-tune")
     compare.add_argument(
         "--question", default=TEST, help="what the trainings are for; all but 'test' score the validation cases alone"
     )

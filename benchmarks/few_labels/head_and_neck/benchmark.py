@@ -19,7 +19,7 @@ from few_labels.finetune import Schedule, finetune
 from few_labels.head_and_neck.cases import Split, read_split
 from few_labels.head_and_neck.data import make_store, make_task, write_dataset
 from few_labels.head_and_neck.pretrainings import PRETRAININGS, config_of
-from few_labels.head_and_neck.trainings import BUDGETS, EPOCH, NETWORKS, SEEDS, WITH_DECODER, Training
+from few_labels.head_and_neck.trainings import BUDGETS, EPOCH, NETWORKS, SEEDS, VARIANTS, WITH_DECODER, Training
 from few_labels.peers.training import pretrain_peer
 from few_labels.plans import plan_and_preprocess, plans_in_window, read_plans
 from few_labels.pretrain import PEERS
@@ -119,6 +119,7 @@ class Benchmark:
                 cases,
                 encoder=encoder,
                 decoder=decoder,
+                settings=VARIANTS[training.variant],
             )
         write_rows(record, self.record(task, training, number, result))
 

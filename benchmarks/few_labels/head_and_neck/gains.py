@@ -9,9 +9,8 @@ import numpy as np
 
 from few_labels.head_and_neck.data import TASK
 from few_labels.head_and_neck.trainings import RANDOM
+from nnunetv2_cads.comparison.gains import interval
 
-DRAWS = 10_000
-INTERVAL = (2.5, 97.5)
 BEST = "best"
 
 
@@ -51,11 +50,11 @@ def gains(runs: Iterable[dict[str, Any]]) -> list[Gain]:
     scores: dict[tuple, dict[int, dict[str, float]]] = defaultdict(dict)
     for run in runs:
         rates = run["encoder_lr"], run["decoder_lr"]
-        key = run["start"], tuple(run["window"] or ()), run["iterations"], run["labels"], rates
+        key = run["start"], tuple(run["window"] or ()), run["iterations"], run["labels"], rates, run.get("variant", "")
         scores[key][run["seed"]] = case_means(run["test"])
     found = []
     for (start, *setting), by_seed in sorted(scores.items()):
-        window, iterations, labels, _ = setting
+        window, iterations, labels, *_ = setting
         baseline = scores.get((RANDOM, *setting), {})
         seeds = sorted(by_seed.keys() & baseline.keys())
         if start == RANDOM or not seeds:
@@ -76,16 +75,6 @@ def case_means(rows: list[dict[str, Any]]) -> dict[str, float]:
     for row in rows:
         values[row["case"]].append(row["dice"])
     return {case: float(np.mean(of_case)) for case, of_case in values.items()}
-
-
-def interval(differences: np.ndarray) -> tuple[float, float]:
-    """95% of the means of differences (seeds, cases) when seeds are drawn anew, and within each its cases."""
-    rng = np.random.default_rng(0)
-    seeds, cases = differences.shape
-    drawn = differences[rng.integers(seeds, size=(DRAWS, seeds))]
-    places = rng.integers(cases, size=drawn.shape)
-    low, high = np.percentile(np.take_along_axis(drawn, places, 2).mean((1, 2)), INTERVAL)
-    return float(low), float(high)
 
 
 def summary(found: Iterable[Gain]) -> list[dict[str, Any]]:

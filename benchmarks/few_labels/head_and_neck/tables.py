@@ -55,7 +55,7 @@ def curve_table(runs: list[dict[str, Any]]) -> str:
         seconds = f"{run['cost']['seconds_per_iteration']:.2f}"
         head = [
             run["question"],
-            run["start"],
+            " ".join(filter(None, (run["start"], run.get("variant")))),
             seen_in(run["window"]),
             str(run["labels"]),
             str(run["seed"]),
@@ -81,7 +81,8 @@ def dice_table(runs: list[dict[str, Any]]) -> str:
     """One row per start, window, length and budget: mean Dice of the test cases by seed, and its mean."""
     by_seed: dict[tuple, dict[int, float]] = defaultdict(dict)
     for run in runs:
-        key = (run["question"], run["start"], seen_in(run["window"]), run["iterations"], run["labels"])
+        start = " ".join(filter(None, (run["start"], run.get("variant"))))
+        key = (run["question"], start, seen_in(run["window"]), run["iterations"], run["labels"])
         by_seed[key][run["seed"]] = float(np.mean(list(mean_by_organ(run["test"]).values())))
     rows = []
     for key, means in sorted(by_seed.items()):
@@ -141,8 +142,9 @@ def _line(runs: list[dict[str, Any]]) -> Line:
 
 
 def setting_of(run: dict[str, Any]) -> tuple:
-    """What trainings must have in common to be compared: window, length and rates."""
-    return tuple(run["window"] or ()), run["iterations"], run["encoder_lr"], run["decoder_lr"]
+    """What trainings must have in common to be compared: window, length, rates and variant."""
+    rates = run["encoder_lr"], run["decoder_lr"]
+    return tuple(run["window"] or ()), run["iterations"], *rates, run.get("variant", "")
 
 
 def seen_in(window: Sequence[float] | None) -> str:

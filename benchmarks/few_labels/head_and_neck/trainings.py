@@ -3,6 +3,7 @@
 import itertools
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 RANDOM = "random"
 TEST = "test"
@@ -43,6 +44,16 @@ NETWORKS = {
 """The starts that no pre-training made: PVT-UNet's random weights, and nnU-Net's default and ResEnc-M.
 
 nnU-Net's SGD keeps its own rate, which is made for 250,000 iterations; AdamW has the rate of PVT-UNet's decoder."""
+VARIANTS: dict[str, dict[str, Any]] = {
+    "": {},
+    "published_rates": {"encoder_lr": 1e-4, "initial_lr": 5e-4},
+    "slow_encoder": {"encoder_lr": 1e-4},
+    "decay": {"encoder_lr_decay": 0.75},
+    "decay_to_deep": {"encoder_lr_decay": 1.33},
+    "frozen_first": {"frozen_encoder_epochs": 3},
+    "sawtooth": {"frozen_encoder_epochs": 3, "sawtooth": True},
+}
+"""Ways to fine-tune, as settings of `nnUNetTrainerCADS` that differ from the benchmark's; "" is its own."""
 PRETRAINED = Network("nnUNetTrainerCADS")
 """The network of every other start."""
 
@@ -62,6 +73,7 @@ class Training:
         decoder_lr: of the decoder.
         tested: whether the test cases are scored, too; what tunes something must not look at them.
         window: HU that the network sees; None: as nnU-Net plans, which clips to the intensities of the labels.
+        variant: name in `VARIANTS`.
     """
 
     question: str
@@ -74,6 +86,7 @@ class Training:
     decoder_lr: float = RATES[1]
     tested: bool = False
     window: tuple[float, float] | None = None
+    variant: str = ""
 
     def __post_init__(self) -> None:
         for iterations in (self.iterations, *self.milestones):
@@ -90,7 +103,8 @@ class Training:
         """Names its record."""
         window = f"__{self.window[0]:g}_{self.window[1]:g}" if self.window else ""
         rates = f"{self.encoder_lr:g}_{self.decoder_lr:g}"
-        return f"{self.question}__{self.start}__{self.labels}__{self.seed}__{self.iterations}__{rates}{window}"
+        variant = f"__{self.variant}" if self.variant else ""
+        return f"{self.question}__{self.start}__{self.labels}__{self.seed}__{self.iterations}__{rates}{window}{variant}"
 
 
 TUNING = (
@@ -111,13 +125,15 @@ def comparison(
     window: tuple[float, float] | None = None,
     question: str = TEST,
     rates: tuple[float, float] = RATES,
+    variants: Iterable[str] = ("",),
 ) -> Iterator[Training]:
     """Starts side by side, seed after seed, so that pairs are complete as early as can be.
 
     What asks for something else than `TEST` is scored on the validation cases alone.
     """
     milestones = tuple(share * iterations // 4 // EPOCH * EPOCH for share in (1, 2, 3))
-    for seed, labels, start in itertools.product(seeds, budgets, starts):
+    for seed, labels, start, variant in itertools.product(seeds, budgets, starts, variants):
         yield Training(
-            question, start, labels, seed, iterations, milestones, *rates, tested=question == TEST, window=window
-        )
+            question, start, labels, seed, iterations, milestones, *rates,
+            tested=question == TEST, window=window, variant=variant,
+        )  # fmt: skip

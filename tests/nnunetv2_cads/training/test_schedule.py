@@ -4,7 +4,7 @@ from torch import nn
 
 from nnunetv2_cads.network_architecture import PVTUNet
 from nnunetv2_cads.training.parameter_groups import parameter_groups
-from nnunetv2_cads.training.schedule import EpochSchedule, warmup_poly_factor
+from nnunetv2_cads.training.schedule import EpochSchedule, sawtooth_factor, warmup_poly_factor
 
 
 def test_the_factor_rises_linearly_and_falls_polynomially():
@@ -24,6 +24,16 @@ def test_frozen_epochs_come_before_the_warm_up_and_the_rest_is_the_same_curve():
     assert frozen[:3] == [0, 0, 0]
     assert frozen[3:] == [warmup_poly_factor(epoch, num_epochs=6, warmup_epochs=2) for epoch in range(6)]
     assert [warmup_poly_factor(epoch, 3, 1, frozen_epochs=5) for epoch in range(3)] == [0, 0, 0]
+
+
+def test_a_sawtooth_is_two_curves_one_after_the_other():
+    factors = [sawtooth_factor(epoch, num_epochs=20, warmup_epochs=2, first_epochs=6) for epoch in range(20)]
+    assert factors[:6] == [warmup_poly_factor(epoch, 6, 2) for epoch in range(6)]
+    assert factors[6:] == [warmup_poly_factor(epoch, 14, 2) for epoch in range(14)]
+    assert [sawtooth_factor(epoch, 3, 1, first_epochs=1) for epoch in range(3)] == [1.0, 0.5, 1.0]
+    assert [sawtooth_factor(epoch, 3, 1, first_epochs=0) for epoch in range(3)] == [
+        warmup_poly_factor(epoch, 3, 1) for epoch in range(3)
+    ]
 
 
 def optimizer_and_schedule() -> tuple[torch.optim.Optimizer, EpochSchedule]:
@@ -70,3 +80,18 @@ def test_groups_hold_every_parameter_once_and_spare_norms_and_biases_from_decay(
     assert settings[id(network.encoder.block1[0].attn.q.bias)] == (0.1, 0.0)
     assert settings[id(network.decoder.seg_layers[0].weight)] == (1.0, 0.5)
     assert settings[id(network.decoder.seg_layers[0].bias)] == (1.0, 0.0)
+
+
+def test_rates_of_the_encoder_decay_from_its_last_stage_to_the_stem():
+    network = PVTUNet(1, 2)
+    groups = parameter_groups(network, 1.0, encoder_lr=0.1, weight_decay=0.5, encoder_lr_decay=0.5)
+    assert sorted(id(p) for g in groups for p in g["params"]) == sorted(id(p) for p in network.parameters())
+    rates = {id(p): g["lr"] for g in groups for p in g["params"]}
+    encoder = network.encoder
+    assert [rates[id(stage[0].attn.q.weight)] for stage in (encoder.block4, encoder.block3, encoder.block2)] == (
+        pytest.approx([0.1, 0.05, 0.025])
+    )
+    assert rates[id(next(encoder.patch_embed4.parameters()))] == pytest.approx(0.1)
+    assert rates[id(encoder.norm1.weight)] == pytest.approx(0.0125)
+    assert rates[id(next(encoder.patch_embed1.parameters()))] == pytest.approx(0.00625)
+    assert rates[id(network.decoder.seg_layers[0].weight)] == 1.0
