@@ -12,11 +12,11 @@ import numpy as np
 
 from nnunetv2_cads.encoder_file.record import SPACING_MM
 from pretraining.config import PretrainConfig
-from pretraining.probing.cases import LabelledCase, RawDataset, draw_crops
+from pretraining.probing.cases import LabelledCase, RawDataset, draw_crops, find_raw_dataset
 from pretraining.probing.features import MAPS, FrozenEncoder, load_frozen, pooled_features
 from pretraining.probing.probes import NEIGHBOURS, common_labels, organ_probe, retrieval
 from pretraining.store.store import Store
-from pretraining.system.command import run_command
+from pretraining.system.command import positive_int, run_command
 from pretraining.system.errors import UserError
 from pretraining.system.files import write_json
 
@@ -109,7 +109,7 @@ def table(results: list[dict[str, Any]]) -> str:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """`cads_probe ENCODER... --dataset RAW`: what frozen encoders know of a dataset's labels."""
+    """`cads_probe ENCODER... -d ID`: what frozen encoders know of a dataset's labels."""
     return run_command(_command, argv)
 
 
@@ -126,17 +126,21 @@ def _command(argv: list[str]) -> int:
         nargs="+",
         help="encoder file, checkpoint of a run, or random[:SEED]; random weights are always added",
     )
-    parser.add_argument("--dataset", metavar="RAW", type=Path, required=True, help="nnU-Net raw dataset with labels")
+    datasets = parser.add_mutually_exclusive_group(required=True)
+    datasets.add_argument("-d", metavar="ID", type=positive_int, help="dataset with labels in nnUNet_raw")
+    datasets.add_argument("--dataset", metavar="RAW", type=Path, help="its folder, wherever it is")
     parser.add_argument("--store", type=Path, help="of cads_preprocess, with scans that no encoder has seen")
     parser.add_argument("--json", metavar="FILE", type=Path, help="write the results to this file")
+    parser.add_argument("--png", metavar="FILE", type=Path, help="draw them into this one")
     arguments = parser.parse_args(argv)
-    if arguments.json and not os.access(arguments.json.absolute().parent, os.W_OK):
-        raise UserError(f"{arguments.json}: its folder cannot be written; choose another FILE")
+    for file in filter(None, (arguments.json, arguments.png)):
+        if not os.access(file.absolute().parent, os.W_OK):
+            raise UserError(f"{file}: its folder cannot be written; choose another FILE")
     store = Store.open(arguments.store) if arguments.store else None
     if store and len(store) < 2:
         raise UserError(f"{arguments.store}: holds one volume, so its radiograph is always found; give a larger store")
     sources = list(dict.fromkeys([RANDOM, *arguments.encoders]))
-    dataset = RawDataset.open(arguments.dataset)
+    dataset = RawDataset.open(arguments.dataset or find_raw_dataset(arguments.d))
     encoders = {source: load_frozen(source, for_radiographs=store is not None) for source in sources}
     train, test = read_crops(dataset, common_spacing(encoders, store))
     results = []
@@ -145,6 +149,10 @@ def _command(argv: list[str]) -> int:
         results.append({"encoder": source} | probe(frozen, train, test, store))
     if arguments.json:
         write_json(arguments.json, results)
+    if arguments.png:
+        from pretraining.probing.picture import draw_probes  # matplotlib takes half a second to load
+
+        draw_probes(arguments.png, results)
     sys.stdout.write(table(results))
     return 0
 

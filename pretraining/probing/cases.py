@@ -1,6 +1,7 @@
 """Labelled cases of an nnU-Net raw dataset, brought to the grid that encoders are pre-trained on, in crops."""
 
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,22 @@ class LabelledCase:
 
     image_hu: np.ndarray
     labels: np.ndarray
+
+
+def find_raw_dataset(number: int) -> Path:
+    """The folder of a dataset of nnU-Net's by its ID.
+
+    Raises:
+        UserError: nnUNet_raw is not set, or has none or several of this ID.
+    """
+    raw = os.environ.get("nnUNet_raw")
+    if not raw:
+        raise UserError("nnUNet_raw is not set; export it, or give the dataset's folder with --dataset")
+    found = sorted(path for path in Path(raw).glob(f"Dataset{number:03d}_*") if path.is_dir())
+    if len(found) != 1:
+        names = ", ".join(path.name for path in found) or "none"
+        raise UserError(f"{raw}: must have one dataset {number:03d}, has {names}; check -d, or give --dataset")
+    return found[0]
 
 
 @dataclass(frozen=True)

@@ -63,6 +63,20 @@ def test_encoders_stand_beside_random_weights_in_table_and_file(dataset, store, 
         assert shown.count(result["encoder"]) == 3 and f"{result['linear']:.3f}" in shown
 
 
+def test_a_dataset_is_found_by_its_id_and_the_probes_are_drawn(dataset, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("nnUNet_raw", str(tmp_path))
+    (tmp_path / "Dataset007_Here").symlink_to(dataset)
+    assert run("random", "-d", 7, "--png", tmp_path / "probes.png") == 0
+    picture = sitk.GetArrayFromImage(sitk.ReadImage(str(tmp_path / "probes.png")))
+    assert picture.shape[1] > 1000 and np.ptp(picture[..., :3].astype(int), axis=2).max() > 60  # a coloured line
+    capsys.readouterr()
+    (tmp_path / "Dataset007_There").mkdir()
+    assert run("random", "-d", 7) == 2
+    assert "must have one dataset 007, has Dataset007_Here, Dataset007_There" in capsys.readouterr().err
+    monkeypatch.delenv("nnUNet_raw")
+    assert run("random", "-d", 7) == 2 and "nnUNet_raw is not set" in capsys.readouterr().err
+
+
 def test_cases_are_read_at_the_encoders_spacing_and_mixed_ones_are_refused(dataset, encoder, tmp_path, capfd):
     coarse = tmp_path / "coarse.pth"
     save_encoder(coarse, PVTv2Encoder().state_dict(), EncoderRecord(spacing_mm=(4.0, 4.0, 4.0)))
