@@ -46,7 +46,7 @@ def find_scans(source: Path, store: Path) -> tuple[list[Scan], dict[str, str]]:
     unusable: dict[str, str] = {}
     # Slices of one series in several folders, or of several sizes, are several series.
     series: dict[tuple, list[tuple[float, Path, str]]] = defaultdict(list)
-    files = _walk(source, store.resolve())
+    files = visible_files(source, store.resolve())
     for path in tqdm(files, desc="searching", unit="file", delay=SECONDS_WITHOUT_BAR, dynamic_ncols=True):
         relative = path.relative_to(source).as_posix()
         try:
@@ -103,9 +103,9 @@ def _without_suffix(name: str) -> str | None:
     return None
 
 
-def _walk(source: Path, store: Path) -> Iterator[Path]:
-    """The visible files at and below ``source``, each real folder once, without ``store``."""
-    seen = {store}
+def visible_files(source: Path, without: Path | None = None) -> Iterator[Path]:
+    """The files below ``source`` that are not hidden, each real folder once; not those below ``without``."""
+    seen = {without}
     for folder, subfolders, names in os.walk(source, followlinks=True):
         real = Path(folder).resolve()
         if real in seen:

@@ -41,15 +41,36 @@ def read_nifti(path: Path, size_xyz: tuple[int, int, int]) -> tuple[np.ndarray, 
         UnusableScanError: the header contradicts itself or does not pass the checks.
         OSError, EOFError, ValueError, KeyError, zlib.error: the file cannot be read, or is too short.
     """
-    with gzip.open(path) if path.suffix.lower() == ".gz" else path.open("rb") as stream:
-        content = stream.read(HEADER_BYTES)
-        if len(content) < HEADER_BYTES:
-            raise EOFError("the header is truncated")
-        header = Nifti1Header(content, check=False)  # checking would make a spacing of 0 one of 1
+    with _stream(path) as stream:
+        header = _header(stream)
         spacing = _spacing(header)
         check_grid(size_xyz, spacing)
         check_stored_bytes(size_xyz, path.stat().st_size)
         return _read_values(stream, header, size_xyz), spacing
+
+
+def read_voxels(path: Path, size_xyz: tuple[int, int, int]) -> np.ndarray:
+    """The voxels as `read_nifti` returns them, of a file whose spacing is not used and may be missing.
+
+    Raises:
+        UnusableScanError: the header announces more than the file can hold.
+        OSError, EOFError, ValueError, KeyError, zlib.error: the file cannot be read, or is too short.
+    """
+    with _stream(path) as stream:
+        header = _header(stream)
+        check_stored_bytes(size_xyz, path.stat().st_size)
+        return _read_values(stream, header, size_xyz)
+
+
+def _stream(path: Path) -> BinaryIO:
+    return gzip.open(path) if path.suffix.lower() == ".gz" else path.open("rb")
+
+
+def _header(stream: BinaryIO) -> Nifti1Header:
+    content = stream.read(HEADER_BYTES)
+    if len(content) < HEADER_BYTES:
+        raise EOFError("the header is truncated")
+    return Nifti1Header(content, check=False)  # checking would make a spacing of 0 one of 1
 
 
 def _spacing(header: Nifti1Header) -> tuple[float, float, float]:
