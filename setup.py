@@ -72,6 +72,7 @@ if __name__ == "__main__":  # nnU-Net may import every file it finds below a fol
                 "cads_pretrain=pretraining.train:main",
                 "cads_export=pretraining.export:main",
                 "cads_probe=pretraining.probe:main",
+                "cads_tasks=nnunetv2_cads.tasks.cli:main",
                 "cads_plan_and_preprocess=nnunetv2_cads.experiment_planning.plan_and_preprocess:main",
                 "cads_compare=nnunetv2_cads.comparison.cli:main",
                 "cads_doctor=nnunetv2_cads.doctor.cli:main",

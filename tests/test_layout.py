@@ -29,6 +29,7 @@ ROOMS = (
     "pretraining.train",
     "pretraining.export",
     "pretraining.probe",
+    "nnunetv2_cads.tasks",
     "nnunetv2_cads.experiment_planning",
     "nnunetv2_cads.training",
     "nnunetv2_cads.comparison",
