@@ -9,6 +9,7 @@ from torch import Tensor
 from nnunetv2_cads.encoder_file.read import EncoderFileError, read_encoder_file, report_on
 from nnunetv2_cads.encoder_file.record import ARCHITECTURE, EncoderRecord
 from nnunetv2_cads.encoder_file.safe_loading import SAFETENSORS
+from nnunetv2_cads.encoder_file.write import NNSSL, OURS
 from pretraining import __version__
 from pretraining.run.checkpoint import save_encoder
 from pretraining.run.folder import CHECKPOINT, ENCODER
@@ -19,7 +20,7 @@ from pretraining.system.files import remove_leftovers_of
 logger = logging.getLogger(__name__)
 
 
-def export_encoder(source: Path, out: Path, transpose_in_plane: bool = False) -> int:
+def export_encoder(source: Path, out: Path, transpose_in_plane: bool = False, layout: str = OURS) -> int:
     """Write the encoder of ``source`` to ``out`` and report how its keys match the network's.
 
     Args:
@@ -28,6 +29,7 @@ def export_encoder(source: Path, out: Path, transpose_in_plane: bool = False) ->
         out: the new file, in safetensors' format with the suffix ``.safetensors``; or a folder to put
             ``cads_encoder.pth`` into.
         transpose_in_plane: exchange height and width of every kernel (see `transposed_in_plane`).
+        layout: of the file, ours or that of nnssl (``.pth`` alone).
 
     Returns:
         0 if every key was there, 1 if some were missing (the file is written all the same).
@@ -38,6 +40,8 @@ def export_encoder(source: Path, out: Path, transpose_in_plane: bool = False) ->
     out = out / ENCODER if out.is_dir() else out
     if out.suffix not in (".pth", SAFETENSORS):
         raise UserError(f"{out}: must end in .pth or {SAFETENSORS}; the suffix decides the format")
+    if layout == NNSSL and out.suffix == SAFETENSORS:
+        raise UserError(f"{out}: nnssl's format has no {SAFETENSORS} form; give a name that ends in .pth")
     if out.exists():
         raise UserError(f"{out}: exists already and is not overwritten; choose another name, or remove it first")
     if source.is_dir():
@@ -72,7 +76,7 @@ def export_encoder(source: Path, out: Path, transpose_in_plane: bool = False) ->
     except OSError as error:
         raise UserError(f"{out.parent}: cannot be made ({error.strerror}); choose another place") from error
     remove_leftovers_of(out)
-    save_encoder(out, state, record.with_notes(exported_by=__version__))
+    save_encoder(out, state, record.with_notes(exported_by=__version__), layout)
     logger.info("encoder: %s", out)
     return 1 if report.missing else 0
 
@@ -104,5 +108,11 @@ def _command(argv: list[str]) -> int:
         action="store_true",
         help="exchange height and width of all kernels: for encoders trained on (z, x, y), like the published one",
     )
+    parser.add_argument(
+        "--format",
+        choices=(OURS, NNSSL),
+        default=OURS,
+        help="nnssl: for CT alone, with the plan by which nnU-Net's development version adapts to it (default: cads)",
+    )
     arguments = parser.parse_args(argv)
-    return export_encoder(arguments.source, arguments.out, arguments.transpose_in_plane)
+    return export_encoder(arguments.source, arguments.out, arguments.transpose_in_plane, arguments.format)

@@ -1,4 +1,4 @@
-"""Reading an encoder from an encoder file, from a run's checkpoint, or from a checkpoint in the published layout.
+"""Reading an encoder from an encoder file, a run's checkpoint, or a checkpoint in the published layout or nnssl's.
 
 The layout is in this package's docstring. Only tensors and plain values are ever loaded, so a file from elsewhere
 cannot run code (`safe_loading`).
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from nnunetv2_cads.encoder_file import BACKBONE_PREFIX, RECORD, TEACHER
 from nnunetv2_cads.encoder_file.checksums import CheckpointFileError, file_sha256
+from nnunetv2_cads.encoder_file.nnssl import ADAPTATION, WEIGHTS, teacher_of
 from nnunetv2_cads.encoder_file.record import ARCHITECTURE, PRETRAINING, EncoderRecord, RecordError, completed
 from nnunetv2_cads.encoder_file.safe_loading import (
     SAFETENSORS,
@@ -101,7 +102,8 @@ def read_encoder_file(path: str | os.PathLike) -> EncoderFile:
         raise EncoderFileError(f"{path}: there is no such file; give the path of a {ENCODER_FILES}")
     try:
         content = _load_safetensors(path) if path.suffix == SAFETENSORS else load_archive(path)
-        teacher = content.get(TEACHER) if isinstance(content, dict) else None
+        is_nnssl = isinstance(content, dict) and {WEIGHTS, ADAPTATION} <= content.keys()
+        teacher = teacher_of(content) if is_nnssl else content.get(TEACHER) if isinstance(content, dict) else None
         if not isinstance(teacher, dict):
             raise CheckpointFileError(f"is not a CADS checkpoint: it has no '{TEACHER}' entry")
         state, ignored = {}, []

@@ -14,8 +14,7 @@ from nnunetv2.experiment_planning.experiment_planners.default_experiment_planner
 from nnunetv2_cads.encoder_file.record import CT_SCHEME, PRETRAINING, EncoderRecord
 from nnunetv2_cads.experiment_planning.memory_estimate import largest_batch_size
 from nnunetv2_cads.experiment_planning.patch_size import plan_patch_size
-from nnunetv2_cads.network_architecture.ops.dimensions import OPERATORS
-from nnunetv2_cads.network_architecture.pvt_unet import STRIDES, PVTUNet
+from nnunetv2_cads.network_architecture.pvt_unet import plans_architecture
 
 PLANS_NAME = "nnUNetCADSPlans"
 
@@ -80,7 +79,7 @@ class CADSPlanner(ExperimentPlanner):
         most = round(approximate_n_voxels_dataset * self.max_dataset_covered / np.prod(patch, dtype=np.float64))
         plan["patch_size"] = patch
         plan["batch_size"] = max(min(batch_size(patch), most), self.UNet_min_batch_size)
-        plan["architecture"] = architecture(len(patch))
+        plan["architecture"] = plans_architecture(len(patch))
         return plan
 
     def save_plans(self, plans: dict[str, Any]) -> None:
@@ -107,16 +106,3 @@ class CADSPlanner(ExperimentPlanner):
             if scheme == CT_SCHEME:
                 properties[str(channel)] = {**properties[str(channel)], **seen}
         plans["foreground_intensity_properties_per_channel"] = properties
-
-
-def architecture(dims: int) -> dict[str, Any]:
-    """PVTUNet as plans name a network; the strides, from the input's own on, set nnU-Net's deep supervision."""
-    conv_op = OPERATORS[dims].conv
-    return {
-        "network_class_name": f"{PVTUNet.__module__}.{PVTUNet.__name__}",
-        "arch_kwargs": {
-            "conv_op": f"{conv_op.__module__}.{conv_op.__name__}",
-            "strides": [[1] * dims, *(list(stride) for stride in STRIDES[dims])],
-        },
-        "_kw_requires_import": ["conv_op"],
-    }

@@ -8,12 +8,13 @@ normalisation (0 is air in one, soft tissue in another), one-hot channels too, a
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nnunetv2_cads.network_architecture.decoder import PyramidDecoder
-from nnunetv2_cads.network_architecture.ops.dimensions import dimensions_of
+from nnunetv2_cads.network_architecture.ops.dimensions import OPERATORS, dimensions_of
 from nnunetv2_cads.network_architecture.pvt_v2 import MINIMUM_SIZE, PVTv2Encoder
 
 STRIDES = {
@@ -39,6 +40,12 @@ class PVTUNet(nn.Module):
     Raises:
         ValueError: another ``conv_op`` or ``size``, or ``strides`` that are not this network's.
     """
+
+    key_to_encoder = "encoder"
+    key_to_stem = "encoder.patch_embed1"
+    keys_to_in_proj = ("encoder.patch_embed1.proj.0",)
+    key_to_lpe = None
+    """Where nnssl's loader finds the encoder, its stem and its first convolution; there is no position embedding."""
 
     def __init__(
         self,
@@ -74,3 +81,16 @@ class PVTUNet(nn.Module):
         if not any(missing):
             return x
         return F.pad(x, [edge for m in reversed(missing) for edge in (0, m)], mode="replicate")
+
+
+def plans_architecture(dims: int) -> dict[str, Any]:
+    """PVTUNet as plans name a network; the strides, from the input's own on, set nnU-Net's deep supervision."""
+    conv_op = OPERATORS[dims].conv
+    return {
+        "network_class_name": f"{PVTUNet.__module__}.{PVTUNet.__name__}",
+        "arch_kwargs": {
+            "conv_op": f"{conv_op.__module__}.{conv_op.__name__}",
+            "strides": [[1] * dims, *(list(stride) for stride in STRIDES[dims])],
+        },
+        "_kw_requires_import": ["conv_op"],
+    }

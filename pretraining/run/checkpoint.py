@@ -24,7 +24,7 @@ from torch import Tensor
 from nnunetv2_cads.encoder_file import RECORD
 from nnunetv2_cads.encoder_file.record import PRETRAINING, EncoderRecord
 from nnunetv2_cads.encoder_file.safe_loading import CheckpointFileError, check_tensor, load_archive
-from nnunetv2_cads.encoder_file.write import write_encoder_file
+from nnunetv2_cads.encoder_file.write import OURS, write_encoder_file
 from pretraining import __version__
 from pretraining.config import PretrainConfig
 from pretraining.method.optimisation import GROUP_SETTINGS
@@ -136,9 +136,9 @@ def _short(value: float) -> int | float:
     return int(value) if float(value).is_integer() else value
 
 
-def save_encoder(path: Path, encoder_state: dict[str, Tensor], record: EncoderRecord) -> None:
+def save_encoder(path: Path, encoder_state: dict[str, Tensor], record: EncoderRecord, layout: str = OURS) -> None:
     """Write an encoder file (keys without prefix), ``.pth`` or ``.safetensors`` by its suffix, atomically."""
-    _write(path, lambda temporary: write_encoder_file(temporary, encoder_state, record, path.suffix), "")
+    _write(path, lambda temporary: write_encoder_file(temporary, encoder_state, record, path.suffix, layout), "")
 
 
 def _save(path: Path, content: dict[str, Any]) -> None:

@@ -14,7 +14,7 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 
 from nnunetv2_cads.experiment_planning import plan_and_preprocess
-from nnunetv2_cads.experiment_planning.planner import architecture
+from nnunetv2_cads.network_architecture.pvt_unet import plans_architecture
 from nnunetv2_cads.training.discovery import nnunetv2_cads_trainers
 from nnunetv2_cads.training.schedule import EpochSchedule
 
@@ -189,7 +189,7 @@ def test_the_keys_of_plans(nnunet_project):
     for name in ("2d", "3d_fullres"):
         configuration = plans["configurations"][name]
         assert sorted(CONFIGURATION_KEYS - configuration.keys()) == []
-        assert configuration["architecture"].keys() == ARCHITECTURE_KEYS == architecture(3).keys()
+        assert configuration["architecture"].keys() == ARCHITECTURE_KEYS == plans_architecture(3).keys()
         assert sorted({"conv_op", "strides"} - configuration["architecture"]["arch_kwargs"].keys()) == []
     assert sorted(INTENSITY_KEYS - plans["foreground_intensity_properties_per_channel"]["0"].keys()) == []
 

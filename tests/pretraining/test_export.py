@@ -4,6 +4,7 @@ import shutil
 
 import pytest
 import torch
+from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
 from safetensors.torch import load_file
 
 from nnunetv2_cads.encoder_file.read import load_encoder, read_encoder_file
@@ -88,6 +89,46 @@ def test_the_suffix_chooses_safetensors_which_export_reads_back(encoder, publish
     for other in others:
         assert other.record == first.record
         assert all(torch.equal(other.state[key], value) for key, value in first.state.items())
+
+
+def test_nnssls_format_tells_nnunet_how_to_build_and_fill_the_network(encoder, published, run, tmp_path):
+    for source, patch_size in ((published[0], [15, 29, 29]), (run, [16, 64, 64])):
+        out = tmp_path / f"{source.name}_nnssl.pth"
+        assert export([str(source), str(out), "--format", "nnssl"]) == 0
+        content = torch.load(out, weights_only=True)
+        plan, weights = content["nnssl_adaptation_plan"], content["network_weights"]
+        architecture = plan["architecture_plans"]
+        network = get_network_from_plans(
+            architecture["arch_class_name"], architecture["arch_kwargs"], architecture["arch_kwargs_requiring_import"],
+            plan["pretrain_num_input_channels"], 3, deep_supervision=False,
+        )  # fmt: skip
+        for name in ("key_to_encoder", "key_to_stem", "key_to_lpe"):
+            assert getattr(network, name) == plan[name]
+        prefix = plan["key_to_encoder"] + "."
+        of_encoder = {key.removeprefix(prefix): value for key, value in weights.items() if key.startswith(prefix)}
+        network.get_submodule(plan["key_to_encoder"]).load_state_dict(of_encoder, strict=True)
+        assert any(key.startswith(plan["key_to_stem"] + ".") for key in weights)
+        first_convolution = network.get_submodule(plan["keys_to_in_proj"][0])
+        assert first_convolution.in_channels == 1 and plan["keys_to_in_proj"][0] + ".weight" in weights
+        (configuration,) = plan["pretrain_plan"]["configurations"].values()
+        assert configuration == {"spacing": [1.0, 1.0, 1.0], "patch_size": patch_size}
+        assert plan["recommended_downstream_patchsize"] == patch_size
+        assert content["citations"][0]["apa_citations"][0].startswith("Ye, Y.")
+
+
+def test_a_file_in_nnssls_format_is_read_like_any_other_but_of_another_network(published, run, tmp_path, capfd):
+    nnssl, back = tmp_path / "nnssl.pth", tmp_path / "back.pth"
+    assert export([str(run), str(nnssl), "--format", "nnssl"]) == export([str(nnssl), str(back)]) == 0
+    before, after = read_encoder_file(run / "cads_encoder.pth"), read_encoder_file(back)
+    assert after.state.keys() == {key for key in before.state if "_2D" not in key} and after.record.spacing_mm
+    assert all(torch.equal(value, before.state[key]) for key, value in after.state.items())
+    content = torch.load(nnssl, weights_only=True)
+    content["nnssl_adaptation_plan"]["architecture_plans"]["arch_class_name"] = "ResEncL"
+    torch.save(content, tmp_path / "other.pth")
+    assert export([str(tmp_path / "other.pth"), str(tmp_path / "out.pth")]) == 2
+    assert "is a checkpoint of nnssl's for ResEncL, not for PVTUNet" in capfd.readouterr().err
+    assert export([str(run), str(tmp_path / "out.safetensors"), "--format", "nnssl"]) == 2
+    assert "nnssl's format has no .safetensors form" in capfd.readouterr().err
 
 
 def test_transposing_in_plane_exchanges_the_axes_of_every_map(encoder, published, tmp_path):

@@ -11,10 +11,10 @@ from torch import nn
 
 from nnunetv2_cads.experiment_planning.memory_estimate import PARAMETERS, largest_batch_size, training_bytes
 from nnunetv2_cads.experiment_planning.patch_size import plan_patch_size, total_strides
-from nnunetv2_cads.experiment_planning.planner import GB, architecture
+from nnunetv2_cads.experiment_planning.planner import GB
 from nnunetv2_cads.network_architecture import PVTUNet
 from nnunetv2_cads.network_architecture.decoder import output_sizes
-from nnunetv2_cads.network_architecture.pvt_unet import STRIDES
+from nnunetv2_cads.network_architecture.pvt_unet import STRIDES, plans_architecture
 
 dimensions = st.shared(st.sampled_from((2, 3)), key="dimensions")
 spacings = dimensions.flatmap(lambda n: st.tuples(*[st.floats(0.2, 12)] * n))
@@ -44,7 +44,9 @@ def test_patches_suit_the_network_the_data_and_the_memory(spacing, shape, gigaby
 def test_labels_of_the_stock_trainer_have_the_sizes_of_the_outputs(spacing, shape, gigabytes):
     patch = plan(spacing, shape, gigabytes)
     total, stock = (1,) * len(patch), []
-    for stride in architecture(len(patch))["arch_kwargs"]["strides"][:-1]:  # as nnUNetTrainer and its transform do
+    for stride in plans_architecture(len(patch))["arch_kwargs"]["strides"][
+        :-1
+    ]:  # as nnUNetTrainer and its transform do
         total = tuple(a * b for a, b in zip(total, stride, strict=True))
         stock.append(tuple(round(n * (1 / s)) for n, s in zip(patch, total, strict=True)))
     assert output_sizes(patch, STRIDES[len(patch)]) == stock
@@ -54,7 +56,7 @@ def test_labels_of_the_stock_trainer_have_the_sizes_of_the_outputs(spacing, shap
 @given(spacings, shapes, st.integers(1, 3), st.integers(2, 5))
 def test_nnunet_builds_the_planned_network(spacing, shape, channels, classes):
     patch = plan(spacing, shape, gigabytes=0.1)  # the smallest patch that is divisible
-    plans = architecture(len(patch))
+    plans = plans_architecture(len(patch))
     names = (plans["network_class_name"], plans["arch_kwargs"], plans["_kw_requires_import"])
     network = get_network_from_plans(*names, channels, classes, deep_supervision=True).eval()
     assert isinstance(network, PVTUNet)
