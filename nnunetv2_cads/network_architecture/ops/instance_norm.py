@@ -17,6 +17,9 @@ from nnunetv2_cads.network_architecture.ops.convolution import convolve
 from nnunetv2_cads.network_architecture.ops.fast_path import channels_last, is_eager_float32_on_cpu
 
 NEGATIVE_SLOPE = 0.01
+NO_ACTIVATION = 1.0
+"""The slope with which LeakyReLU changes nothing. PyTorch's is applied all the same: it makes gradients contiguous, and
+on the CPU instance norm alone has wrong ones where a single sample's gradient is channels-last (PyTorch 2.14.1)."""
 EPS = 1e-5
 """PyTorch's default, and nnU-Net's."""
 NUMBERS_AT_ONCE = 2**22
@@ -25,7 +28,11 @@ Smaller parts would fit a cache, but wait for all threads more often, which cost
 
 
 def instance_norm_leaky_relu(
-    x: Tensor, weight: Tensor | None = None, bias: Tensor | None = None, residual: Tensor | None = None
+    x: Tensor,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    residual: Tensor | None = None,
+    slope: float = NEGATIVE_SLOPE,
 ) -> Tensor:
     """LeakyReLU(instance norm(x) * weight + bias + residual).
 
@@ -34,19 +41,20 @@ def instance_norm_leaky_relu(
         weight: (C,), None for ones.
         bias: (C,), None for zeros; given together with ``weight``.
         residual: added before the activation, of the shape of x.
+        slope: of the activation for negative numbers.
 
     Returns:
         (B, C, [D,] H, W).
     """
     if not is_eager_float32_on_cpu(x):
         y = F.instance_norm(x, weight=weight, bias=bias, eps=EPS)
-        return F.leaky_relu(y if residual is None else y + residual, NEGATIVE_SLOPE, inplace=True)
+        return F.leaky_relu(y if residual is None else y + residual, slope, inplace=True)
     x = channels_last(x)
     if residual is not None:
         residual = channels_last(residual)
     if torch.is_grad_enabled():
-        return _InstanceNormLeakyReLU.apply(x, weight, bias, residual)
-    return _normalise(x, *_statistics(x), weight, bias, residual, out=x)
+        return _InstanceNormLeakyReLU.apply(x, weight, bias, residual, slope)
+    return _normalise(x, *_statistics(x), weight, bias, residual, slope, out=x)
 
 
 def norm_act_conv(x: Tensor, conv: nn.Module, weight: Tensor | None = None, bias: Tensor | None = None) -> Tensor:
@@ -58,10 +66,13 @@ class _InstanceNormLeakyReLU(torch.autograd.Function):
     """Keeps only its inputs: the sign that the activation's gradient depends on is computed from them again."""
 
     @staticmethod
-    def forward(ctx, x: Tensor, weight: Tensor | None, bias: Tensor | None, residual: Tensor | None) -> Tensor:
+    def forward(
+        ctx, x: Tensor, weight: Tensor | None, bias: Tensor | None, residual: Tensor | None, slope: float
+    ) -> Tensor:
         mean, inverse_std = _statistics(x)
         ctx.save_for_backward(x, mean, inverse_std, weight, bias, residual)
-        return _normalise(x, mean, inverse_std, weight, bias, residual, out=torch.empty_like(x))
+        ctx.slope = slope
+        return _normalise(x, mean, inverse_std, weight, bias, residual, slope, out=torch.empty_like(x))
 
     @staticmethod
     @once_differentiable
@@ -76,7 +87,7 @@ class _InstanceNormLeakyReLU(torch.autograd.Function):
             y = torch.addcmul(offset, centred, scale)
             for other in added:
                 y += other
-            torch.ops.aten.leaky_relu_backward.grad_input(gradient_part, y, NEGATIVE_SLOPE, False, grad_input=out)
+            torch.ops.aten.leaky_relu_backward.grad_input(gradient_part, y, ctx.slope, False, grad_input=out)
             total += out.sum(_space(x), keepdim=True)
             covariance += centred.mul_(out).sum(_space(x), keepdim=True)
         covariance *= inverse_std  # of the normalised map and its gradient
@@ -90,6 +101,7 @@ class _InstanceNormLeakyReLU(torch.autograd.Function):
             None if weight is None else covariance.sum(0).flatten(),
             None if bias is None else total.sum(0).flatten(),
             None if residual is None else before,
+            None,
         )
 
 
@@ -107,6 +119,7 @@ def _normalise(
     weight: Tensor | None,
     bias: Tensor | None,
     residual: Tensor | None,
+    slope: float,
     out: Tensor,
 ) -> Tensor:
     """The output from the statistics, written to ``out``, which may be x itself."""
@@ -116,7 +129,7 @@ def _normalise(
         torch.addcmul(offset, y, scale, out=y)
         for other in added:
             y += other
-        F.leaky_relu_(y, NEGATIVE_SLOPE)
+        F.leaky_relu_(y, slope)
     return out
 
 

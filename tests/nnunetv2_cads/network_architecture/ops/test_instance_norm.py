@@ -8,16 +8,20 @@ from hypothesis import strategies as st
 from torch import nn
 
 from nnunetv2_cads.network_architecture.ops import instance_norm
-from nnunetv2_cads.network_architecture.ops.instance_norm import NEGATIVE_SLOPE, instance_norm_leaky_relu
+from nnunetv2_cads.network_architecture.ops.instance_norm import (
+    NEGATIVE_SLOPE,
+    NO_ACTIVATION,
+    instance_norm_leaky_relu,
+)
 from nnunetv2_cads.network_architecture.ops.pointwise import class_scores
 
 LAYOUTS = {4: (torch.contiguous_format, torch.channels_last), 5: (torch.contiguous_format, torch.channels_last_3d)}
 EDGE = st.integers(1, 6)
 
 
-def plain(x, weight, bias, residual):
+def plain(x, weight, bias, residual, slope=NEGATIVE_SLOPE):
     y = F.instance_norm(x, weight=weight, bias=bias)
-    return F.leaky_relu(y if residual is None else y + residual, NEGATIVE_SLOPE)
+    return F.leaky_relu(y if residual is None else y + residual, slope)
 
 
 @settings(max_examples=25)
@@ -28,9 +32,10 @@ def plain(x, weight, bias, residual):
     last=st.booleans(),
     affine=st.booleans(),
     add=st.booleans(),
+    slope=st.sampled_from([NEGATIVE_SLOPE, NO_ACTIVATION]),
     at_once=st.sampled_from([1, 20, 2**22]),
 )
-def test_equals_the_stock_operators_with_all_gradients(batch, channels, size, last, affine, add, at_once):
+def test_equals_the_stock_operators_with_all_gradients(batch, channels, size, last, affine, add, slope, at_once):
     torch.manual_seed(0)
     layout = LAYOUTS[len(size) + 2][last]
     x = torch.randn(batch, channels, *size, dtype=torch.float64).contiguous(memory_format=layout) * 3 + 2
@@ -42,12 +47,25 @@ def test_equals_the_stock_operators_with_all_gradients(batch, channels, size, la
         patch.setattr(instance_norm, "NUMBERS_AT_ONCE", at_once)
         for function, dtype in ((instance_norm_leaky_relu, torch.float32), (plain, torch.float64)):
             inputs = [None if t is None else t.detach().to(dtype).requires_grad_() for t in (x, *weights, residual)]
-            y = function(*inputs)
+            y = function(*inputs, slope)
             gradients = torch.autograd.grad(y, [t for t in inputs if t is not None], gradient.to(dtype))
             results.append([y, *gradients])
     for ours, expected in zip(*results, strict=True):
         assert ours.shape == expected.shape
         torch.testing.assert_close(ours.double(), expected, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+@pytest.mark.parametrize("size", [(4, 6), (2, 4, 6)])
+def test_channels_last_gradients_are_right_without_the_fast_path(size, batch):
+    x, weight, bias = (torch.randn(s, dtype=torch.float64) for s in ((batch, 8, *size), 8, 8))
+    gradient = torch.randn_like(x)
+    results = []
+    for function, layout in ((instance_norm_leaky_relu, LAYOUTS[x.dim()][1]), (plain, torch.contiguous_format)):
+        inputs = [t.clone().requires_grad_() for t in (x.contiguous(memory_format=layout), weight, bias)]
+        y = function(*inputs, None, NO_ACTIVATION)
+        results.append([y, *torch.autograd.grad(y, inputs, gradient.contiguous(memory_format=layout))])
+    torch.testing.assert_close(*results)
 
 
 def test_statistics_of_many_numbers_far_from_zero_are_exact():
