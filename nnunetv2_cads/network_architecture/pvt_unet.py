@@ -3,18 +3,17 @@
 Paper: CADS, Ye, Zhang, Chen, Xia, IEEE TMI 44(1):118-129, 2025. Only the encoder was published.
 Source: CADS method, "Downstream: PVT-UNet"; constructor and outputs follow nnU-Net's convention.
 Deviations: inputs of any size are taken. Odd sizes round up in the encoder and are cut in the decoder; inputs below
-the encoder's minimum are padded at the end of each axis by repeating the last voxel. Repetition fits every intensity
-normalisation (0 is air in one, soft tissue in another), one-hot channels too, and puts no new edge into the image.
+the encoder's minimum are padded (`padding.py`).
 """
 
 from collections.abc import Sequence
 from typing import Any
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nnunetv2_cads.network_architecture.decoder import PyramidDecoder
 from nnunetv2_cads.network_architecture.ops.dimensions import OPERATORS, dimensions_of
+from nnunetv2_cads.network_architecture.padding import repeat_last_voxels
 from nnunetv2_cads.network_architecture.pvt_v2 import MINIMUM_SIZE, PVTv2Encoder
 
 STRIDES = {
@@ -73,14 +72,8 @@ class PVTUNet(nn.Module):
             Class scores (B, num_classes, [D,] H, W) of the input's size, without a final non-linearity; with deep
             supervision a list of five, full resolution first, of sizes `output_sizes(x.shape[2:], STRIDES[dims])`.
         """
-        return self.decoder(self.encoder(self._pad(x)), x.shape[2:])
-
-    def _pad(self, x: Tensor) -> Tensor:
-        """Repeat the last voxels of (B, C, [D,] H, W) up to the encoder's minimum, at the end, so maps stay aligned."""
-        missing = [max(0, least - n) for n, least in zip(x.shape[2:], self.minimum_size, strict=True)]
-        if not any(missing):
-            return x
-        return F.pad(x, [edge for m in reversed(missing) for edge in (0, m)], mode="replicate")
+        size = [max(n, least) for n, least in zip(x.shape[2:], self.minimum_size, strict=True)]
+        return self.decoder(self.encoder(repeat_last_voxels(x, size)), x.shape[2:])
 
 
 def plans_architecture(dims: int) -> dict[str, Any]:

@@ -62,14 +62,6 @@ def test_every_parameter_gets_a_gradient(dims, conv_op):
     assert without == []
 
 
-def test_padding_repeats_the_last_voxel_at_the_end_only():
-    x = torch.randn(1, 2, 3, 30, 20)
-    padded = network_of(3)._pad(x)
-    assert padded.shape[2:] == (15, 30, 29)
-    torch.testing.assert_close(padded[:, :, :3, :, :20], x)
-    torch.testing.assert_close(padded[:, :, 3:, :, :20], x[:, :, 2:].expand(-1, -1, 12, -1, -1))
-
-
 def test_weights_load_with_and_without_deep_supervision():
     on, off = PVTUNet(1, 2).eval(), PVTUNet(1, 2, deep_supervision=False).eval()
     assert off.load_state_dict(on.state_dict()) == ([], [])
