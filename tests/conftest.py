@@ -114,6 +114,15 @@ def reference_dir() -> Path:
 
 
 @pytest.fixture(scope="session")
+def peers_dir(reference_dir: Path) -> Path:
+    """The folder `peers` beside the reference numbers: those of other published networks."""
+    folder = reference_dir.parent / "peers"
+    if not folder.is_dir():
+        pytest.skip("CADS_REFERENCE_DIR has no folder `peers` beside it (recorded numbers of other networks)")
+    return folder
+
+
+@pytest.fixture(scope="session")
 def ct_dir() -> Path:
     """The folder of real CT scans that CADS_CT_DIR names, or `ct` beside that of the reference numbers."""
     folder = os.environ.get("CADS_CT_DIR")
