@@ -4,11 +4,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from nnunetv2_cads.encoder_file.checksums import file_sha256
 from pretraining.system.errors import UserError
 
 SCRATCH, CADS = "scratch", "cads"
-PLAIN, RESENC_M, RESENC_L = "plain", "resenc_m", "resenc_l"
-"""Networks that plans describe: nnU-Net's default, and its residual encoders M and L."""
+PLAIN, RESENC_M = "plain", "resenc_m"
+"""Networks that plans describe: nnU-Net's default, and its residual encoder M; at one patch, L and XL are the same."""
 
 
 @dataclass(frozen=True)
@@ -20,19 +21,22 @@ class Arm:
         trainer: class that nnU-Net finds by name.
         network: one of the networks above, to be put into the plans; None where the trainer builds its own.
         encoder: file that the trainer starts from; None for random weights.
+        sha256: of that file.
     """
 
     name: str
     trainer: str
     network: str | None = None
     encoder: Path | None = None
+    sha256: str | None = None
 
 
+FROM_ENCODER = "nnUNetTrainerCADS"
+"""The trainer of every encoder."""
 KNOWN = {
     SCRATCH: Arm(SCRATCH, "nnUNetTrainerCADS_scratch"),
     "nnUNetTrainer": Arm("nnUNetTrainer", "nnUNetTrainer", PLAIN),
     "nnUNetResEncM": Arm("nnUNetResEncM", "nnUNetTrainer", RESENC_M),
-    "nnUNetResEncL": Arm("nnUNetResEncL", "nnUNetTrainer", RESENC_L),
 }
 """The arms that need no file, by name. Any other name is of an encoder, or of a trainer with nnU-Net's default network.
 """
@@ -42,19 +46,17 @@ def make_arms(names: Sequence[str], encoders: Sequence[str]) -> tuple[Arm, ...]:
     """The arms that flags name, in their order; `SCRATCH`, with which all are compared, is always among them.
 
     Args:
-        names: of the arms.
+        names: of the arms, beside those that encoders make.
         encoders: ``FILE``, which is the arm `CADS`, or ``NAME=FILE``.
 
     Raises:
-        UserError: two encoders of one name, one that no arm uses, or an arm whose encoder is missing.
+        UserError: two encoders of one name, or an arm whose encoder is missing.
     """
     files = _encoder_files(encoders)
-    names = list(dict.fromkeys((SCRATCH, *names)))
-    if CADS in names and CADS not in files:
-        raise UserError(f"--arms {CADS} needs its encoder; give --encoder FILE")
-    if unused := sorted(files.keys() - set(names)):
-        raise UserError(f"--encoder {unused[0]}=...: no arm has this name; add {unused[0]} to --arms")
-    return tuple(_arm(name, files.get(name)) for name in names)
+    for name in names:
+        if name not in files and (name == CADS or (name.startswith(FROM_ENCODER) and SCRATCH not in name)):
+            raise UserError(f"--arms {name} needs its encoder; give --encoder FILE or NAME=FILE instead")
+    return tuple(_arm(name, files.get(name)) for name in dict.fromkeys((SCRATCH, *names, *files)))
 
 
 def _encoder_files(encoders: Sequence[str]) -> dict[str, Path]:
@@ -74,5 +76,5 @@ def _encoder_files(encoders: Sequence[str]) -> dict[str, Path]:
 
 def _arm(name: str, encoder: Path | None) -> Arm:
     if encoder:
-        return Arm(name, "nnUNetTrainerCADS", encoder=encoder)
+        return Arm(name, FROM_ENCODER, encoder=encoder, sha256=file_sha256(encoder))
     return KNOWN.get(name) or Arm(name, name, None if "CADS" in name or "CoTr" in name else PLAIN)

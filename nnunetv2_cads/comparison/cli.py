@@ -4,10 +4,12 @@ import argparse
 import contextlib
 import io
 import logging
-import shutil
 import sys
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+
+import torch
 
 from nnunetv2_cads.comparison.arms import CADS, KNOWN, SCRATCH, Arm, make_arms
 from nnunetv2_cads.comparison.dataset import Dataset, open_dataset, patients_of, read_test_cases
@@ -16,7 +18,7 @@ from nnunetv2_cads.comparison.folder import ComparisonFolder
 from nnunetv2_cads.comparison.leaks import leaked_cases
 from nnunetv2_cads.comparison.networks import plans_of_arm
 from nnunetv2_cads.comparison.report import write_report
-from nnunetv2_cads.comparison.split import draw_test_cases
+from nnunetv2_cads.comparison.split import TEST_SHARE, draw_test_cases
 from nnunetv2_cads.comparison.work import describe, do_trainings, share_of, timings, unfinished
 from nnunetv2_cads.encoder_file.read import EncoderFileError, read_encoder_file, report_on
 from nnunetv2_cads.encoder_file.record import preprocessing_differences
@@ -32,6 +34,8 @@ that are held out of all trainings, and writes OUT/report.html. Give the same co
 --arms, --labels or --seeds to go on. Start it several times, on several GPUs or machines that share OUT, to share the
 work."""
 
+
+BUDGETS = (1, 2, 4, 8)
 
 logger = logging.getLogger(__name__)
 
@@ -55,8 +59,11 @@ def _command(argv: list[str]) -> int:
     share = share_of(design, arguments.part, arguments.parts)
     if arguments.dry_run:
         return _list_trainings(folder, design, share)
-    _claim(folder, design)
-    with stop_signals_collected("stopping; the training saves at its next checkpoint") as received:
+    if arguments.device == "cuda" and not (torch.cuda.is_available() or arguments.report):
+        raise UserError("-device cuda: PyTorch sees no GPU; give -device cpu")
+    if not arguments.estimate:
+        _claim(folder, design)
+    with stop_signals_collected("stopping; the same command resumes at the last checkpoint") as received:
         if arguments.estimate:
             return _estimate(folder, design, arguments.device, received)
         failed = [] if arguments.report else do_trainings(folder, design, share, arguments.device, received)
@@ -71,12 +78,16 @@ def _design(arguments: argparse.Namespace, dataset: Dataset, folder: ComparisonF
     """What the flags ask for, joined with what OUT already holds."""
     cases = dataset.cases()
     patients = patients_of(cases, arguments.patient_pattern, arguments.patient_table)
-    budgets = tuple(sorted(set(arguments.labels)))
+    budgets = tuple(
+        sorted(set(arguments.labels or (n for n in BUDGETS if n == 1 or n <= (1 - TEST_SHARE) * len(cases))))
+    )
     test = read_test_cases(arguments.test, cases) if arguments.test else draw_test_cases(patients, max(budgets))
     shared = {patients[case] for case in test} & {patients[case] for case in cases if case not in test}
     if shared:
         raise UserError(f"{arguments.test}: patient {min(shared)} has other cases, too; name all cases of a patient")
-    arms = make_arms(arguments.arms or [SCRATCH, CADS], arguments.encoder)
+    arms = make_arms(arguments.arms, arguments.encoder)
+    if folder.root.is_file():
+        raise UserError(f"{folder.root}: is a file; choose another OUT")
     if folder.root.exists() and not folder.design.exists() and any(folder.root.iterdir()):
         raise UserError(f"{folder.root}: exists and holds no comparison; choose another OUT")
     earlier = read_design(folder.design) if folder.design.exists() else None
@@ -170,19 +181,21 @@ def _estimate(folder: ComparisonFolder, design: Design, device: str, received: S
     """Print hours and memory of what is not done yet."""
     missing, total = unfinished(folder, design), 0.0
     logger.info("%d trainings of %d iterations are to be done", len(missing), design.epochs * design.iterations)
-    for name, cost in timings(folder, design, device, received):
-        count = sum(training.arm == name for training in missing)
-        training = design.epochs * design.iterations * cost["seconds_per_iteration"]
-        hours = count * (training + len(design.test) * cost["seconds_per_case"]) / 3600
-        total += hours
-        sys.stdout.write(
-            f"{name}: {count} trainings, {hours:.1f} h ({cost['seconds_per_iteration']:.2f} s per iteration, "
-            f"{cost['seconds_per_case']:.0f} s per test case), {cost['peak_memory_bytes'] / 2**30:.1f} GiB\n"
-        )
+    with tempfile.TemporaryDirectory() as elsewhere:  # OUT has trainings that may be at work
+        place = ComparisonFolder(Path(elsewhere))
+        design.write(place.design)
+        for name, cost in timings(place, design, device, received):
+            count = sum(training.arm == name for training in missing)
+            training = design.epochs * design.iterations * cost["seconds_per_iteration"]
+            hours = count * (training + len(design.test) * cost["seconds_per_case"]) / 3600
+            total += hours
+            sys.stdout.write(
+                f"{name}: {count} trainings, {hours:.1f} h ({cost['seconds_per_iteration']:.2f} s per iteration, "
+                f"{cost['seconds_per_case']:.0f} s per test case), {cost['peak_memory_bytes'] / 2**30:.1f} GiB\n"
+            )
     if received:
         return 128 + received[0]
-    sys.stdout.write(f"all: {total:.1f} h on one such device; scoring comes on top\n")
-    shutil.rmtree(folder.root / "trainings", ignore_errors=True)
+    sys.stdout.write(f"all: {total:.1f} h on one such device; start-up, validation and scoring come on top\n")
     return 0
 
 
@@ -198,19 +211,24 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("-d", metavar="ID", type=positive_int, required=True, help="dataset, planned and preprocessed")
     parser.add_argument("-p", metavar="PLANS", help="default: nnUNetCADSPlans, or nnUNetPlans where there are none")
     parser.add_argument("-c", metavar="CONFIGURATION", default="3d_fullres", help="default: 3d_fullres")
-    parser.add_argument("-device", default="cuda", help="cuda (default) or cpu")
+    parser.add_argument("-device", choices=("cuda", "cpu"), default="cuda", help="cuda (default) or cpu")
     parser.add_argument(
         "--arms",
         metavar="ARM",
         nargs="+",
-        help=f"{', '.join(KNOWN)}, or the name of an encoder, or of a trainer that nnU-Net finds "
-        f"(default: {SCRATCH} {CADS})",
+        default=[],
+        help=f"{', '.join(KNOWN)}, or the name of a trainer that nnU-Net finds; {SCRATCH} and each --encoder are arms "
+        "without being named",
     )
     parser.add_argument(
         "--encoder", metavar="FILE", action="append", default=[], help=f"of arm {CADS}; NAME=FILE: of arm NAME"
     )
     parser.add_argument(
-        "--labels", metavar="N", nargs="+", type=positive_int, default=[1, 2, 4, 8], help="label budgets"
+        "--labels",
+        metavar="N",
+        nargs="+",
+        type=positive_int,
+        help="budgets (default: 1 2 4 8, as far as there are cases)",
     )
     parser.add_argument("--seeds", metavar="N", type=positive_int, default=3, help="trainings of each arm and budget")
     parser.add_argument("--epochs", metavar="N", type=positive_int, default=100, help="of each training (default: 100)")

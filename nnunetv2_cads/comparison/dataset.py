@@ -13,6 +13,7 @@ from nnunetv2.utilities.dataset_name_id_conversion import find_candidate_dataset
 
 from pretraining.system.errors import UserError
 
+FINGERPRINT = "dataset_fingerprint.json"
 DEFAULT_PLANS = ("nnUNetCADSPlans", "nnUNetPlans")
 """The plans that are taken where none are named: the first that are there."""
 
@@ -97,12 +98,13 @@ def open_dataset(number: int, plans_name: str | None, configuration: str) -> Dat
             f"{preprocessed}: has no {' or '.join(f'{name}.json' for name in candidates)}; run "
             f"cads_plan_and_preprocess -d {number} first"
         )
-    plans = json.loads(plans_file.read_text(encoding="utf-8"))
+    plans, description = _read_json(plans_file), _read_json(raw / "dataset.json")
+    if not (preprocessed / FINGERPRINT).is_file():
+        raise UserError(f"{preprocessed}: has no {FINGERPRINT}; run cads_plan_and_preprocess -d {number} again")
     if configuration not in plans["configurations"]:
         raise UserError(
             f"{plans_file}: has no configuration {configuration}; choose one of {', '.join(plans['configurations'])}"
         )
-    description = json.loads((raw / "dataset.json").read_text(encoding="utf-8"))
     return Dataset(names[0], raw, preprocessed, plans_file.stem, plans, configuration, description)
 
 
@@ -143,7 +145,7 @@ def read_test_cases(file: Path, cases: Iterable[str]) -> list[str]:
         UserError: the file cannot be read, is empty, or names a case that is not there.
     """
     try:
-        names = [line.strip() for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+        names = [line.strip() for line in file.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{file}: cannot be read; give a text file with one case in a line") from error
     known = set(cases)
@@ -160,6 +162,13 @@ def _read_table(file: Path) -> dict[str, str]:
             return {row["case"].strip(): row["patient"].strip() for row in csv.DictReader(stream)}
     except (OSError, UnicodeDecodeError, KeyError, AttributeError) as error:
         raise UserError(f"{file}: is no table with the columns case and patient; give a CSV file") from error
+
+
+def _read_json(file: Path) -> dict[str, Any]:
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{file}: is missing or damaged; run cads_plan_and_preprocess again") from error
 
 
 def _folder(kind: str) -> Path:

@@ -96,7 +96,7 @@ class Design:
         known = {arm.name: arm for arm in earlier.arms}
         for arm in self.arms:
             if known.get(arm.name, arm) != arm:
-                raise UserError(f"has another encoder for arm {arm.name}, {known[arm.name].encoder}; give a new name")
+                raise UserError(f"has another encoder file for arm {arm.name}; give this one a new name")
         arms = {**known, **{arm.name: arm for arm in self.arms}}
         budgets = sorted({*earlier.budgets, *self.budgets})
         return replace(self, arms=tuple(arms.values()), budgets=tuple(budgets), seeds=max(self.seeds, earlier.seeds))

@@ -34,15 +34,15 @@ def dice_by_budget(scores: Scores, arms: Sequence[str]) -> bytes:
     return _svg(draw, HEIGHT)
 
 
-def gains_with_intervals(gains: Sequence[Gain]) -> bytes:
+def gains_with_intervals(gains: Sequence[Gain], arms: Sequence[str]) -> bytes:
     """SVG: a line for each gain, with its 95% interval; 0 is the baseline."""
 
     def draw(figure: Figure) -> None:
         axes = figure.subplots()
-        arms = list(dict.fromkeys(gain.arm for gain in gains))
         for place, gain in enumerate(reversed(gains)):
-            colour = f"C{arms.index(gain.arm) + 1}"
-            axes.plot([gain.low, gain.high], [place, place], color=colour)
+            colour = f"C{arms.index(gain.arm)}"
+            if gain.seeds > 1:
+                axes.plot([gain.low, gain.high], [place, place], color=colour)
             axes.plot(gain.gain, place, "o", color=colour)
         axes.axvline(0, color="black", linewidth=0.8)
         axes.set_yticks(range(len(gains)), [f"{gain.arm}, {gain.budget} labelled" for gain in reversed(gains)])
@@ -63,7 +63,7 @@ def learning_curves(results: Sequence[dict[str, Any]], arms: Sequence[str], budg
                 table = np.array(curves, dtype=float)  # None becomes NaN
                 shown = ~np.isnan(table).all(0)
                 epochs = np.arange(1, table.shape[1] + 1)
-                axes.plot(epochs[shown], np.nanmean(table[:, shown], 0), color=f"C{number}", label=arm)
+                axes.plot(epochs[shown], np.nanmean(table[:, shown], 0), ".-", color=f"C{number}", label=arm)
         axes.set(xlabel="epoch", ylabel="Dice of patches", title=f"{budget} labelled")
         axes.grid(alpha=0.3)
         axes.legend(fontsize="small")

@@ -9,11 +9,10 @@ from typing import Any
 import numpy as np
 from nnunetv2.experiment_planning.experiment_planners.default_experiment_planner import ExperimentPlanner
 from nnunetv2.experiment_planning.experiment_planners.residual_unets.residual_encoder_unet_planners import (
-    nnUNetPlannerResEncL,
     nnUNetPlannerResEncM,
 )
 
-from nnunetv2_cads.comparison.arms import PLAIN, RESENC_L, RESENC_M, Arm
+from nnunetv2_cads.comparison.arms import PLAIN, RESENC_M, Arm
 from nnunetv2_cads.comparison.dataset import Dataset
 from pretraining.system.errors import UserError
 from pretraining.system.worker_pool import changed_environment
@@ -21,7 +20,6 @@ from pretraining.system.worker_pool import changed_environment
 PLANNERS: Mapping[str, type[ExperimentPlanner]] = {
     PLAIN: ExperimentPlanner,
     RESENC_M: nnUNetPlannerResEncM,
-    RESENC_L: nnUNetPlannerResEncL,
 }
 AMPLE_GB = 1000
 """GPU memory to plan a network with whose patch is given: never too little."""

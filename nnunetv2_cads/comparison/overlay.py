@@ -58,7 +58,7 @@ def write_overlay(
     colours = _colours(max(labels.values()))
     for row, places in zip(rows, axes, strict=True):
         image, spacing = _read(row.image)
-        maps = [_read(path)[0] for path in row.maps.values()]
+        maps = [_read(path)[0].astype(np.int64) for path in row.maps.values()]  # some labels are stored as floats
         low, high = window or np.percentile(image, (1, 99))
         for plane, of_plane in enumerate(places):
             index = _fullest(maps[0], plane)

@@ -1,5 +1,6 @@
 """Pictures of test cases in a report: where an arm is ahead of the baseline most, and where it is behind most."""
 
+import contextlib
 import io
 from collections.abc import Sequence
 from typing import Any
@@ -33,8 +34,9 @@ def best_and_worst(
             )
         if all(path.exists() for row in rows for path in (row.image, *row.maps.values())):
             content = io.BytesIO()
-            write_overlay(content, rows, _label_values(dataset), _window(dataset))
-            found.append((f"{arm.name} and {baseline}, {budget} labelled, seed {seed}", content.getvalue()))
+            with contextlib.suppress(RuntimeError):  # a format that SimpleITK cannot read must not cost the report
+                write_overlay(content, rows, _label_values(dataset), _window(dataset))
+                found.append((f"{arm.name} and {baseline}, {budget} labelled, seed {seed}", content.getvalue()))
     return found
 
 

@@ -8,6 +8,7 @@ import json
 import platform
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,6 @@ from nnunetv2_cads.comparison.gains import Gain, Scores, case_scores, gain_over,
 from nnunetv2_cads.comparison.pictures import best_and_worst
 from nnunetv2_cads.comparison.scores import organs_of, read_results
 from nnunetv2_cads.comparison.work import describe, failures, unfinished
-from nnunetv2_cads.encoder_file.read import read_encoder_file
 from pretraining.system.files import atomic_path, write_json
 
 METRICS = {"dice": "Dice", "nsd": "normalised surface Dice (1 mm)"}
@@ -62,17 +62,16 @@ def write_report(folder: ComparisonFolder, design: Design, dataset: Dataset, wit
     return sentences
 
 
-def all_gains(results: Sequence[dict[str, Any]], design: Design, organ: str | None = None) -> list[Gain]:
+def all_gains(results: Sequence[dict[str, Any]], design: Design) -> list[Gain]:
     """Of every arm over the first one at every budget, in Dice."""
-    scores, baseline = case_scores(results, "dice", organ), design.arms[0].name
+    scores, baseline = case_scores(results, "dice"), design.arms[0].name
     pairs = [(arm.name, budget) for arm in design.arms[1:] for budget in design.budgets]
     return [gain for arm, budget in pairs if (gain := gain_over(scores, baseline, arm, budget))]
 
 
 def provenance(design: Design) -> dict[str, Any]:
     """Versions, and the checksum of each encoder file."""
-    files = {arm.name: arm.encoder for arm in design.arms if arm.encoder and arm.encoder.is_file()}
-    encoders = {name: read_encoder_file(file).sha256 for name, file in files.items()}
+    encoders = {arm.name: arm.sha256 for arm in design.arms if arm.sha256}
     versions = {name: importlib.metadata.version(name) for name in PACKAGES}
     return {"encoder_sha256": encoders, "versions": {"python": platform.python_version(), **versions}}
 
@@ -117,7 +116,7 @@ def _page(
         parts += [_section(METRICS["dice"], _score_table(dice, arms, budgets, gains))]
         parts.append(_image(dice_by_budget(dice, arms), "svg+xml", "Dice by labelled cases"))
         if gains:
-            parts.append(_image(gains_with_intervals(gains), "svg+xml", "gains with intervals"))
+            parts.append(_image(gains_with_intervals(gains, arms), "svg+xml", "gains with intervals"))
         parts.append(_section(METRICS["nsd"], _score_table(case_scores(results, "nsd"), arms, budgets, ())))
         parts.append(_section("By organ", _organ_tables(results, design, dataset)))
         curves = (_image(learning_curves(results, arms, n), "svg+xml", f"curves, {n} labelled") for n in budgets)
@@ -127,13 +126,20 @@ def _page(
             pictures = best_and_worst(folder, design, dataset, results)
             shown = "".join(f"<h3>{html.escape(title)}</h3>{_image(png, 'png', title)}" for title, png in pictures)
             parts.append(_section("Best and worst test cases", shown))
-    parts.append(_section("Settings", f"<pre>{html.escape(json.dumps(record, indent=1))}</pre>"))
+    parts.append(_section("Settings", f"<pre>{html.escape(json.dumps(_without_names(record), indent=1))}</pre>"))
     body = "\n".join(parts)
     return (
         f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{html.escape(design.dataset)}</title>'
         f'<meta name="viewport" content="width=device-width"><style>{STYLE}</style></head>\n<body>\n{body}\n'
         "</body></html>\n"
     )
+
+
+def _without_names(record: dict[str, Any]) -> dict[str, Any]:
+    """The settings without names of cases, patients and folders: a page is given away more easily than a file."""
+    design = {name: value for name, value in record["design"].items() if name not in ("patients", "test")}
+    arms = [arm | {"encoder": arm["encoder"] and Path(arm["encoder"]).name} for arm in design["arms"]]
+    return record | {"design": design | {"arms": arms}}
 
 
 def _notes(folder: ComparisonFolder, design: Design) -> str:
@@ -170,24 +176,19 @@ def _mean_and_spread(scores: Scores, arm: str, budget: int) -> str:
 def _gain_cell(gain: Gain | None) -> str:
     if gain is None:
         return ""
-    return f"{gain.gain:+.1f} ({gain.low:+.1f} to {gain.high:+.1f}), {gain.seeds_ahead} of {gain.seeds}"
+    interval = f" ({gain.low:+.1f} to {gain.high:+.1f})" if gain.seeds > 1 else ""
+    return f"{gain.gain:+.1f}{interval}, {gain.seeds_ahead} of {gain.seeds}"
 
 
 def _organ_tables(results: Sequence[dict[str, Any]], design: Design, dataset: Dataset) -> str:
     organs, arms = list(organs_of(dataset.description)[0]), [arm.name for arm in design.arms]
+    of_organ = {organ: case_scores(results, "dice", organ) for organ in organs}
     parts = []
     for budget in design.budgets:
-        rows = []
-        for arm in arms:
-            cells = []
-            for organ in organs:
-                scores = case_scores(results, "dice", organ)
-                gain = gain_over(scores, arms[0], arm, budget) if arm != arms[0] else None
-                cells.append(_mean_and_spread(scores, arm, budget) + (f", {gain.gain:+.1f}" if gain else ""))
-            if any(cells):
-                rows.append([arm, *cells])
+        rows = [[arm, *(_mean_and_spread(of_organ[organ], arm, budget) for organ in organs)] for arm in arms]
+        rows = [row for row in rows if any(row[1:])]
         if rows:
-            parts.append(f"<h3>{budget} labelled: Dice, and gain in points</h3>" + _table(["arm", *organs], rows))
+            parts.append(f"<h3>{budget} labelled: Dice</h3>" + _table(["arm", *organs], rows))
     return "".join(parts)
 
 

@@ -13,7 +13,7 @@ from nnunetv2_cads.comparison.dataset import Dataset
 from nnunetv2_cads.comparison.surface import dice, normalised_surface_dice
 
 Rows = list[dict[str, Any]]
-"""``case``, ``organ``, ``dice`` and ``nsd``; None where neither truth nor prediction has the organ."""
+"""``case``, ``organ``, ``dice`` and ``nsd``; None where the truth lacks the organ: the same rows count for all arms."""
 
 
 def score_folder(predicted: Path, dataset: Dataset, cases: Sequence[str]) -> Rows:
@@ -35,8 +35,10 @@ def score_folder(predicted: Path, dataset: Dataset, cases: Sequence[str]) -> Row
         counts = np.ones_like(truth, dtype=bool) if ignored is None else truth != ignored
         for organ, values in organs.items():
             ours, theirs = (np.isin(array, values) & counts for array in (segmentation, truth))
-            found = {"dice": dice(ours, theirs), "nsd": normalised_surface_dice(ours, theirs, spacing_mm)}
-            rows.append({"case": case, "organ": organ, **{key: None if np.isnan(v) else v for key, v in found.items()}})
+            found = {"dice": None, "nsd": None}
+            if theirs.any():
+                found = {"dice": dice(ours, theirs), "nsd": normalised_surface_dice(ours, theirs, spacing_mm)}
+            rows.append({"case": case, "organ": organ, **found})
     return rows
 
 

@@ -29,7 +29,7 @@ def draw_test_cases(patients: Mapping[str, str], largest_budget: int) -> list[st
     most, held_out = max(round(TEST_SHARE * len(order)), 1), []
     for patient in order[:most]:
         if len(patients) - len(held_out) - len(cases_of[patient]) < largest_budget:
-            break
+            continue
         held_out += cases_of[patient]
     if not held_out:
         raise UserError(

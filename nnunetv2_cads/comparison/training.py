@@ -12,6 +12,7 @@ import os
 import random
 import shutil
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Callable
@@ -42,6 +43,8 @@ CHECKPOINTS = 10
 """A training saves about so often."""
 TILE_STEP = 0.5
 """Of nnU-Net's sliding window, in patches."""
+PARENT_SECONDS = 0.5
+"""Between looks at whether the parent lives."""
 UNTIMED = 2
 """First iterations, which are slower, are left out of a timing."""
 
@@ -212,6 +215,13 @@ def _prepare(
     return dataset, make_trainer(design, training, plans_file, device)
 
 
+def _end_with_parent(parent: int) -> None:
+    """End this process when the one that started it is gone, and with it the lock of the training."""
+    while os.getppid() == parent:
+        time.sleep(PARENT_SECONDS)
+    os._exit(1)
+
+
 def main(argv: list[str] | None = None) -> int:
     """The process of one training."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -224,8 +234,10 @@ def main(argv: list[str] | None = None) -> int:
     design = read_design(folder.design)
     training = next(training for training in design.trainings() if training.name == arguments.name)
     encoder = design.arm(training.arm).encoder
+    os.environ.pop(ENCODER_VARIABLE, None)
     if encoder:
         os.environ[ENCODER_VARIABLE] = str(encoder)
+    threading.Thread(target=_end_with_parent, args=[os.getppid()], daemon=True).start()
     if arguments.time:
         cost = time_steps(folder, design, training, arguments.device, arguments.time)
         sys.stdout.write(f"\n{json.dumps(cost)}\n")

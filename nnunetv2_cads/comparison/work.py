@@ -12,7 +12,7 @@ from nnunetv2_cads.comparison.design import Design, Training
 from nnunetv2_cads.comparison.folder import ComparisonFolder
 from pretraining.system.errors import UserError
 from pretraining.system.lock import held_if_free, new_lease
-from pretraining.system.subcommand import CommandFailed, run_step
+from pretraining.system.subcommand import CommandFailed, last_lines, run_step
 
 logger = logging.getLogger(__name__)
 
@@ -37,7 +37,7 @@ def do_trainings(
         folder: OUT.
         design: of the comparison.
         share: the trainings of this process.
-        device: cpu, cuda or cuda:1.
+        device: cpu or cuda.
         received: signals that this process has received; one ends the work.
 
     Returns:
@@ -79,7 +79,7 @@ def _train(folder: ComparisonFolder, training: Training, device: str, received: 
             raise UserError(f"{folder.root}: the disk is full; make room and give the same command again") from error
         if not failure.exists():  # it was killed
             failure.parent.mkdir(exist_ok=True)
-            failure.write_text(f"{str(error).splitlines()[-1]}\n\n{error}\n", encoding="utf-8")
+            failure.write_text(f"{''.join(last_lines(folder.log(training), 1))}\n\n{error}\n", encoding="utf-8")
         logger.error("it failed, and %s is left out from here on; see %s", training.arm, failure)
         return False
     if not received:

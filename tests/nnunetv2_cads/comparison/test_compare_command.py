@@ -147,6 +147,7 @@ def test_a_report_without_images_shows_no_case(compared, compare):
     )
     page = (copy / "report.html").read_text(encoding="utf-8")
     assert code == 0 and "image/png" not in page and page.count("image/svg") == 3
+    assert not re.findall(r"case_\d", page) and str(out.parent) not in page
 
 
 def test_a_stopped_training_resumes(nnunet_project, variables, tmp_path):
@@ -170,6 +171,39 @@ def test_a_stopped_training_resumes(nnunet_project, variables, tmp_path):
     assert "Epoch 0" not in re.findall(r"Epoch \d+", log)
 
 
+def test_an_estimate_leaves_the_folder_alone(compare, tmp_path):
+    checkpoint = tmp_path / "out" / "trainings" / "scratch__1__0" / "checkpoint_latest.pth"
+    assert compare("--labels", "1", "--seeds", "1", "--report", *LENGTH)[0] == 0
+    checkpoint.parent.mkdir(parents=True)
+    checkpoint.touch()
+    design = (tmp_path / "out" / "comparison.json").read_bytes()
+    code, text = compare("--labels", "1", "2", "--seeds", "1", "--estimate", *LENGTH)
+    assert code == 0 and re.search(r"scratch: 2 trainings, \d+\.\d h \(\d+\.\d\d s per iteration", text)
+    assert checkpoint.exists() and (tmp_path / "out" / "comparison.json").read_bytes() == design
+
+
+def test_a_training_ends_with_the_command_that_started_it(nnunet_project, variables, tmp_path):
+    command = [sys.executable, "-m", "nnunetv2_cads.comparison.cli", str(tmp_path / "out"), "-d", "1", "--labels", "1"]
+    command += ["--seeds", "1", "--epochs", "1000", "--iterations", "1", "-device", "cpu"]
+    silent = {"stderr": subprocess.DEVNULL, "stdout": subprocess.DEVNULL}
+    process = subprocess.Popen(command, env=variables, **silent)
+    log, deadline = tmp_path / "out" / "logs" / "scratch__1__0.log", time.monotonic() + 240
+    while not log.exists() or "Epoch 0" not in log.read_text():
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.2)
+    process.kill()
+    process.wait()
+    while training_processes(tmp_path / "out"):
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+
+
+def training_processes(out):
+    """Numbers of the processes that train in a folder."""
+    found = run(["pgrep", "-f", f"comparison.training {out}"]).stdout.split()
+    return [int(number) for number in found]
+
+
 def test_dry_run_and_parts_list_the_work_and_write_nothing(compare, tmp_path):
     lines = []
     for part in (0, 1):
@@ -190,6 +224,8 @@ def test_dry_run_and_parts_list_the_work_and_write_nothing(compare, tmp_path):
         (["--labels", "5"], "5 labelled cases of 5 patients are too few to learn from 5"),
         (["--arms", "NoSuchTrainer"], "--arms NoSuchTrainer: no encoder and no trainer has this name"),
         (["--arms", "cads"], "--arms cads needs its encoder"),
+        (["--arms", "nnUNetTrainerCADS"], "--arms nnUNetTrainerCADS needs its encoder"),
+        (["-device", "cuda"], "PyTorch sees no GPU"),
         (["--encoder", "README"], "README: no such encoder file"),
         (["-p", "OtherPlans"], "has no OtherPlans.json; run cads_plan_and_preprocess -d 1 first"),
         (["-c", "3d_lowres"], "has no configuration 3d_lowres; choose one of"),
@@ -262,5 +298,10 @@ def test_regions_and_ignored_voxels_are_scored_as_nnunet_trains_them(tmp_path, c
         (tmp_path / folder).mkdir()
         sitk.WriteImage(sitk.GetImageFromArray(array), str(tmp_path / folder / "a.nii.gz"))
     whole, core = score_folder(tmp_path / "predicted", changed, ["a"])
+    truth[1] = 1
+    sitk.WriteImage(sitk.GetImageFromArray(truth), str(tmp_path / "labelsTr" / "a.nii.gz"))
+    assert score_folder(tmp_path / "predicted", changed, ["a"])[1] == {
+        "case": "a", "organ": "core", "dice": None, "nsd": None,
+    }  # fmt: skip
     assert (whole["organ"], whole["dice"], core["organ"]) == ("whole", 1.0, "core")
     assert core["dice"] == pytest.approx(2 / 3)

@@ -39,13 +39,14 @@ def test_scratch_is_always_the_baseline(encoder, tmp_path):
     assert [(arm.name, arm.network, arm.encoder) for arm in arms] == [
         ("scratch", None, None), ("nnUNetResEncM", "resenc_m", None), ("mine", None, other), ("cads", None, encoder),
     ]  # fmt: skip
+    assert [arm.name for arm in make_arms([], [f"mine={other}"])] == ["scratch", "mine"]
 
 
 @pytest.mark.parametrize(
     ("names", "encoders", "message"),
     [
         (["cads"], [], "--arms cads needs its encoder"),
-        (["scratch"], ["FILE"], "--encoder cads=...: no arm has this name"),
+        (["nnUNetTrainerCADS_50epochs"], ["FILE"], "--arms nnUNetTrainerCADS_50epochs needs its encoder"),
         (["cads"], ["FILE", "FILE"], "two encoders of the name cads"),
         (["cads"], ["nowhere.pth"], "nowhere.pth: no such encoder file"),
         (["scratch"], ["scratch=FILE"], "'scratch' cannot be an encoder's name"),
@@ -81,13 +82,19 @@ def test_arms_budgets_and_seeds_can_be_added(design):
     assert joined.learnt_cases(4, 1) == design.learnt_cases(4, 1)
 
 
+def test_an_encoder_file_that_was_replaced_is_another_one(design, encoder):
+    encoder.write_bytes(b"other weights")
+    with pytest.raises(UserError, match="has another encoder file for arm cads"):
+        dataclasses.replace(design, arms=make_arms(["cads"], [str(encoder)])).extended(design)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         ({"epochs": 4}, "has epochs 3, not 4"),
         ({"test": ("case_1",)}, r"has test \('case_1', 'case_2'\), not"),
         ({"mirroring": False}, "has mirroring True, not False"),
-        ({"arms": (Arm("cads", "nnUNetTrainerCADS"),)}, "has another encoder for arm cads"),
+        ({"arms": (Arm("cads", "nnUNetTrainerCADS"),)}, "has another encoder file for arm cads"),
     ],
 )
 def test_all_else_must_stay(design, change, message):
