@@ -15,7 +15,7 @@ from few_labels.peers.training import pretrain_peer
 from pretraining.config import PretrainConfig
 from pretraining.method.pretrainer import Pretrainer
 from pretraining.presets import PRESETS
-from pretraining.run.estimate import flops_per_step, forward_flops
+from pretraining.run.estimate import flops_per_step
 from pretraining.run.metrics import read_metrics
 from pretraining.system.machine import peak_memory, reset_peak_memory
 from pretraining.train import main as pretrain
@@ -91,7 +91,7 @@ def flops_per_sample(method: str, config: PretrainConfig) -> float:
     peer = PEERS[method]()
     depth, height, width = config.view.crop_size
     views = torch.randn(2, 2, 1, depth, height, width).unbind()  # batch normalisation needs two samples
-    return peer.step_over_forward * forward_flops(peer.loss, *views) / 2
+    return peer.step_flops(*views) / 2
 
 
 def _flags(settings: Mapping[str, Any]) -> list[str]:

@@ -11,19 +11,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from few_labels.peers.training import Peer
 from nnunetv2_cads.network_architecture import PVTv2Encoder
 from nnunetv2_cads.network_architecture.decoder import PyramidDecoder
 from nnunetv2_cads.network_architecture.pvt_unet import STRIDES
+from pretraining.run.estimate import forward_flops
 
 MASK_RATIO = 0.75
 BLOCK = (8, 16, 16)
 
 
-class MaskedAutoencoder(nn.Module):
+class MaskedAutoencoder(Peer):
     """Encoder, a decoder to full resolution, and the value that stands where voxels are masked."""
-
-    step_over_forward = 3.0
-    """FLOPs of a step over those of its forward pass."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -39,8 +38,9 @@ class MaskedAutoencoder(nn.Module):
         restored = self.decoder(maps, view_1.shape[2:])
         return F.mse_loss(restored.float()[masked], view_1[masked])
 
-    def after_step(self, momentum: float) -> None:
-        """There is no teacher."""
+    def step_flops(self, view_1: Tensor, view_2: Tensor) -> float:
+        """Of a training step on two views (B, 1, D, H, W)."""
+        return 3.0 * forward_flops(self.loss, view_1, view_2)
 
 
 def draw_mask(shape: tuple[int, ...]) -> Tensor:

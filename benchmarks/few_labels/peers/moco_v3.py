@@ -12,9 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from few_labels.peers.training import frozen_copy
+from few_labels.peers.training import Peer, frozen_copy
 from nnunetv2_cads.network_architecture import PVTv2Encoder
 from pretraining.method.student_teacher import pool
+from pretraining.run.estimate import forward_flops
 
 TEMPERATURE = 0.2
 
@@ -33,11 +34,8 @@ def mlp(widths: tuple[int, ...], last_norm: bool) -> nn.Sequential:
     return nn.Sequential(*layers)
 
 
-class MoCoV3(nn.Module):
+class MoCoV3(Peer):
     """Encoder, projector and predictor, with a momentum copy of the first two."""
-
-    step_over_forward = 2.0
-    """FLOPs of a step over those of its forward pass, of which the momentum half has no backward pass."""
 
     def __init__(self, hidden_dim: int = 512, out_dim: int = 256) -> None:
         super().__init__()
@@ -49,7 +47,16 @@ class MoCoV3(nn.Module):
     def loss(self, view_1: Tensor, view_2: Tensor) -> Tensor:
         """Symmetric InfoNCE of two views (B, 1, D, H, W), ()."""
         views = torch.cat([view_1, view_2])
-        queries = [self.predictor(self.projector(z)) for z in pool(self.encoder(views)[-1]).chunk(2)]
+        return self.loss_of_maps(views, self.encoder(views)[-1])
+
+    def loss_of_maps(self, views: Tensor, last_map: Tensor) -> Tensor:
+        """The same, ().
+
+        Args:
+            views: both (2B, 1, D, H, W), the second ones after the first ones.
+            last_map: the encoder's of them, (2B, C, D', H', W').
+        """
+        queries = [self.predictor(self.projector(z)) for z in pool(last_map).chunk(2)]
         with torch.no_grad():
             keys = [self.momentum_projector(z) for z in pool(self.momentum_encoder(views)[-1]).chunk(2)]
         return contrast(queries[0], keys[1]) + contrast(queries[1], keys[0])
@@ -62,6 +69,10 @@ class MoCoV3(nn.Module):
             (self.momentum_projector, self.projector),
         ):
             torch._foreach_lerp_(list(own.parameters()), list(source.parameters()), 1.0 - momentum)
+
+    def step_flops(self, view_1: Tensor, view_2: Tensor) -> float:
+        """Of a training step on two views (B, 1, D, H, W); the momentum half of the forward pass has no backward."""
+        return 2.0 * forward_flops(self.loss, view_1, view_2)
 
 
 def contrast(queries: Tensor, keys: Tensor) -> Tensor:

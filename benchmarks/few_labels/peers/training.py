@@ -1,13 +1,11 @@
-"""What the peers share with CADS: its samples, optimiser and schedules, and its encoder file.
+"""What the peers share with CADS: its samples, optimiser and schedules, and its encoder file."""
 
-A method is a module with ``encoder``, which is kept in the end; ``loss(view_1, view_2)`` of two views (B, 1, D, H, W);
-``after_step(momentum)``, which follows the optimizer's step; and ``step_over_forward``, FLOPs of a step over those of
-its forward pass.
-"""
-
+import bisect
 import copy
+import itertools
 import json
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -15,14 +13,39 @@ from torch import Tensor, nn
 
 from pretraining.config import PretrainConfig
 from pretraining.method.optimisation import clip_each_gradient, parameter_groups, set_rates
-from pretraining.method.schedules import rates
+from pretraining.method.schedules import Rates, rates
 from pretraining.run.checkpoint import encoder_record, save_encoder
 from pretraining.store.store import Store
 from pretraining.system.files import atomic_path
 from pretraining.views.loader import ViewStream, make_loader, steps_per_epoch
 
 
-def pretrain_peer(method: nn.Module, store: Path, config: PretrainConfig, output: Path) -> Path:
+class Peer(nn.Module):
+    """A method, as `PeerTrainer` trains it.
+
+    Attributes:
+        encoder: what is kept in the end.
+        phases: shares of the steps, one after the other; the schedules start anew with each.
+        phase: number of the present one; the trainer sets it before each step.
+    """
+
+    encoder: nn.Module
+    phases: tuple[float, ...] = (1.0,)
+    phase: int = 0
+
+    def loss(self, view_1: Tensor, view_2: Tensor) -> Tensor:
+        """Of two views (B, 1, D, H, W), ()."""
+        raise NotImplementedError
+
+    def after_step(self, momentum: float) -> None:
+        """What follows the optimizer's step; nothing, where there is no teacher and no opponent."""
+
+    def step_flops(self, view_1: Tensor, view_2: Tensor) -> float:
+        """Of a training step on two views (B, 1, D, H, W), mean over the phases; backward taken as twice forward."""
+        raise NotImplementedError
+
+
+def pretrain_peer(method: Peer, store: Path, config: PretrainConfig, output: Path) -> Path:
     """Train a peer on the samples that CADS would see, with its optimiser, and write its ``cads_encoder.pth``.
 
     A run that was stopped resumes after its last finished epoch.
@@ -66,14 +89,14 @@ class PeerTrainer:
         steps_per_epoch: steps that make an epoch.
     """
 
-    def __init__(self, method: nn.Module, config: PretrainConfig, steps_per_epoch: int) -> None:
+    def __init__(self, method: Peer, config: PretrainConfig, steps_per_epoch: int) -> None:
         self.method, self.config, self.steps_per_epoch, self.step = method.train(), config, steps_per_epoch, 0
         self.total_steps = config.optim.epochs * steps_per_epoch
         self.optimizer = torch.optim.AdamW(parameter_groups(method), lr=0.0, fused=True)
 
     def train_step(self, view_1: Tensor, view_2: Tensor) -> float:
         """One step on two views (B, 1, D, H, W) of each sample; returns the loss."""
-        now = rates(self.config, self.step, self.steps_per_epoch)
+        self.method.phase, now = phase_and_rates(self.config, self.step, self.steps_per_epoch, self.method.phases)
         set_rates(self.optimizer, now)
         torch.manual_seed(self.config.run.seed * 1_000_003 + self.step)  # masks and stochastic depth follow it
         with torch.autocast("cpu", torch.bfloat16, enabled=self.config.run.amp == "bf16"):
@@ -95,6 +118,27 @@ class PeerTrainer:
         self.method.load_state_dict(state["method"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.step = state["step"]
+
+
+def phase_starts(shares: Sequence[float], total_steps: int) -> list[int]:
+    """The first step of each phase of a run."""
+    return [round(share * total_steps) for share in itertools.accumulate(shares[:-1], initial=0.0)]
+
+
+def phase_and_rates(
+    config: PretrainConfig, step: int, steps_per_epoch: int, shares: Sequence[float]
+) -> tuple[int, Rates]:
+    """The phase of a step, from 0, and its scheduled quantities.
+
+    Each phase has the schedules of a run of its length, but the warm-up is the first one's alone: the optimizer keeps
+    its moments.
+    """
+    total_steps = config.optim.epochs * steps_per_epoch
+    starts = phase_starts(shares, total_steps)
+    phase = bisect.bisect(starts, step) - 1
+    length = [*starts[1:], total_steps][phase] - starts[phase]
+    warmup = 0 if phase else min(config.optim.warmup_epochs * steps_per_epoch, length)
+    return phase, rates(config.replace(epochs=length, warmup_epochs=warmup), step - starts[phase], 1)
 
 
 def frozen_copy(module: nn.Module) -> nn.Module:
