@@ -169,10 +169,15 @@ def _make_trainer(
 
 
 def load_decoder(decoder: nn.Module, checkpoint: Path) -> None:
-    """Start PVT-UNet's decoder, but for its step at full resolution and its heads, from that of a restoration."""
-    state, prefix = torch.load(checkpoint, weights_only=True)["student"], "decoder."
+    """Start PVT-UNet's decoder, but for its heads, from the steps of that of a restoration.
+
+    A run of cads_pretrain has none at full resolution, a peer has all.
+    """
+    content, prefix = torch.load(checkpoint, weights_only=True), "decoder."
+    state = content["student" if "student" in content else "method"]  # of cads_pretrain, or of a peer
     steps = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
-    known = {key: value for key, value in steps.items() if key in decoder.state_dict()}
+    wanted = {key for key in decoder.state_dict() if not key.startswith("seg_layers.")}
+    known = {key: value for key, value in steps.items() if key in wanted}
     if not known:
         raise ValueError(f"{checkpoint}: holds no decoder; give the checkpoint of a run that restored crops")
     decoder.load_state_dict(known, strict=False)
