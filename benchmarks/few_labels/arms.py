@@ -21,7 +21,7 @@ class Pretraining:
     """One pre-trained encoder.
 
     Attributes:
-        method: ``cads``, ``moco_v3``, ``masked_autoencoder``, or `SUPERVISED`.
+        method: ``cads``, one of `few_labels.pretrain.PEERS`, or `SUPERVISED`.
         changes: settings of `pretraining.config` that differ from the recipe.
         equal_flops: whether it is made as short as the FLOPs of CADS pay for; else it has the steps of its settings.
     """
@@ -91,19 +91,21 @@ PRETRAININGS = {
     "MAE": Pretraining(
         "masked_autoencoder", {**WHOLE_VIEWS, "intensity": "none", "batch_size": 8, "lr": 1.6e-2}, equal_flops=True
     ),
+    "DiRA": Pretraining("dira", {**WHOLE_VIEWS, "intensity": "none"}, equal_flops=True),
     "restoration": Pretraining(changes=RESTORATION, equal_flops=True),
     "restoration_hu": Pretraining(changes={**RESTORATION, **IN_HU}, equal_flops=True),
     "points": Pretraining(changes=POINTS, equal_flops=True),
     "oracle": Pretraining(SUPERVISED),
 }
 """The ablations have the recipe's number of steps, the peers its FLOPs. Peers see whole views, as in their papers,
-and so fewer of them; the autoencoder, which compares no samples, in smaller batches. Restoration has the window of
-soft tissue as its target, or all of HU with the squared error of the autoencoder. The contrast of points sees pairs of
-crops of the size of the fine-tuning's patch. CADS without sampling is also made at equal FLOPs (``_short``) and with
-twice the steps. The oracle's encoder was taught the organs of all labelled cases: what it gains is about what there is
-to gain."""
+and so fewer of them; the autoencoder, which compares no samples, in smaller batches. DiRA is here
+for its cost (`pretraining_cost.py`); it is fine-tuned on head and neck. Restoration has the window of soft tissue as
+its target, or all of HU with the squared error of the autoencoder. The contrast of points sees pairs of crops of the
+size of the fine-tuning's patch. CADS without sampling is also made at equal FLOPs (``_short``) and with twice the
+steps. The oracle's encoder was taught the organs of all labelled cases: what it gains is about what there is to gain.
+"""
 
-FINETUNED = [name for name in PRETRAININGS if name not in ("CADS", "CADS_no_sampling_short", "points")]
+FINETUNED = [name for name in PRETRAININGS if name not in ("CADS", "CADS_no_sampling_short", "DiRA", "points")]
 """The encoders that are fine-tuned with few labels and as nnU-Net plans, beside CADS, which is with all budgets; the
 short one is scored frozen."""
 FROZEN = ("CADS", "CADS_no_sampling_short", "CADS_no_sampling_2x", "MAE", "oracle")

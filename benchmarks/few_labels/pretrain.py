@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from few_labels.arms import PRETRAININGS, Pretraining
+from few_labels.peers.dira import DiRA
 from few_labels.peers.masked_autoencoder import MaskedAutoencoder
 from few_labels.peers.moco_v3 import MoCoV3
 from few_labels.peers.training import pretrain_peer
@@ -20,7 +21,7 @@ from pretraining.run.metrics import read_metrics
 from pretraining.system.machine import peak_memory, reset_peak_memory
 from pretraining.train import main as pretrain
 
-PEERS = {"moco_v3": MoCoV3, "masked_autoencoder": MaskedAutoencoder}
+PEERS = {"moco_v3": MoCoV3, "masked_autoencoder": MaskedAutoencoder, "dira": DiRA}
 
 
 def pretrained_encoder(name: str, store: Path, runs: Path, settings: Mapping[str, Any]) -> Path:

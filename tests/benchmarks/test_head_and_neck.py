@@ -218,7 +218,7 @@ def test_gains_are_paired_by_seed_and_their_interval_widens_with_the_spread_of_t
 
 def test_pretrainings_have_equal_flops():
     worth = 100_000 * flops_per_sample("cads", config_of(RESTORATION))
-    for name in ("cads", "both", "points", "moco_v3"):
+    for name in ("cads", "both", "points", "moco_v3", "dira"):
         pretraining = dataclasses.replace(PRETRAININGS[name], crops=100_000)
         config = config_of(pretraining.with_length())
         samples = config.optim.epochs * SAMPLES_PER_EPOCH

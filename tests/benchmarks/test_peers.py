@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 from few_labels.arms import PRETRAININGS
+from few_labels.peers.dira import DiRA
 from few_labels.peers.masked_autoencoder import BLOCK, MaskedAutoencoder, draw_mask
 from few_labels.peers.moco_v3 import MoCoV3
 from few_labels.peers.training import phase_and_rates, pretrain_peer
@@ -16,7 +17,7 @@ from pretraining.config import PretrainConfig
 from pretraining.method.schedules import rates
 
 
-@pytest.mark.parametrize("method", [MoCoV3, MaskedAutoencoder])
+@pytest.mark.parametrize("method", [MoCoV3, MaskedAutoencoder, DiRA])
 def test_the_loss_of_one_batch_goes_down_and_reaches_the_encoder(method):
     torch.manual_seed(0)
     peer = method()
@@ -112,7 +113,7 @@ def test_the_mask_covers_three_quarters_in_whole_blocks():
     assert draw_mask((5, 1, 16, 64, 70)).shape == (5, 1, 16, 64, 70)
 
 
-@pytest.mark.parametrize("name", ["MoCo_v3", "MAE", "CADS_no_sampling_short"])
+@pytest.mark.parametrize("name", ["MoCo_v3", "MAE", "DiRA", "CADS_no_sampling_short"])
 def test_equal_flops_are_those_of_cads(name):
     settings = {"epochs": 100, "warmup_epochs": 10, "epoch_samples": 32}
     flops, epochs, warmup = {}, {}, {}

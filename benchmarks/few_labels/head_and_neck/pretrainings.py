@@ -97,6 +97,7 @@ PRETRAININGS: dict[str, Pretraining] = {
     "cads_in_window": Pretraining(CADS | IN_WINDOW),
     "cads_no_sampling": Pretraining(CADS | {"uniform_sampling": False}),
     "moco_v3": Pretraining(CADS | IN_WINDOW | {"uniform_sampling": False}, method="moco_v3"),
+    "dira": Pretraining(CADS | IN_WINDOW | {"uniform_sampling": False, "intensity": "none"}, method="dira"),
     "cads_windows": Pretraining(CADS | {"random_window_probability": 1.0}),
     "cads_local_xray": Pretraining(CADS | {"xray": "local"}),
     "both": Pretraining(BOTH),
