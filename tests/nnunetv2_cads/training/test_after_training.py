@@ -12,9 +12,9 @@ import torch
 from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 
+from nnunetv2_cads.training.base_trainer import TrainingCannotStart
 from nnunetv2_cads.training.discovery import nnunetv2_cads_trainers
 from nnunetv2_cads.training.nnunet_checkpoint import read_nnunet_checkpoint
-from nnunetv2_cads.training.trainer import TrainingCannotStart
 
 OURS, STOCK = "OneStepTrainerCADS", "OneStepStockTrainer"
 CPU = ("-device", "cpu")

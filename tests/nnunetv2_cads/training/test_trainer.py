@@ -22,8 +22,9 @@ from nnunetv2_cads.network_architecture import PVTv2Encoder
 from nnunetv2_cads.network_architecture.decoder import output_sizes
 from nnunetv2_cads.network_architecture.pvt_unet import STRIDES
 from nnunetv2_cads.training import variants
+from nnunetv2_cads.training.base_trainer import TrainingCannotStart
 from nnunetv2_cads.training.discovery import nnunetv2_cads_trainers
-from nnunetv2_cads.training.trainer import TrainingCannotStart, nnUNetTrainerCADS
+from nnunetv2_cads.training.trainer import nnUNetTrainerCADS
 
 
 @pytest.fixture
