@@ -1,8 +1,10 @@
-"""The trainers that ``-tr`` can name: one class, and a table of what differs."""
+"""The trainers that ``-tr`` can name: a table of what differs."""
 
+from nnunetv2_cads.training.base_trainer import BaseTrainer
+from nnunetv2_cads.training.cotr_trainer import nnUNetTrainerCoTr, nnUNetTrainerCoTr_AdamW
 from nnunetv2_cads.training.trainer import nnUNetTrainerCADS
 
-STARTS = {
+CADS_STARTS = {
     "nnUNetTrainerCADS": {},
     "nnUNetTrainerCADS_scratch": {"use_pretrained_encoder": False},
 }
@@ -11,6 +13,8 @@ LENGTHS = {
     "_5epochs": {"num_epochs": 5},
     "_50epochs": {"num_epochs": 50},
     "_250epochs": {"num_epochs": 250},
+}
+DEMO_LENGTHS = {
     "_demo": {
         "num_epochs": 5,
         "num_iterations_per_epoch": 15,
@@ -26,19 +30,30 @@ LENGTHS = {
         "mirroring": False,
     },
 }
+PUBLISHED_SAMPLING = {"sampling_order": "published"}
 
 
-def _trainer(name: str, settings: dict) -> type[nnUNetTrainerCADS]:
-    """A class of that name, by which nnU-Net finds it and names its output folder."""
-    if not settings:
-        return nnUNetTrainerCADS
-    return type(name, (nnUNetTrainerCADS,), {"settings": settings, "__module__": __name__})
+def _variants(
+    base: type[BaseTrainer], starts: dict[str, dict], lengths: dict[str, dict]
+) -> dict[str, type[BaseTrainer]]:
+    """A class of each name, by which nnU-Net finds it and names its output folder."""
+    rows = {
+        start + length: {**start_settings, **length_settings}
+        for start, start_settings in starts.items()
+        for length, length_settings in lengths.items()
+    }
+    return {
+        name: type(name, (base,), {"settings": settings, "__module__": __name__}) if settings else base
+        for name, settings in rows.items()
+    }
 
 
 TRAINERS = {
-    start + length: _trainer(start + length, {**start_settings, **length_settings})
-    for start, start_settings in STARTS.items()
-    for length, length_settings in LENGTHS.items()
+    **_variants(nnUNetTrainerCADS, CADS_STARTS, {**LENGTHS, **DEMO_LENGTHS}),
+    **_variants(
+        nnUNetTrainerCoTr, {"nnUNetTrainerCoTr": {}, "nnUNetTrainerCoTr_published": PUBLISHED_SAMPLING}, LENGTHS
+    ),
+    **_variants(nnUNetTrainerCoTr_AdamW, {"nnUNetTrainerCoTr_AdamW": {}}, LENGTHS),
 }
 """Trainer class by name."""
 

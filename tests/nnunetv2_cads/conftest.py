@@ -31,18 +31,21 @@ import os
 
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
+from nnunetv2_cads.training.cotr_trainer import nnUNetTrainerCoTr, nnUNetTrainerCoTr_AdamW
 from nnunetv2_cads.training.trainer import nnUNetTrainerCADS
 
 
-class TinyTrainerCADS(nnUNetTrainerCADS):
-    settings = {
-        "num_epochs": 3, "num_iterations_per_epoch": 1, "num_val_iterations_per_epoch": 1, "save_every": 1,
-    }
-
+class Stops:
     def on_epoch_end(self):
         super().on_epoch_end()
         if self.current_epoch == int(os.environ.get("STOP_BEFORE_EPOCH", -1)):
             raise SystemExit("stopped by the test")
+
+
+class TinyTrainerCADS(Stops, nnUNetTrainerCADS):
+    settings = {
+        "num_epochs": 3, "num_iterations_per_epoch": 1, "num_val_iterations_per_epoch": 1, "save_every": 1,
+    }
 
     def perform_actual_validation(self, save_probabilities=False):
         if "SKIP_VALIDATION" not in os.environ:
@@ -53,6 +56,14 @@ ONE_STEP = {"num_epochs": 1, "num_iterations_per_epoch": 1, "num_val_iterations_
 
 
 class OneStepTrainerCADS(nnUNetTrainerCADS):
+    settings = {**ONE_STEP, "mirroring": False}
+
+
+class TwoStepTrainerCoTr(Stops, nnUNetTrainerCoTr):
+    settings = {**ONE_STEP, "num_epochs": 2, "save_every": 1, "mirroring": False, "sampling_order": "published"}
+
+
+class OneStepTrainerCoTr_AdamW(nnUNetTrainerCoTr_AdamW):
     settings = {**ONE_STEP, "mirroring": False}
 
 

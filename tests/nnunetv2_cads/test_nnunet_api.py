@@ -32,8 +32,10 @@ FUNCTIONS = {
         "on_train_start": SELF,
         "load_checkpoint": (*SELF, "filename_or_checkpoint"),
         "print_to_log_file": (*SELF, "args", "also_print_to_console", "add_timestamp"),
-        "_get_deep_supervision_scales": SELF,  # the one private hook: nnU-Net has no public one for label sizes
+        "_get_deep_supervision_scales": SELF,  # private hooks: nnU-Net has no public ones for the sizes of labels
+        "_build_loss": SELF,  # and the weights of outputs
     },
+    "nnunetv2.training.loss.deep_supervision.DeepSupervisionWrapper": {"__init__": (*SELF, "loss", "weight_factors")},
     "nnunetv2.experiment_planning.experiment_planners.default_experiment_planner.ExperimentPlanner": {
         "__init__": (
             *(*SELF, "dataset_name_or_id", "gpu_memory_target_in_gb", "preprocessor_name", "plans_name"),

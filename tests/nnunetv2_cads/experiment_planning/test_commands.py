@@ -86,14 +86,21 @@ def test_plans_show_what_the_named_encoder_saw(planned, nnunet_project, tmp_path
     assert plans["cads"]["pretraining"] == {"spacing_mm": [4.0] * 3, "clip_hu": [-200, 300], "axes": "zyx"}
 
 
-@pytest.mark.parametrize("trainer", ["OneStepStockTrainer", "nnUNetTrainerCADS_scratch_demo_quick"])
-def test_train_and_predict_with_the_plans(trainer, planned, nnunet_project, tmp_path):
+@pytest.mark.parametrize(
+    ("trainer", "key"),
+    [
+        ("OneStepStockTrainer", "encoder.patch_embed1.proj.0.weight"),
+        ("nnUNetTrainerCADS_scratch_demo_quick", "encoder.patch_embed1.proj.0.weight"),
+        ("OneStepTrainerCoTr_AdamW", "encoder_Detrans.level_embed"),
+    ],
+)
+def test_train_and_predict_with_the_plans(trainer, key, planned, nnunet_project, tmp_path):
     folders = (nnunet_project.trainer_folder, REPOSITORY / "nnunetv2_cads" / "training" / "discovery")
     here = {"nnUNet_extTrainer": os.pathsep.join(map(str, folders))}
     nnunet_project.call(*TRAIN, "-tr", trainer, **here)
     model = nnunet_project.results / f"{trainer}__nnUNetCADSPlans__3d_fullres"
     weights = torch.load(model / "fold_0" / "checkpoint_final.pth", weights_only=False)["network_weights"]
-    assert any(key.startswith("encoder.patch_embed1") for key in weights)
+    assert key in weights
     (tmp_path / "in").mkdir()
     case = nnunet_project.root / "raw" / "Dataset001_Blobs" / "imagesTr" / "case_0_0000.nii.gz"
     (tmp_path / "in" / case.name).write_bytes(case.read_bytes())

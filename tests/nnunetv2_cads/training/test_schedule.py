@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from nnunetv2_cads.network_architecture import PVTUNet
+from nnunetv2_cads.network_architecture import CoTr, PVTUNet
 from nnunetv2_cads.training.parameter_groups import parameter_groups
 from nnunetv2_cads.training.schedule import EpochSchedule, sawtooth_factor, warmup_poly_factor
 
@@ -95,3 +95,14 @@ def test_rates_of_the_encoder_decay_from_its_last_stage_to_the_stem():
     assert rates[id(encoder.norm1.weight)] == pytest.approx(0.0125)
     assert rates[id(next(encoder.patch_embed1.parameters()))] == pytest.approx(0.00625)
     assert rates[id(network.decoder.seg_layers[0].weight)] == 1.0
+
+
+def test_groups_of_cotr_have_its_transformer_in_the_encoder():
+    with torch.device("meta"):
+        network = CoTr(1, 2)
+    groups = parameter_groups(network, decoder_lr=1.0, encoder_lr=0.1, weight_decay=0.5)
+    names = {id(p): name for name, p in network.named_parameters()}
+    found = [[names[id(p)] for p in group["params"]] for group in groups]
+    assert sorted(name for group in found for name in group) == sorted(names.values())
+    for group, rate in zip(found, (1.0, 1.0, 0.1, 0.1), strict=True):
+        assert {name.startswith(("backbone.", "encoder_Detrans.")) for name in group} == {rate == 0.1}
