@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from nnunetv2_cads.comparison.trainers import brings_its_network, find_trainer
 from nnunetv2_cads.encoder_file.checksums import file_sha256
 from pretraining.system.errors import UserError
 
@@ -35,6 +36,7 @@ FROM_ENCODER = "nnUNetTrainerCADS"
 """The trainer of every encoder."""
 KNOWN = {
     SCRATCH: Arm(SCRATCH, "nnUNetTrainerCADS_scratch"),
+    "CoTr": Arm("CoTr", "nnUNetTrainerCoTr"),
     "nnUNetTrainer": Arm("nnUNetTrainer", "nnUNetTrainer", PLAIN),
     "nnUNetResEncM": Arm("nnUNetResEncM", "nnUNetTrainer", RESENC_M),
 }
@@ -50,7 +52,7 @@ def make_arms(names: Sequence[str], encoders: Sequence[str]) -> tuple[Arm, ...]:
         encoders: ``FILE``, which is the arm `CADS`, or ``NAME=FILE``.
 
     Raises:
-        UserError: two encoders of one name, or an arm whose encoder is missing.
+        UserError: two encoders of one name, an arm whose encoder is missing, or a trainer that nnU-Net does not find.
     """
     files = _encoder_files(encoders)
     for name in names:
@@ -77,4 +79,4 @@ def _encoder_files(encoders: Sequence[str]) -> dict[str, Path]:
 def _arm(name: str, encoder: Path | None) -> Arm:
     if encoder:
         return Arm(name, FROM_ENCODER, encoder=encoder, sha256=file_sha256(encoder))
-    return KNOWN.get(name) or Arm(name, name, None if "CADS" in name or "CoTr" in name else PLAIN)
+    return KNOWN.get(name) or Arm(name, name, None if brings_its_network(find_trainer(name)) else PLAIN)

@@ -1,27 +1,19 @@
 """`cads_compare`: trains, from several starts and on few labelled cases, and says what each start adds to Dice."""
 
 import argparse
-import contextlib
-import io
-import logging
 import sys
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
-
-from nnunetv2_cads.comparison.arms import CADS, KNOWN, SCRATCH, Arm, make_arms
+from nnunetv2_cads.comparison.arms import CADS, KNOWN, SCRATCH, make_arms
+from nnunetv2_cads.comparison.checks import check_arms, check_device, check_leaks
 from nnunetv2_cads.comparison.dataset import Dataset, open_dataset, patients_of, read_test_cases
 from nnunetv2_cads.comparison.design import Design, Training, read_design
+from nnunetv2_cads.comparison.estimate import estimate
 from nnunetv2_cads.comparison.folder import ComparisonFolder
-from nnunetv2_cads.comparison.leaks import leaked_cases
-from nnunetv2_cads.comparison.networks import plans_of_arm
 from nnunetv2_cads.comparison.report import write_report
 from nnunetv2_cads.comparison.split import TEST_SHARE, draw_test_cases
-from nnunetv2_cads.comparison.work import describe, do_trainings, share_of, timings, unfinished
-from nnunetv2_cads.encoder_file.read import EncoderFileError, read_encoder_file, report_on
-from nnunetv2_cads.encoder_file.record import preprocessing_differences
+from nnunetv2_cads.comparison.work import describe, do_trainings, share_of
 from nnunetv2_cads.nnunet_version import require_nnunet
 from pretraining.system.command import positive_int, run_command
 from pretraining.system.errors import UserError
@@ -36,8 +28,7 @@ work."""
 
 
 BUDGETS = (1, 2, 4, 8)
-
-logger = logging.getLogger(__name__)
+"""Where --labels is not given, as far as there are cases."""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -55,17 +46,19 @@ def _command(argv: list[str]) -> int:
     folder = ComparisonFolder(arguments.out)
     dataset = open_dataset(arguments.d, arguments.p, arguments.c)
     design = _design(arguments, dataset, folder)
-    _check(design, dataset, arguments.store)
+    check_arms(design, dataset)
+    if arguments.store:
+        check_leaks(design, dataset, arguments.store)
     share = share_of(design, arguments.part, arguments.parts)
     if arguments.dry_run:
         return _list_trainings(folder, design, share)
-    if arguments.device == "cuda" and not (torch.cuda.is_available() or arguments.report):
-        raise UserError("-device cuda: PyTorch sees no GPU; give -device cpu")
+    if not arguments.report:
+        check_device(arguments.device)
     if not arguments.estimate:
         _claim(folder, design)
     with stop_signals_collected("stopping; the same command resumes at the last checkpoint") as received:
         if arguments.estimate:
-            return _estimate(folder, design, arguments.device, received)
+            return estimate(folder, design, arguments.device, received)
         failed = [] if arguments.report else do_trainings(folder, design, share, arguments.device, received)
     answer = write_report(folder, design, dataset, not arguments.no_images)
     sys.stdout.write("\n".join([*answer, f"report: {folder.root / 'report.html'}", ""]))
@@ -113,53 +106,6 @@ def _design(arguments: argparse.Namespace, dataset: Dataset, folder: ComparisonF
         raise UserError(f"{folder.root}: {error}") from error
 
 
-def _check(design: Design, dataset: Dataset, store: Path | None) -> None:
-    """Find before the first training what would stop one, and what makes the comparison unfair.
-
-    Raises:
-        UserError: a trainer is unknown, an encoder cannot be used, a plan cannot be made, or test cases are in STORE.
-    """
-    from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
-
-    for arm in design.arms:
-        try:
-            with contextlib.redirect_stdout(io.StringIO()):  # nnU-Net's search prints
-                recursive_find_trainer_class_by_name(arm.trainer)
-        except RuntimeError as error:
-            known = ", ".join(KNOWN)
-            raise UserError(f"--arms {arm.name}: no encoder and no trainer has this name; known are {known}") from error
-        plans_of_arm(dataset, arm)
-        if arm.encoder:
-            _check_encoder(arm, dataset)
-    if store:
-        leaked = leaked_cases(dataset, design.test, store)
-        if leaked:
-            case, volume = next(iter(leaked.items()))
-            raise UserError(
-                f"{store}: {len(leaked)} of {len(design.test)} test cases were pre-trained on ({case} is volume "
-                f"{volume}); give --test with other cases, or an encoder that has not seen them"
-            )
-
-
-def _check_encoder(arm: Arm, dataset: Dataset) -> None:
-    try:
-        content = read_encoder_file(arm.encoder)
-    except EncoderFileError as error:
-        raise UserError(str(error)) from error
-    report = report_on(content)
-    if report.mismatched or report.missing:
-        raise UserError(f"{arm.encoder}: does not fit PVT-UNet's encoder ({report}); give a cads_encoder.pth")
-    configuration = dataset.plans["configurations"][dataset.configuration]
-    for difference in preprocessing_differences(
-        content.record,
-        configuration["spacing"],
-        configuration["normalization_schemes"],
-        dataset.plans["foreground_intensity_properties_per_channel"],
-        dataset.description.get("channel_names"),
-    ):
-        sys.stderr.write(f"warning: {arm.name} and {dataset.plans_name} differ. {difference.text}\n")
-
-
 def _list_trainings(folder: ComparisonFolder, design: Design, share: Sequence[Training]) -> int:
     for training in share:
         state = "done" if folder.result(training).exists() else "to do"
@@ -175,28 +121,6 @@ def _claim(folder: ComparisonFolder, design: Design) -> None:
     except OSError as error:
         raise UserError(f"{folder.root}: cannot be made ({error.strerror}); choose another OUT") from error
     design.write(folder.design)
-
-
-def _estimate(folder: ComparisonFolder, design: Design, device: str, received: Sequence[int]) -> int:
-    """Print hours and memory of what is not done yet."""
-    missing, total = unfinished(folder, design), 0.0
-    logger.info("%d trainings of %d iterations are to be done", len(missing), design.epochs * design.iterations)
-    with tempfile.TemporaryDirectory() as elsewhere:  # OUT has trainings that may be at work
-        place = ComparisonFolder(Path(elsewhere))
-        design.write(place.design)
-        for name, cost in timings(place, design, device, received):
-            count = sum(training.arm == name for training in missing)
-            training = design.epochs * design.iterations * cost["seconds_per_iteration"]
-            hours = count * (training + len(design.test) * cost["seconds_per_case"]) / 3600
-            total += hours
-            sys.stdout.write(
-                f"{name}: {count} trainings, {hours:.1f} h ({cost['seconds_per_iteration']:.2f} s per iteration, "
-                f"{cost['seconds_per_case']:.0f} s per test case), {cost['peak_memory_bytes'] / 2**30:.1f} GiB\n"
-            )
-    if received:
-        return 128 + received[0]
-    sys.stdout.write(f"all: {total:.1f} h on one such device; start-up, validation and scoring come on top\n")
-    return 0
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -23,13 +23,13 @@ import torch
 from nnunetv2.inference.sliding_window_prediction import compute_steps_for_sliding_window
 from nnunetv2.run.run_training import maybe_load_checkpoint
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
-from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 from torch import Tensor
 
 from nnunetv2_cads.comparison.dataset import Dataset, open_dataset
 from nnunetv2_cads.comparison.design import Design, Training, read_design
 from nnunetv2_cads.comparison.folder import FOLD, ComparisonFolder, write_nnunet_folders
 from nnunetv2_cads.comparison.scores import score_folder
+from nnunetv2_cads.comparison.trainers import find_trainer
 from nnunetv2_cads.encoder_file.read import ENCODER_VARIABLE
 from pretraining.run.estimate import forward_flops
 from pretraining.system.files import atomic_path, remove_leftovers, write_json
@@ -128,7 +128,7 @@ def make_trainer(design: Design, training: Training, plans_file: Path, device: t
         seeding(training.seed)
     torch.backends.cudnn.benchmark = True  # as nnU-Net's own command has it
     arm = design.arm(training.arm)
-    base = recursive_find_trainer_class_by_name(arm.trainer)
+    base = find_trainer(arm.trainer)
     plans = json.loads(plans_file.read_text(encoding="utf-8"))
     description = json.loads((plans_file.parent / "dataset.json").read_text(encoding="utf-8"))
     made = _with_design(base, design)(

@@ -147,6 +147,10 @@ class AdamWTrainer(BaseTrainer):
         decoder = functools.partial(warmup_poly_factor, num_epochs=self.num_epochs, warmup_epochs=warmup_epochs)
         encoder = functools.partial(decoder, frozen_epochs=self.frozen_encoder_epochs)
         if self.sawtooth:
+            if not self.frozen_encoder_epochs:
+                raise TrainingCannotStart(
+                    "sawtooth needs first epochs for the decoder alone: set frozen_encoder_epochs"
+                )
             lengths = {"num_epochs": self.num_epochs, "warmup_epochs": warmup_epochs}
             decoder = functools.partial(sawtooth_factor, **lengths, first_epochs=self.frozen_encoder_epochs)
         factors = (decoder, decoder, *[encoder] * (len(groups) - 2))

@@ -222,7 +222,7 @@ def test_dry_run_and_parts_list_the_work_and_write_nothing(compare, tmp_path):
     ("arguments", "message"),
     [
         (["--labels", "5"], "5 labelled cases of 5 patients are too few to learn from 5"),
-        (["--arms", "NoSuchTrainer"], "--arms NoSuchTrainer: no encoder and no trainer has this name"),
+        (["--arms", "NoSuchTrainer"], "NoSuchTrainer: nnU-Net finds no trainer of this name"),
         (["--arms", "cads"], "--arms cads needs its encoder"),
         (["--arms", "nnUNetTrainerCADS"], "--arms nnUNetTrainerCADS needs its encoder"),
         (["-device", "cuda"], "PyTorch sees no GPU"),

@@ -39,6 +39,8 @@ def test_scratch_is_always_the_baseline(encoder, tmp_path):
     assert [(arm.name, arm.network, arm.encoder) for arm in arms] == [
         ("scratch", None, None), ("nnUNetResEncM", "resenc_m", None), ("mine", None, other), ("cads", None, encoder),
     ]  # fmt: skip
+    (_, stock, ours) = make_arms(["nnUNetTrainerAdam", "nnUNetTrainerCoTr"], [])
+    assert (stock.network, ours.network) == ("plain", None)
     assert [arm.name for arm in make_arms([], [f"mine={other}"])] == ["scratch", "mine"]
 
 

@@ -3,8 +3,10 @@ import torch
 from torch import nn
 
 from nnunetv2_cads.network_architecture import CoTr, PVTUNet
+from nnunetv2_cads.training.base_trainer import TrainingCannotStart
 from nnunetv2_cads.training.parameter_groups import parameter_groups
 from nnunetv2_cads.training.schedule import EpochSchedule, sawtooth_factor, warmup_poly_factor
+from nnunetv2_cads.training.trainer import nnUNetTrainerCADS
 
 
 def test_the_factor_rises_linearly_and_falls_polynomially():
@@ -106,3 +108,19 @@ def test_groups_of_cotr_have_its_transformer_in_the_encoder():
     assert sorted(name for group in found for name in group) == sorted(names.values())
     for group, rate in zip(found, (1.0, 1.0, 0.1, 0.1), strict=True):
         assert {name.startswith(("backbone.", "encoder_Detrans.")) for name in group} == {rate == 0.1}
+
+
+def test_the_trainer_gives_every_level_its_rates_and_the_decoder_its_sawtooth():
+    trainer = object.__new__(nnUNetTrainerCADS)
+    vars(trainer).update(trainer.defaults, network=PVTUNet(1, 2), num_epochs=8, sawtooth=True, encoder_lr_decay=0.5)
+    with pytest.raises(TrainingCannotStart, match="set frozen_encoder_epochs"):
+        trainer.configure_optimizers()
+    trainer.frozen_encoder_epochs = 3
+    optimizer, schedule = trainer.configure_optimizers()
+    base = [5e-4, *(1e-4 * 0.5**steps for steps in range(5))]
+    for epoch, (decoder, encoder) in {0: (0.5, 0.0), 1: (1.0, 0.0), 3: (0.5, 0.5), 4: (1.0, 1.0)}.items():
+        schedule.step(epoch)
+        factors = [decoder, *[encoder] * 5]
+        assert rates(optimizer)[::2] == pytest.approx(
+            [rate * factor for rate, factor in zip(base, factors, strict=True)]
+        )

@@ -1,0 +1,73 @@
+"""What is found out before the first training: whatever would stop one, and what would make a comparison unfair."""
+
+import logging
+from pathlib import Path
+
+import torch
+
+from nnunetv2_cads.comparison.arms import Arm
+from nnunetv2_cads.comparison.dataset import Dataset
+from nnunetv2_cads.comparison.design import Design
+from nnunetv2_cads.comparison.leaks import leaked_cases
+from nnunetv2_cads.comparison.networks import plans_of_arm
+from nnunetv2_cads.encoder_file.read import EncoderFileError, read_encoder_file, report_on
+from nnunetv2_cads.encoder_file.record import preprocessing_differences
+from pretraining.system.errors import UserError
+
+logger = logging.getLogger(__name__)
+
+
+def check_arms(design: Design, dataset: Dataset) -> None:
+    """Whether every arm can be trained; warns where an encoder saw other data than the plans show.
+
+    Raises:
+        UserError: an encoder cannot be used, or a network cannot have the plans' patch.
+    """
+    for arm in design.arms:
+        plans_of_arm(dataset, arm)
+        if arm.encoder:
+            _check_encoder(arm, dataset)
+
+
+def check_leaks(design: Design, dataset: Dataset, store: Path) -> None:
+    """Whether test cases were pre-trained on.
+
+    Raises:
+        UserError: some were.
+    """
+    leaked = leaked_cases(dataset, design.test, store)
+    if leaked:
+        case, volume = next(iter(leaked.items()))
+        raise UserError(
+            f"{store}: {len(leaked)} of {len(design.test)} test cases were pre-trained on ({case} is volume {volume}); "
+            "give --test with other cases, or an encoder that has not seen them"
+        )
+
+
+def check_device(device: str) -> None:
+    """Whether there is such a device.
+
+    Raises:
+        UserError: there is none.
+    """
+    if device == "cuda" and not torch.cuda.is_available():
+        raise UserError("-device cuda: PyTorch sees no GPU; give -device cpu")
+
+
+def _check_encoder(arm: Arm, dataset: Dataset) -> None:
+    try:
+        content = read_encoder_file(arm.encoder)
+    except EncoderFileError as error:
+        raise UserError(str(error)) from error
+    report = report_on(content)
+    if report.mismatched or report.missing:
+        raise UserError(f"{arm.encoder}: does not fit PVT-UNet's encoder ({report}); give a cads_encoder.pth")
+    configuration = dataset.plans["configurations"][dataset.configuration]
+    for difference in preprocessing_differences(
+        content.record,
+        configuration["spacing"],
+        configuration["normalization_schemes"],
+        dataset.plans["foreground_intensity_properties_per_channel"],
+        dataset.description.get("channel_names"),
+    ):
+        logger.warning("warning: %s and %s differ. %s", arm.name, dataset.plans_name, difference.text)

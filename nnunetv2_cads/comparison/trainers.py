@@ -1,0 +1,27 @@
+"""nnU-Net's trainers by name."""
+
+import contextlib
+import io
+
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
+
+from pretraining.system.errors import UserError
+
+
+def find_trainer(name: str) -> type[nnUNetTrainer]:
+    """The class that ``nnUNetv2_train -tr`` finds.
+
+    Raises:
+        UserError: there is none.
+    """
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):  # the search prints
+            return recursive_find_trainer_class_by_name(name)
+    except RuntimeError as error:
+        raise UserError(f"{name}: nnU-Net finds no trainer of this name, and no --encoder has it") from error
+
+
+def brings_its_network(trainer: type[nnUNetTrainer]) -> bool:
+    """Whether a trainer builds a network of its own, whatever the plans name."""
+    return trainer.build_network_architecture is not nnUNetTrainer.build_network_architecture
