@@ -4,13 +4,15 @@
 
 Whole training steps on noise of the views' shapes, one process per method. CADS sees two uniformly sampled views, a
 quarter of the voxels each, and a radiograph; the peers see whole views, as their papers have it. CADS without uniform
-sampling is another side, and so is the contrast of points, in pairs of crops as large as the views. Memory is the peak
-of a process above what it needs to import PyTorch.
+sampling is another side, and so is the contrast of points, in pairs of crops as large as the views. Of DiRA, which has
+two phases, the seconds are those of a step of each, weighted as they share a run. Memory is the peak of a process above
+what it needs to import PyTorch.
 
 The last line is a JSON object: each other side / CADS, for seconds, FLOPs and peak memory.
 """
 
 import argparse
+import functools
 import statistics
 import sys
 import time
@@ -18,9 +20,10 @@ from collections.abc import Callable
 
 import torch
 from few_labels.arms import PRETRAININGS
-from few_labels.peers.training import PeerTrainer
+from few_labels.peers.training import PeerTrainer, phase_starts
 from few_labels.pretrain import PEERS, flops_per_sample
 from tables import markdown_table, print_json
+from torch import Tensor
 from turns import Answer, Turns, serve
 
 from pretraining.config import PretrainConfig
@@ -29,7 +32,7 @@ from pretraining.presets import PRESETS
 from pretraining.run.estimate import random_sample
 from pretraining.system.machine import keep_freed_memory, peak_memory, reset_peak_memory, resident_memory
 
-SIDES = ("CADS", "CADS_no_sampling", "points", "MoCo_v3", "MAE")
+SIDES = ("CADS", "CADS_no_sampling", "points", "MoCo_v3", "MAE", "DiRA")
 CPU = torch.device("cpu")
 WARM_UP = 1
 STEPS_PER_EPOCH = 10
@@ -41,30 +44,40 @@ def side_config(name: str, common: dict) -> PretrainConfig:
     return config.replace(point_crop_size=config.view.crop_size)
 
 
-def step_of(method: str, config: PretrainConfig) -> Callable[..., float]:
-    """A method's training step on a `Sample`, of which a peer takes the two CT views; it returns the loss."""
+def steps_of(method: str, config: PretrainConfig) -> list[tuple[float, Callable[..., float]]]:
+    """For each phase of a method its share of a run, and a training step on a `Sample`, which returns the loss."""
     if method in PEERS:
         torch.manual_seed(config.run.seed)
         peer = PeerTrainer(PEERS[method](), config, STEPS_PER_EPOCH)
-        return lambda view_1, view_2, *_: peer.train_step(view_1, view_2)
+
+        def step(number: int, view_1: Tensor, view_2: Tensor, *_: object) -> float:
+            peer.step = number
+            return peer.train_step(view_1, view_2)
+
+        shares = peer.method.phases
+        steps = [functools.partial(step, start) for start in phase_starts(shares, peer.total_steps)]
+        return list(zip(shares, steps, strict=True))
     trainer = Pretrainer(config, STEPS_PER_EPOCH, CPU)
-    return lambda *sample: trainer.train_step(*sample).loss.item()
+    return [(1.0, lambda *sample: trainer.train_step(*sample).loss.item())]
 
 
 def be_side(name: str, config: PretrainConfig) -> None:
     """Be one side, and answer the number of a round with what its step costs."""
     imported = resident_memory()
     keep_freed_memory()
-    step = step_of(PRETRAININGS[name].method, config)
+    steps = steps_of(PRETRAININGS[name].method, config)
 
     def answer(number: int) -> Answer:
         if number == WARM_UP:
             reset_peak_memory(CPU)
         torch.manual_seed(number)
         sample = random_sample(config, config.optim.batch_size)
-        start = time.perf_counter()
-        step(*sample)
-        return {"seconds": time.perf_counter() - start, "peak": peak_memory(CPU) - imported}
+        seconds = 0.0
+        for share, step in steps:
+            start = time.perf_counter()
+            step(*sample)
+            seconds += share * (time.perf_counter() - start)
+        return {"seconds": seconds, "peak": peak_memory(CPU) - imported}
 
     serve(answer)
 
