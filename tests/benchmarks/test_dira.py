@@ -8,7 +8,9 @@ import itertools
 import numpy as np
 import pytest
 import torch
+from few_labels import arms
 from few_labels.finetune import load_decoder
+from few_labels.head_and_neck import pretrainings
 from few_labels.peers import dira, distortions
 from few_labels.peers.dira import DiRA
 from few_labels.peers.discriminator import Discriminator
@@ -169,6 +171,12 @@ def test_flops_are_those_of_a_step(peer, views):
     whole, momentum = forward_flops(peer.loss, *views), forward_flops(peer.moco.momentum_encoder, torch.cat(views))
     expected = 3 * whole - 2 * momentum + 0.25 * of_discriminator.get_total_flops()
     assert peer.step_flops(*views) == pytest.approx(expected, rel=0.002)
+
+
+def test_runs_leave_the_augmentation_to_the_method():
+    """The target would be augmented, too; and whole voxels are restored."""
+    for settings in (arms.PRETRAININGS["DiRA"].changes, pretrainings.PRETRAININGS["dira"].settings):
+        assert (settings["intensity"], settings["uniform_sampling"]) == ("none", False)
 
 
 def test_a_view_is_cut_out_from_exchanged_or_left_alone_as_often_as_published(monkeypatch):

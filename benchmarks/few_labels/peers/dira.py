@@ -14,9 +14,9 @@ Deviations, and why:
 - views are CADS's, with the weak augmentation of the preset `cads` in place of jitter and blur, before the distortions
   (`distortions.py`). A run must leave that to this file (``intensity: none``): the target has none;
 - 3D convolutions (`discriminator.py`);
-- AdamW and schedules are CADS's, as of all peers. The published phases of 1,200 and 400 epochs are shares of the steps,
-  and the second one has the schedules again, as a second run has. AdamW keeps its moments, so that it needs no warm-up,
-  which would be longer than it;
+- AdamW and schedules, that of the momentum among them, are CADS's, as of all peers. The published phases of 1,200 and
+  400 epochs are shares of the steps, and the second one has the schedules again, as a second run has. AdamW keeps its
+  moments, so that it needs no warm-up, which would be longer than it;
 - the last weights are kept, not those of the lowest validation loss: as of all peers.
 """
 
