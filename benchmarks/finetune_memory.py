@@ -1,10 +1,10 @@
 """Peak memory of a fine-tuning step, against the planner's estimate.
 
-    python benchmarks/finetune_memory.py [--quick] [--device cuda]
+    python benchmarks/finetune_memory.py [--quick] [--device cuda] [--network CoTr]
 
-Each case runs in a process of its own: PVT-UNet, Dice and cross-entropy on five resolutions, backward, AdamW, two steps
-(the optimizer's state exists from the second on). On the CPU in float32, the peak is that of the process above what it
-holds after its imports; on a GPU in nnU-Net's float16 autocast, it is that of PyTorch's allocator.
+Each case runs in a process of its own: the network, Dice and cross-entropy on its resolutions, backward, AdamW, two
+steps (the optimizer's state exists from the second on). On the CPU in float32, the peak is that of the process above
+what it holds after its imports; on a GPU in nnU-Net's float16 autocast, it is that of PyTorch's allocator.
 `saved` counts what autograd keeps for the backward pass, in float32 and under bf16 autocast: their ratio says what
 half precision spares, also where there is no GPU.
 
@@ -21,7 +21,7 @@ from tables import EXACT_MALLOC, heading, in_new_process, print_json, row
 from torch import Tensor, nn
 
 from nnunetv2_cads.experiment_planning.memory_estimate import training_bytes
-from nnunetv2_cads.network_architecture import PVTUNet
+from nnunetv2_cads.network_architecture import CoTr, PVTUNet
 from pretraining.system.machine import peak_memory, reset_peak_memory, resident_memory
 
 CASES = (  # patch, batch, input channels, classes
@@ -42,9 +42,10 @@ CASES = (  # patch, batch, input channels, classes
     ((512, 512), 6, 3, 5),
 )
 QUICK = (0, 1, 4, 5, 10)
+NETWORKS = {"PVT-UNet": PVTUNet, "CoTr": CoTr}
 
 
-def loss_function(outputs: int = 5) -> nn.Module:
+def loss_function(outputs: int) -> nn.Module:
     """nnU-Net's Dice and cross-entropy, at every one of the resolutions but the coarsest, as its trainer builds it."""
     loss = DC_and_CE_loss(
         {"batch_dice": False, "smooth": 1e-5, "do_bg": False, "ddp": False}, {}, dice_class=MemoryEfficientSoftDiceLoss
@@ -53,18 +54,25 @@ def loss_function(outputs: int = 5) -> nn.Module:
     return DeepSupervisionWrapper(loss, [*(weight / sum(weights) for weight in weights), 0])
 
 
-def measure(patch: tuple[int, ...], batch: int, channels: int, classes: int, device: torch.device) -> dict[str, int]:
+def measure(
+    patch: tuple[int, ...],
+    batch: int,
+    channels: int,
+    classes: int,
+    device: torch.device,
+    network_name: str = "PVT-UNet",
+) -> dict[str, int]:
     """Peak bytes of two steps, and bytes kept for the backward pass in both precisions."""
     before = resident_memory()
     conv_op = nn.Conv2d if len(patch) == 2 else nn.Conv3d
-    network = PVTUNet(channels, classes, conv_op).to(device)
+    network = NETWORKS[network_name](channels, classes, conv_op).to(device)
     optimizer = torch.optim.AdamW(network.parameters(), fused=True)
     scaler = torch.amp.GradScaler(device.type, enabled=device.type == "cuda")
     image = torch.randn(batch, channels, *patch, device=device)
     with torch.no_grad():
         sizes = [output.shape[2:] for output in network(image)]
     targets = [torch.randint(0, classes, (batch, 1, *size), device=device).float() for size in sizes]
-    criterion = loss_function()
+    criterion = loss_function(len(sizes))
 
     def forward(amp: bool) -> Tensor:
         with torch.autocast(device.type, torch.float16 if device.type == "cuda" else torch.bfloat16, enabled=amp):
@@ -105,15 +113,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="five of the cases")
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
+    parser.add_argument("--network", default="PVT-UNet", choices=NETWORKS, help="CoTr has the cases of volumes alone")
     arguments = parser.parse_args()
     device = torch.device(arguments.device)
     heads = ("patch", "batch", "channels", "classes", "peak, GiB", "estimate, GiB", "error", "saved, GiB")
     print(heading([*heads, "half / float32"]))
     errors, ratios = [], []
     for case in [CASES[i] for i in QUICK] if arguments.quick else CASES:
-        answer = in_new_process(measure, *case, device, environment=EXACT_MALLOC).result()
         patch, *sizes = case
-        estimate = training_bytes(patch, *sizes, half_precision=device.type == "cuda")
+        if arguments.network == "CoTr" and len(patch) == 2:
+            continue
+        answer = in_new_process(measure, *case, device, arguments.network, environment=EXACT_MALLOC).result()
+        estimate = training_bytes(patch, *sizes, device.type == "cuda", arguments.network)
         errors.append(estimate / answer["peak"] - 1)
         ratios.append(answer["saved_half"] / answer["saved"])
         peak, estimated, saved = (f"{value / 2**30:.2f}" for value in (answer["peak"], estimate, answer["saved"]))

@@ -1,6 +1,7 @@
 """Fine-tuning and inference: PVT-UNet beside nnU-Net's PlainConvUNet and ResEnc-M, alternating in one process.
 
     python benchmarks/finetune_step.py [--quick] [--patch 32 96 96] [--batch 2] [--spacing 3 0.8 0.8]
+                                       [--networks PlainConvUNet CoTr]
 
 nnU-Net's networks are those that its planner (2.8.1) gives a patch at ``--spacing``; slices thicker than pixels are
 what makes it plan flat patches. A training step is nnU-Net's: deep supervision, Dice and cross-entropy on every
@@ -9,9 +10,10 @@ is a forward pass without deep supervision. Both in float32 on the CPU, with mal
 
 Seconds are medians; a ratio of times is the median of the ratios within a round, since whatever else a machine does
 slows neighbours alike. Memory is the peak of a process of its own above its imports, and FLOPs are PyTorch's count.
-``--quick`` leaves ResEnc-M out, takes one step instead of several, and of (48, 192, 192) one patch instead of two.
+``--quick`` takes the first and the last network alone, one step instead of several, and of (48, 192, 192) one patch
+instead of two.
 
-The last line is a JSON object: per patch, PVT-UNet's `flops`, `train`, `infer` and `memory` over PlainConvUNet's.
+The last line is a JSON object: per patch, the last network's `flops`, `train`, `infer` and `memory` over the first's.
 """
 
 import argparse
@@ -27,12 +29,13 @@ from nnunetv2.experiment_planning.experiment_planners.network_topology import ge
 from tables import EXACT_MALLOC, in_new_process, markdown_table, print_json
 from torch import nn
 
-from nnunetv2_cads.network_architecture import PVTUNet
+from nnunetv2_cads.network_architecture import CoTr, PVTUNet
 from nnunetv2_cads.training.parameter_groups import parameter_groups
 from pretraining.run.estimate import forward_flops
 from pretraining.system.machine import peak_memory, reset_peak_memory, resident_memory
 
 SIDES = ("PlainConvUNet", "ResEnc-M", "PVT-UNet")
+NETWORKS = (*SIDES, "CoTr")
 PATCHES = ((32, 96, 96), (48, 192, 192))
 LARGE = 1_000_000  # voxels from which --quick takes one patch per step
 CLASSES = 14
@@ -44,6 +47,8 @@ def build(side: str, patch: tuple[int, ...], spacing: tuple[float, ...]) -> nn.M
     """The network that is planned for a patch."""
     if side == "PVT-UNet":
         return PVTUNet(1, CLASSES)
+    if side == "CoTr":
+        return CoTr(1, CLASSES)
     _, strides, kernels, *_ = get_pool_and_conv_props(spacing, patch, 4, 999999)
     stages = len(strides)
     shared = {
@@ -133,7 +138,7 @@ def seconds(action: Callable[[], None]) -> float:
 def compare(
     patch: tuple[int, ...], batch: int, spacing: tuple[float, ...], warm_up: int, rounds: int, sides: tuple[str, ...]
 ) -> dict[str, float]:
-    """Measure all sides on one patch, print the table, return PVT-UNet's ratios to PlainConvUNet."""
+    """Measure all sides on one patch, print the table, return the last one's ratios to the first."""
     memory = peak_memory_of(sides, (patch, batch, spacing), at_once=len(sides) < len(SIDES))
     jobs = {side: Job(side, patch, batch, spacing) for side in sides}
     train, infer = ({side: [] for side in sides} for _ in range(2))
@@ -165,7 +170,7 @@ def compare(
     print(f"\npatch {size}, batch {batch}, {rounds} rounds, {torch.get_num_threads()} threads; in brackets / {plain}")
     heads = ["network", "forward, TFLOP", "training step, s", "inference, s", "peak of training, GiB"]
     print(markdown_table([*heads, "of inference, GiB"], rows), flush=True)
-    return {name: round(value, 3) for name, value in ratios["PVT-UNet"].items()}
+    return {name: round(value, 3) for name, value in ratios[sides[-1]].items()}
 
 
 def main() -> None:
@@ -175,15 +180,16 @@ def main() -> None:
     parser.add_argument("--patch", type=int, nargs=3, help="one patch size instead of the two")
     parser.add_argument("--batch", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=SIDES, help="compared with the first")
     parser.add_argument("--spacing", type=float, nargs=3, default=(3.0, 0.8, 0.8), help="mm, slices first")
     arguments = parser.parse_args()
     ratios = {}
     for patch in [tuple(arguments.patch)] if arguments.patch else PATCHES:
-        batch, warm_up, rounds, sides = arguments.batch, 1, arguments.rounds, SIDES
+        batch, warm_up, rounds, sides = arguments.batch, 1, arguments.rounds, tuple(arguments.networks)
         if arguments.quick:
             large = patch[0] * patch[1] * patch[2] >= LARGE
             batch, warm_up, rounds = (1, 0, 1) if large else (batch, 1, 1)
-            sides = (SIDES[0], SIDES[2])
+            sides = (sides[0], sides[-1])
         case = (patch, batch, tuple(arguments.spacing))
         ratios["x".join(map(str, patch))] = compare(*case, warm_up, rounds, sides)
     print_json(ratios)

@@ -9,6 +9,7 @@ from nnunetv2_cads.doctor.finding import OK, WARNING, Finding
 
 NOT_PLANS = (OSError, ValueError, LookupError, TypeError, AttributeError)
 """Exceptions raised by a file that is not a plans file."""
+DEFAULT_NETWORK = "PVT-UNet"
 GB = 2**30
 PLANNED_GB = 8
 """What `cads_plan_and_preprocess` plans for by default."""
@@ -20,7 +21,20 @@ LEAST_RAM_GB = 4
 def plan_command(plans_file: Path | None, *flags: object) -> str:
     """The command that plans the data set of a plans file again; empty if its ID is not in the path."""
     found = re.search(r"Dataset(\d+)", plans_file.as_posix()) if plans_file else None
-    return " ".join(["cads_plan_and_preprocess -d", str(int(found[1])), *map(str, flags)]) if found else ""
+    if not found:
+        return ""
+    try:
+        network = _planned_network(json.loads(plans_file.read_text(encoding="utf-8")))
+    except NOT_PLANS:
+        network = DEFAULT_NETWORK
+    if network != DEFAULT_NETWORK:
+        flags = (*flags, "--network", network)
+    return " ".join(["cads_plan_and_preprocess -d", str(int(found[1])), *map(str, flags)])
+
+
+def _planned_network(plans: dict) -> str:
+    """The network whose memory was planned for; nnU-Net's own plans do not say, and are compared with the default's."""
+    return plans.get("cads", {}).get("network", DEFAULT_NETWORK)
 
 
 def memory_needed(plans_file: Path | None, half_precision: bool) -> dict[str, int]:
@@ -29,6 +43,7 @@ def memory_needed(plans_file: Path | None, half_precision: bool) -> dict[str, in
 
     try:
         plans, dataset = (json.loads(file.read_text(encoding="utf-8")) for file in _plans_and_dataset(plans_file))
+        network = _planned_network(plans)
         return {
             name: training_bytes(
                 configuration["patch_size"],
@@ -36,6 +51,7 @@ def memory_needed(plans_file: Path | None, half_precision: bool) -> dict[str, in
                 len(configuration["normalization_schemes"]),
                 len(dataset["labels"]),
                 half_precision,
+                network,
             )
             for name, configuration in plans["configurations"].items()
             if "inherits_from" not in configuration

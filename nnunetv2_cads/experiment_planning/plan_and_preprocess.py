@@ -34,6 +34,9 @@ PROCESSES = {"2d": 8, "3d_fullres": 4, "3d_lowres": 8}
 
 CONFIGURATIONS = (*PROCESSES, "3d_cascade_fullres")
 
+TRAINERS = {"PVT-UNet": "nnUNetTrainerCADS", "CoTr": "nnUNetTrainerCoTr"}
+"""The trainer of each network that can be planned for."""
+
 DATASET_KEYS = {"labels", "file_ending", "numTraining"}
 """What nnU-Net needs in a dataset.json, besides names of channels."""
 
@@ -86,7 +89,12 @@ def _plan_and_preprocess(arguments: argparse.Namespace) -> None:
         show_progress_bar=progress,
     )
     spacing = record.spacing_mm if arguments.pretraining_spacing else arguments.overwrite_target_spacing
-    planner = functools.partial(CADSPlanner, nnunet_normalization=arguments.nnunet_normalization, pretraining=record)
+    planner = functools.partial(
+        CADSPlanner,
+        nnunet_normalization=arguments.nnunet_normalization,
+        pretraining=record,
+        network=arguments.network,
+    )
     for dataset in arguments.d:
         _, plans_name = plan_experiment_dataset(
             dataset,
@@ -99,7 +107,8 @@ def _plan_and_preprocess(arguments: argparse.Namespace) -> None:
     if not arguments.no_pp:
         processes = arguments.np or [PROCESSES.get(name, 4) for name in arguments.c]
         preprocess(arguments.d, plans_name, arguments.c, processes, arguments.verbose, show_progress_bar=progress)
-        training = f"nnUNetv2_train {arguments.d[0]} CONFIGURATION FOLD -tr nnUNetTrainerCADS -p {plans_name}"
+        trainer = TRAINERS[arguments.network]
+        training = f"nnUNetv2_train {arguments.d[0]} CONFIGURATION FOLD -tr {trainer} -p {plans_name}"
         sys.stdout.write(f"train with: {training}\n")
 
 
@@ -190,6 +199,7 @@ def _parser() -> argparse.ArgumentParser:
         help=f"target spacing as in pre-training: of the encoder file that {ENCODER_VARIABLE} names, or 1 mm",
     )
     add("-overwrite_plans_name", metavar="NAME", help=f"name of the plans, to keep several (default: {PLANS_NAME})")
+    add("--network", default="PVT-UNet", choices=TRAINERS, help="whose memory to plan for (default: %(default)s)")
     add("--nnunet-normalization", action="store_true", help="nnU-Net's own CT normalisation instead of pre-training's")
     add("--verbose", action="store_true", help="print more")
     add("--no_pbar", action="store_true", help="no progress bars")

@@ -27,6 +27,8 @@ class CADSPlanner(ExperimentPlanner):
     Args (in addition to nnU-Net's):
         nnunet_normalization: keep nnU-Net's own CT normalisation instead of pre-training's.
         pretraining: what it saw; all fields are set.
+        network: whose memory is planned for, a key of `NETWORKS`. Plans name PVT-UNet all the same: the trainers choose
+            the network.
     """
 
     def __init__(
@@ -39,6 +41,7 @@ class CADSPlanner(ExperimentPlanner):
         suppress_transpose: bool = False,
         nnunet_normalization: bool = False,
         pretraining: EncoderRecord = PRETRAINING,
+        network: str = "PVT-UNet",
     ) -> None:
         super().__init__(
             dataset_name_or_id,
@@ -48,7 +51,7 @@ class CADSPlanner(ExperimentPlanner):
             overwrite_target_spacing,
             suppress_transpose,
         )
-        self.nnunet_normalization, self.pretraining = nnunet_normalization, pretraining
+        self.nnunet_normalization, self.pretraining, self.network = nnunet_normalization, pretraining, network
 
     @staticmethod
     def static_estimate_VRAM_usage(*args: Any, **kwargs: Any) -> int:
@@ -72,7 +75,7 @@ class CADSPlanner(ExperimentPlanner):
         target = int(self.UNet_vram_target_GB * GB)
 
         def batch_size(patch: tuple[int, ...]) -> int:
-            return largest_batch_size(target, patch, channels, classes)
+            return largest_batch_size(target, patch, channels, classes, self.network)
 
         patch = plan_patch_size(spacing, median_shape, lambda size: batch_size(size) >= self.UNet_min_batch_size)
         # nnU-Net's precaution against overfitting: a batch shows at most this part of the data
@@ -83,12 +86,16 @@ class CADSPlanner(ExperimentPlanner):
         return plan
 
     def save_plans(self, plans: dict[str, Any]) -> None:
-        """Add the intensities and the record of pre-training, then save."""
+        """Add the intensities, the record of pre-training and the network planned for, then save."""
         if not self.nnunet_normalization:
             self._set_pretraining_intensities(plans)
         record = self.pretraining.to_file()
         pretraining = {name: record[name] for name in ("spacing_mm", "clip_hu", "axes")}
-        plans["cads"] = {"pretraining": pretraining, "nnunet_normalization": self.nnunet_normalization}
+        plans["cads"] = {
+            "pretraining": pretraining,
+            "nnunet_normalization": self.nnunet_normalization,
+            "network": self.network,
+        }
         super().save_plans(plans)
 
     def _set_pretraining_intensities(self, plans: dict[str, Any]) -> None:

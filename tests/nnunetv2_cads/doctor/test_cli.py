@@ -152,6 +152,13 @@ def test_a_gpu_that_is_too_small_for_the_plans(sound):
     assert finding.level == "warning" and "3d_fullres takes about" in finding.text
     assert finding.fix == "cads_plan_and_preprocess -d 7 -gpu_memory_target 1"
     check_command(finding.fix)
+    plans = json.loads(file.read_text())
+    file.write_text(json.dumps({**plans, "cads": {"network": "CoTr"}}))
+    larger = memory_checks.memory_needed(file, half_precision=True)
+    assert larger == {"3d_fullres": training_bytes([32, 64, 64], 2, 1, 2, half_precision=True, network="CoTr")}
+    (finding,) = memory_checks.gpu_findings("A", size, 2 * size, larger, file)
+    assert finding.fix == "cads_plan_and_preprocess -d 7 -gpu_memory_target 1 --network CoTr"
+    check_command(finding.fix)
     (finding,) = memory_checks.gpu_findings("A", 5 * 2**30, 6 * 2**30, {}, None)
     assert "5.0 of 6.0 GB free, but plans are made for 8 by default" in finding.text and not finding.fix
     assert memory_checks.memory_needed(sound / "nothing.json", True) == memory_checks.memory_needed(None, True) == {}

@@ -62,11 +62,12 @@ def test_preprocessed_data_are_hu_over_1024(planned, nnunet_project):
     assert np.abs(data - np.clip(hu, -1024, 1024) / 1024).max() < 1e-6
 
 
-def test_flags_change_spacing_and_normalisation(planned, nnunet_project):
+def test_flags_change_spacing_normalisation_and_network(planned, nnunet_project):
     flags = ("--no_pp", "--pretraining-spacing", "--nnunet-normalization", "-overwrite_plans_name", "Other")
-    nnunet_project.call(plan_and_preprocess.main, "-d", 1, *SMALL, *flags, nnUNet_n_proc_DA="1")
+    nnunet_project.call(plan_and_preprocess.main, "-d", 1, *SMALL, *flags, "--network", "CoTr", nnUNet_n_proc_DA="1")
     plans = json.loads((planned / "Other.json").read_text())
     assert plans["configurations"]["3d_fullres"]["spacing"] == [1, 1, 1]
+    assert plans["cads"]["network"] == "CoTr"
     fingerprint = json.loads((planned / "dataset_fingerprint.json").read_text())
     key = "foreground_intensity_properties_per_channel"
     assert plans[key] == fingerprint[key]

@@ -9,10 +9,10 @@ from hypothesis import strategies as st
 from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
 from torch import nn
 
-from nnunetv2_cads.experiment_planning.memory_estimate import PARAMETERS, largest_batch_size, training_bytes
+from nnunetv2_cads.experiment_planning.memory_estimate import COTR, PVT_UNET, largest_batch_size, training_bytes
 from nnunetv2_cads.experiment_planning.patch_size import plan_patch_size, total_strides
 from nnunetv2_cads.experiment_planning.planner import GB
-from nnunetv2_cads.network_architecture import PVTUNet
+from nnunetv2_cads.network_architecture import CoTr, PVTUNet
 from nnunetv2_cads.network_architecture.decoder import output_sizes
 from nnunetv2_cads.network_architecture.pvt_unet import STRIDES, plans_architecture
 
@@ -88,9 +88,12 @@ def test_more_memory_never_gives_a_smaller_patch():
     assert volumes[0] < volumes[-1]
 
 
-@pytest.mark.parametrize(("dims", "conv_op"), [(2, nn.Conv2d), (3, nn.Conv3d)])
-def test_the_estimate_knows_the_number_of_parameters(dims, conv_op):
-    assert sum(p.numel() for p in PVTUNet(1, 14, conv_op).parameters()) == pytest.approx(PARAMETERS[dims], rel=0.01)
+@pytest.mark.parametrize(
+    ("network", "conv_op", "cost"),
+    [(PVTUNet, nn.Conv2d, PVT_UNET[2]), (PVTUNet, nn.Conv3d, PVT_UNET[3]), (CoTr, nn.Conv3d, COTR[3])],
+)
+def test_the_estimate_knows_the_number_of_parameters(network, conv_op, cost):
+    assert sum(p.numel() for p in network(1, 14, conv_op).parameters()) == pytest.approx(cost.parameters, rel=0.01)
 
 
 @pytest.mark.parametrize("half_precision", [False, True])

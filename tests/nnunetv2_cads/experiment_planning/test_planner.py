@@ -46,6 +46,17 @@ def plan(tmp_path, monkeypatch):
     return make
 
 
+def test_planning_for_cotr_takes_its_memory_and_leaves_2d(plan):
+    ours, cotr = (plan((200, 512, 512), (2.5, 0.8, 0.8), network=name) for name in ("PVT-UNet", "CoTr"))
+    assert (ours["cads"]["network"], cotr["cads"]["network"]) == ("PVT-UNet", "CoTr")
+    sizes = [
+        (plans["configurations"]["3d_fullres"]["batch_size"], plans["configurations"]["3d_fullres"]["patch_size"])
+        for plans in (ours, cotr)
+    ]
+    assert sizes == [(2, [48, 192, 192]), (2, [48, 128, 160])]
+    assert ours["configurations"]["2d"] == cotr["configurations"]["2d"]
+
+
 @pytest.mark.parametrize("slices", [100, 200, 500])
 def test_an_abdomen_at_8_gb(plan, slices):
     plans = plan((slices, 512, 512), (2.5, 0.8, 0.8))
