@@ -1,16 +1,20 @@
 """The arms of a comparison: a network and what it starts from."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
+from nnunetv2_cads.comparison.nnssl_resenc import resenc_architecture
 from nnunetv2_cads.comparison.trainers import brings_its_network, find_trainer
 from nnunetv2_cads.encoder_file.checksums import file_sha256
 from pretraining.system.errors import UserError
 
 SCRATCH, CADS = "scratch", "cads"
-PLAIN, RESENC_M = "plain", "resenc_m"
-"""Networks that plans describe: nnU-Net's default, and its residual encoder M; at one patch, L and XL are the same."""
+PLAIN, RESENC_M, NNSSL = "plain", "resenc_m", "nnssl"
+"""Networks that plans describe: nnU-Net's default, its residual encoder M (at one patch, L and XL are the same), and
+the residual encoder that a checkpoint of nnssl's names."""
 
 
 @dataclass(frozen=True)
@@ -23,6 +27,7 @@ class Arm:
         network: one of the networks above, to be put into the plans; None where the trainer builds its own.
         encoder: file that the trainer starts from; None for random weights.
         sha256: of that file.
+        settings: values of the trainer's settings, where they are not its own.
     """
 
     name: str
@@ -30,8 +35,11 @@ class Arm:
     network: str | None = None
     encoder: Path | None = None
     sha256: str | None = None
+    settings: Mapping[str, Any] = field(default_factory=dict)
 
 
+DECIDED_ELSEWHERE = ("mirroring", "use_pretrained_encoder")
+"""Settings of our trainers that follow from other flags."""
 FROM_ENCODER = "nnUNetTrainerCADS"
 """The trainer of every encoder."""
 KNOWN = {
@@ -61,6 +69,50 @@ def make_arms(names: Sequence[str], encoders: Sequence[str]) -> tuple[Arm, ...]:
     return tuple(_arm(name, files.get(name)) for name in dict.fromkeys((SCRATCH, *names, *files)))
 
 
+def with_settings(arms: Sequence[Arm], flags: Sequence[str]) -> tuple[Arm, ...]:
+    """Arms with settings of their trainers.
+
+    Args:
+        arms: without settings.
+        flags: ``NAME=VALUE``, for every arm whose trainer has this setting, or ``ARM:NAME=VALUE``.
+
+    Raises:
+        UserError: a flag is none of these, or no such arm has the setting.
+    """
+    settings: dict[str, dict[str, Any]] = {arm.name: {} for arm in arms}
+    known = {arm.name: known_settings(arm) for arm in arms}
+    for flag in flags:
+        target, name, value = _parsed(flag)
+        named = [arm.name for arm in arms if target in (None, arm.name) and name in known[arm.name]]
+        if not named:
+            choices = sorted({name for names in known.values() for name in names})
+            raise UserError(f"--set {flag}: no such arm has this setting; the settings are {', '.join(choices)}")
+        for arm_name in named:
+            default = known[arm_name][name]
+            if type(value) not in ((float, int) if isinstance(default, float) else (type(default),)):
+                raise UserError(f"--set {flag}: give a value like {json.dumps(default)}")
+            settings[arm_name][name] = type(default)(value)
+    return tuple(replace(arm, settings=settings[arm.name]) for arm in arms)
+
+
+def known_settings(arm: Arm) -> dict[str, Any]:
+    """What `with_settings` can set, with the trainer's own values: those of our trainers that make no other arm."""
+    defaults = getattr(find_trainer(arm.trainer), "defaults", {})
+    return {name: value for name, value in defaults.items() if name not in DECIDED_ELSEWHERE}
+
+
+def _parsed(flag: str) -> tuple[str | None, str, Any]:
+    setting, separator, text = flag.partition("=")
+    target, _, name = setting.rpartition(":")
+    try:
+        value = json.loads(text)
+    except ValueError:
+        separator = ""
+    if not separator or not name:
+        raise UserError(f"--set {flag}: give NAME=NUMBER, NAME=true, NAME=false, or one of these after ARM:")
+    return target or None, name, value
+
+
 def _encoder_files(encoders: Sequence[str]) -> dict[str, Path]:
     files: dict[str, Path] = {}
     for text in encoders:
@@ -78,5 +130,6 @@ def _encoder_files(encoders: Sequence[str]) -> dict[str, Path]:
 
 def _arm(name: str, encoder: Path | None) -> Arm:
     if encoder:
-        return Arm(name, FROM_ENCODER, encoder=encoder, sha256=file_sha256(encoder))
+        start = ("nnUNetTrainer", NNSSL) if resenc_architecture(encoder) else (FROM_ENCODER, None)
+        return Arm(name, *start, encoder, file_sha256(encoder))
     return KNOWN.get(name) or Arm(name, name, None if brings_its_network(find_trainer(name)) else PLAIN)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from nnunetv2_cads.comparison.arms import Arm
+from nnunetv2_cads.comparison.arms import NNSSL, Arm
 from nnunetv2_cads.comparison.dataset import Dataset
 from nnunetv2_cads.comparison.design import Design
 from nnunetv2_cads.comparison.leaks import leaked_cases
@@ -25,7 +25,7 @@ def check_arms(design: Design, dataset: Dataset) -> None:
     """
     for arm in design.arms:
         plans_of_arm(dataset, arm)
-        if arm.encoder:
+        if arm.encoder and arm.network != NNSSL:
             _check_encoder(arm, dataset)
 
 

@@ -1,6 +1,9 @@
 """A user's nnU-Net dataset: where it is, its labelled cases, and its patients."""
 
+import copy
 import csv
+import functools
+import hashlib
 import json
 import os
 import re
@@ -10,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from nnunetv2.utilities.dataset_name_id_conversion import find_candidate_datasets
+from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
 
 from pretraining.system.errors import UserError
 
@@ -24,7 +28,7 @@ class Dataset:
 
     Attributes:
         name: ``Dataset005_Heart``.
-        raw: its folder with dataset.json, imagesTr and labelsTr.
+        raw: its folder with dataset.json.
         preprocessed: its folder with plans.
         plans_name: of the plans.
         plans: their content.
@@ -49,19 +53,45 @@ class Dataset:
     def file_ending(self) -> str:
         return self.description["file_ending"]
 
+    @property
+    def plans_sha256(self) -> str:
+        """Of the plans' content: plans that were made anew have the same name."""
+        return hashlib.sha256(json.dumps(self.plans, sort_keys=True).encode()).hexdigest()
+
+    def images(self, case: str) -> list[Path]:
+        """The files of a labelled case, one for each channel."""
+        return [Path(file) for file in self._files[case]["images"]]
+
+    def label(self, case: str) -> Path:
+        """The label map of a labelled case."""
+        return Path(self._files[case]["label"])
+
+    @functools.cached_property
+    def _files(self) -> dict[str, dict[str, Any]]:
+        """By case, as nnU-Net finds them: in imagesTr and labelsTr, or where dataset.json's ``dataset`` says."""
+        try:
+            return get_filenames_of_train_images_and_targets(str(self.raw), copy.deepcopy(self.description))
+        except (OSError, LookupError) as error:
+            raise UserError(
+                f"{self.raw}: its cases cannot be listed ({error}); check imagesTr and dataset.json"
+            ) from error
+
     def cases(self) -> list[str]:
         """Names of all labelled cases, sorted.
 
         Raises:
-            UserError: a case is not preprocessed, or there are fewer than two.
+            UserError: a case has no label map or is not preprocessed, or there are fewer than two.
         """
-        ending, folder = self.file_ending, self.raw / "labelsTr"
-        names = sorted(
-            path.name.removesuffix(ending) for path in folder.glob(f"*{ending}") if not path.name.startswith(".")
-        )
+        names = sorted(self._files)
         if len(names) < 2:
-            raise UserError(f"{folder}: has {len(names)} cases; at least two are needed, to learn from and to test on")
+            raise UserError(
+                f"{self.raw}: has {len(names)} cases; at least two are needed, to learn from and to test on"
+            )
         for name in names:
+            if not self.label(name).is_file():
+                raise UserError(
+                    f"{self.label(name)}: is missing; add the labels of case {name}, or take its images away"
+                )
             if not any((self.data_folder / f"{name}{suffix}").exists() for suffix in (".b2nd", ".npz", ".npy")):
                 raise UserError(
                     f"{self.data_folder}: case {name} is not preprocessed; run cads_plan_and_preprocess -d "
@@ -72,7 +102,12 @@ class Dataset:
     @property
     def number(self) -> int:
         """nnU-Net's ID."""
-        return int(self.name[7:10])
+        return number_of(self.name)
+
+
+def number_of(name: str) -> int:
+    """nnU-Net's ID in the name of a dataset."""
+    return int(name.removeprefix("Dataset").partition("_")[0])
 
 
 def open_dataset(number: int, plans_name: str | None, configuration: str) -> Dataset:
@@ -90,6 +125,8 @@ def open_dataset(number: int, plans_name: str | None, configuration: str) -> Dat
     names = [name for name in find_candidate_datasets(number) if (folders["raw"] / name).is_dir()]
     if not names:
         raise UserError(f"{folders['raw']}: has no Dataset{number:03d}_*; check -d and nnUNet_raw")
+    if len(names) > 1:
+        raise UserError(f"{folders['raw']}: has {' and '.join(names)}, of one ID; nnU-Net needs an ID for each")
     raw, preprocessed = (folder / names[0] for folder in folders.values())
     candidates = [plans_name] if plans_name else DEFAULT_PLANS
     plans_file = next((file for name in candidates if (file := preprocessed / f"{name}.json").is_file()), None)

@@ -12,7 +12,7 @@ from nnunetv2_cads.comparison.split import check_budgets, learning_order
 from pretraining.system.errors import UserError
 from pretraining.system.files import write_json
 
-ADDED_LATER = ("arms", "budgets", "seeds")
+ADDED_LATER = ("arms", "settings", "budgets", "seeds")
 """What a later command on the same OUT may extend; all else is as the first one had it."""
 
 
@@ -42,10 +42,12 @@ class Design:
     Attributes:
         dataset: its name.
         plans: name of its plans.
+        plans_sha256: of their content.
         configuration: of the plans.
         patients: patient by case, of all labelled cases.
         test: the held-out cases.
         arms: what is compared; the first one is the baseline.
+        settings: flags that gave arms their settings; they count for arms that are added later, too.
         budgets: numbers of labelled cases.
         seeds: their number.
         epochs: of each training.
@@ -56,6 +58,7 @@ class Design:
 
     dataset: str
     plans: str
+    plans_sha256: str
     configuration: str
     patients: Mapping[str, str]
     test: tuple[str, ...]
@@ -66,6 +69,7 @@ class Design:
     iterations: int
     mirroring: bool = True
     amp: str = "none"
+    settings: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         check_budgets(self.budgets, len(self.patients) - len(self.test))
@@ -90,16 +94,28 @@ class Design:
         Raises:
             UserError: they differ in more than these.
         """
+        if self.plans == earlier.plans and self.plans_sha256 != earlier.plans_sha256:
+            raise UserError(f"began with other {self.plans}, which were made anew since; choose another OUT")
         for name, value in asdict(self).items():
             if name not in ADDED_LATER and value != (before := asdict(earlier)[name]):
                 raise UserError(f"has {name} {_short(before)}, not {_short(value)}; repeat that, or choose another OUT")
         known = {arm.name: arm for arm in earlier.arms}
         for arm in self.arms:
-            if known.get(arm.name, arm) != arm:
+            before = known.get(arm.name, arm)
+            if before.settings != arm.settings:
+                raise UserError(
+                    f"has arm {arm.name} with {_words(before.settings)}, not {_words(arm.settings)}; give the same "
+                    "encoder a further name with --encoder NAME=FILE, or choose another OUT"
+                )
+            if before != arm:
                 raise UserError(f"has another encoder file for arm {arm.name}; give this one a new name")
-        arms = {**known, **{arm.name: arm for arm in self.arms}}
-        budgets = sorted({*earlier.budgets, *self.budgets})
-        return replace(self, arms=tuple(arms.values()), budgets=tuple(budgets), seeds=max(self.seeds, earlier.seeds))
+        return replace(
+            self,
+            arms=tuple({**known, **{arm.name: arm for arm in self.arms}}.values()),
+            settings=tuple(dict.fromkeys((*earlier.settings, *self.settings))),
+            budgets=tuple(sorted({*earlier.budgets, *self.budgets})),
+            seeds=max(self.seeds, earlier.seeds),
+        )
 
     def write(self, path: Path) -> None:
         """Write as JSON."""
@@ -116,10 +132,14 @@ def read_design(path: Path) -> Design:
     try:
         content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         arms = [arm | {"encoder": Path(arm["encoder"]) if arm["encoder"] else None} for arm in content.pop("arms")]
-        lists = {name: tuple(content.pop(name)) for name in ("test", "budgets")}
+        lists = {name: tuple(content.pop(name)) for name in ("test", "budgets", "settings")}
         return Design(**content, **lists, arms=tuple(Arm(**arm) for arm in arms))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path}: is damaged ({error}); choose another OUT") from error
+
+
+def _words(settings: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name}={json.dumps(value)}" for name, value in settings.items()) or "its own settings"
 
 
 def _short(value: Any) -> str:

@@ -24,9 +24,9 @@ def leaked_cases(dataset: Dataset, cases: Sequence[str], store: Path) -> dict[st
     volumes, spacing_mm = {entry["sha256"]: name for name, entry in entries.items()}, Store.open(store).spacing_mm
     found = {}
     for case in cases:
-        path = dataset.raw / "imagesTr" / f"{case}_0000{dataset.file_ending}"
-        if (digest := _digest(path, spacing_mm)) in volumes:
-            found[case] = volumes[digest]
+        for path in dataset.images(case):  # one of several channels may be the CT
+            if (digest := _digest(path, spacing_mm)) in volumes:
+                found[case] = volumes[digest]
     return found
 
 

@@ -12,8 +12,9 @@ from nnunetv2.experiment_planning.experiment_planners.residual_unets.residual_en
     nnUNetPlannerResEncM,
 )
 
-from nnunetv2_cads.comparison.arms import PLAIN, RESENC_M, Arm
+from nnunetv2_cads.comparison.arms import NNSSL, PLAIN, RESENC_M, Arm
 from nnunetv2_cads.comparison.dataset import Dataset
+from nnunetv2_cads.comparison.nnssl_resenc import check_patch, resenc_architecture
 from pretraining.system.errors import UserError
 from pretraining.system.worker_pool import changed_environment
 
@@ -36,6 +37,22 @@ def plans_of_arm(dataset: Dataset, arm: Arm) -> dict[str, Any]:
     if arm.network is None:
         return dataset.plans
     configuration = dataset.plans["configurations"][dataset.configuration]
+    if arm.network == NNSSL:
+        architecture = resenc_architecture(arm.encoder)
+        check_patch(arm.encoder, architecture, tuple(configuration["patch_size"]))
+    else:
+        architecture = _planned_architecture(dataset, configuration, arm)
+    return dataset.plans | {
+        "plans_name": f"{dataset.plans_name}_{arm.network}",
+        "configurations": {
+            **dataset.plans["configurations"],
+            dataset.configuration: configuration | {"architecture": architecture},
+        },
+    }
+
+
+def _planned_architecture(dataset: Dataset, configuration: Mapping[str, Any], arm: Arm) -> dict[str, Any]:
+    """What nnU-Net plans for the patch of a configuration."""
     patch_size = np.asarray(configuration["patch_size"])
     with contextlib.ExitStack() as stack:
         stack.enter_context(changed_environment({"nnUNet_n_proc_DA": "1"}))  # its threads; it takes no 0
@@ -51,8 +68,4 @@ def plans_of_arm(dataset: Dataset, arm: Arm) -> dict[str, Any]:
             f"{dataset.plans_name}: arm {arm.name} cannot have its patch {tuple(map(int, patch_size))}, the next is "
             f"{tuple(map(int, planned['patch_size']))}; leave the arm out, or compare with -p nnUNetPlans"
         )
-    changed = configuration | {"architecture": planned["architecture"]}
-    return dataset.plans | {
-        "plans_name": f"{dataset.plans_name}_{arm.network}",
-        "configurations": {**dataset.plans["configurations"], dataset.configuration: changed},
-    }
+    return planned["architecture"]

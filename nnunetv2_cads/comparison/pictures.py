@@ -51,10 +51,8 @@ def _first_pair(scores: Any, baseline: str, arm: str, design: Design) -> tuple[i
 def _row(
     folder: ComparisonFolder, dataset: Dataset, title: str, case: str, trainings: dict[str, Training]
 ) -> OverlayRow:
-    ending = dataset.file_ending
-    predictions = {name: folder.predictions(one) / f"{case}{ending}" for name, one in trainings.items()}
-    truth = dataset.raw / "labelsTr" / f"{case}{ending}"
-    return OverlayRow(title, dataset.raw / "imagesTr" / f"{case}_0000{ending}", {"truth": truth, **predictions})
+    predictions = {name: folder.predictions(one) / f"{case}{dataset.file_ending}" for name, one in trainings.items()}
+    return OverlayRow(title, dataset.images(case)[0], {"truth": dataset.label(case), **predictions})
 
 
 def _label_values(dataset: Dataset) -> dict[str, int]:

@@ -30,7 +30,7 @@ def score_folder(predicted: Path, dataset: Dataset, cases: Sequence[str]) -> Row
     organs, ignored = organs_of(dataset.description)
     rows = []
     for case in cases:
-        truth, spacing_mm = _read(reader, dataset.raw / "labelsTr" / f"{case}{dataset.file_ending}")
+        truth, spacing_mm = _read(reader, dataset.label(case))
         segmentation, _ = _read(reader, predicted / f"{case}{dataset.file_ending}")
         counts = np.ones_like(truth, dtype=bool) if ignored is None else truth != ignored
         for organ, values in organs.items():

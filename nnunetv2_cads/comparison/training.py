@@ -17,6 +17,7 @@ import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,9 +26,11 @@ from nnunetv2.run.run_training import maybe_load_checkpoint
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from torch import Tensor
 
-from nnunetv2_cads.comparison.dataset import Dataset, open_dataset
+from nnunetv2_cads.comparison.arms import NNSSL, Arm
+from nnunetv2_cads.comparison.dataset import Dataset, number_of, open_dataset
 from nnunetv2_cads.comparison.design import Design, Training, read_design
 from nnunetv2_cads.comparison.folder import FOLD, ComparisonFolder, write_nnunet_folders
+from nnunetv2_cads.comparison.nnssl_resenc import NnsslResEncTrainer
 from nnunetv2_cads.comparison.scores import score_folder
 from nnunetv2_cads.comparison.trainers import find_trainer
 from nnunetv2_cads.encoder_file.read import ENCODER_VARIABLE
@@ -55,12 +58,10 @@ def train(folder: ComparisonFolder, design: Design, training: Training, device: 
     remove_leftovers(Path(trainer.output_folder))
     maybe_load_checkpoint(trainer, continue_training=_is_begun(trainer), validation_only=False)
     reset_peak_memory(device)
-    started, epochs_before = time.perf_counter(), trainer.current_epoch
-    if epochs_before < design.epochs:
+    if trainer.current_epoch < design.epochs:
         trainer.run_training()
-    iterations = (design.epochs - epochs_before) * design.iterations
     cost = {
-        "seconds_per_iteration": (time.perf_counter() - started) / iterations if iterations else None,
+        "seconds_per_iteration": float(np.median(trainer.seconds)) if trainer.seconds else None,
         "peak_memory_bytes": peak_memory(device),
         **network_cost(trainer),
     }
@@ -91,14 +92,10 @@ def time_steps(
     trainer.initialize()
     trainer.dataloader_train, trainer.dataloader_val = trainer.get_dataloaders()
     reset_peak_memory(device)
-    seconds = []
     for _ in range(UNTIMED + iterations):
-        started = time.perf_counter()
         trainer.train_step(next(trainer.dataloader_train))
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        seconds.append(time.perf_counter() - started)
-    cost = {"seconds_per_iteration": float(np.median(seconds[UNTIMED:])), "peak_memory_bytes": peak_memory(device)}
+    seconds = float(np.median(trainer.seconds[UNTIMED:]))
+    cost = {"seconds_per_iteration": seconds, "peak_memory_bytes": peak_memory(device)}
     return cost | network_cost(trainer) | {"seconds_per_case": _seconds_per_case(trainer, design)}
 
 
@@ -128,10 +125,10 @@ def make_trainer(design: Design, training: Training, plans_file: Path, device: t
         seeding(training.seed)
     torch.backends.cudnn.benchmark = True  # as nnU-Net's own command has it
     arm = design.arm(training.arm)
-    base = find_trainer(arm.trainer)
+    base = NnsslResEncTrainer if arm.network == NNSSL else find_trainer(arm.trainer)
     plans = json.loads(plans_file.read_text(encoding="utf-8"))
     description = json.loads((plans_file.parent / "dataset.json").read_text(encoding="utf-8"))
-    made = _with_design(base, design)(
+    made = _with_design(base, design, arm)(
         plans | {"continue_training": False}, design.configuration, FOLD, description, device
     )
     made.num_epochs, made.num_iterations_per_epoch = design.epochs, design.iterations
@@ -140,10 +137,22 @@ def make_trainer(design: Design, training: Training, plans_file: Path, device: t
     return made
 
 
-def _with_design(base: type[nnUNetTrainer], design: Design) -> type[nnUNetTrainer]:
-    """``base``, by its own name, with the design's mirroring and autocast, and with checkpoints that are whole."""
+def _with_design(base: type[nnUNetTrainer], design: Design, arm: Arm) -> type[nnUNetTrainer]:
+    """``base``, by its own name, with the design's mirroring and autocast, the arm's settings, whole checkpoints, and a
+    clock."""
 
     class ComparedTrainer(base):
+        def on_train_epoch_start(self) -> None:
+            super().on_train_epoch_start()
+            self.iteration_began = time.perf_counter()
+
+        def train_step(self, batch: dict[str, Any]) -> dict[str, Any]:
+            outputs = super().train_step(batch)  # waits for the loss, so for a GPU
+            now = time.perf_counter()
+            self.seconds.append(now - self.iteration_began)
+            self.iteration_began = now
+            return outputs
+
         def configure_rotation_dummyDA_mirroring_and_inital_patch_size(self) -> tuple:
             *others, mirror_axes = super().configure_rotation_dummyDA_mirroring_and_inital_patch_size()
             if not design.mirroring:
@@ -157,10 +166,14 @@ def _with_design(base: type[nnUNetTrainer], design: Design) -> type[nnUNetTraine
 
         def initialize(self) -> None:
             super().initialize()
+            self.seconds: list[float] = []  # of each iteration in this process, its data included
+            self.iteration_began = time.perf_counter()
             if self.device.type == "cpu" and design.amp == "bf16":
                 self.network.forward = _in_bf16(self.network.forward)
 
     ComparedTrainer.__name__ = base.__name__  # names nnU-Net's folders and checkpoints
+    if arm.settings:
+        ComparedTrainer.settings = {**base.settings, **arm.settings}
     return ComparedTrainer
 
 
@@ -209,7 +222,7 @@ def _prepare(
     folder: ComparisonFolder, design: Design, training: Training, device: torch.device
 ) -> tuple[Dataset, nnUNetTrainer]:
     """The user's dataset, and the trainer, which sees folders of its own in place of the user's."""
-    dataset = open_dataset(int(design.dataset[7:10]), design.plans, design.configuration)
+    dataset = open_dataset(number_of(design.dataset), design.plans, design.configuration)
     plans_file = write_nnunet_folders(folder, design, dataset, training)
     os.environ.update(folder.variables(training))
     return dataset, make_trainer(design, training, plans_file, device)

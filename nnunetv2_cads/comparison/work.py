@@ -12,6 +12,7 @@ from nnunetv2_cads.comparison.design import Design, Training
 from nnunetv2_cads.comparison.folder import ComparisonFolder
 from pretraining.system.errors import UserError
 from pretraining.system.lock import held_if_free, new_lease
+from pretraining.system.machine import default_processes
 from pretraining.system.subcommand import CommandFailed, last_lines, run_step
 
 logger = logging.getLogger(__name__)
@@ -20,8 +21,6 @@ MODULE = "nnunetv2_cads.comparison.training"
 LEAST_ROOM = 100_000_000
 """Bytes; with less left on the disk, it is taken as the cause of a failure."""
 TIMED_ITERATIONS = 5
-MOST_PROCESSES = 8
-"""That segment and score at once, as nnU-Net has it."""
 WAIT_SECONDS = 2.0
 """Between looks at what other processes have not finished."""
 
@@ -119,8 +118,7 @@ def describe(training: Training) -> str:
 
 def _variables(device: str) -> dict[str, str]:
     """nnU-Net's numbers of processes, where the user has not set them: its own are for a large machine with a GPU."""
-    cores = os.cpu_count() or 1
-    ours = {"nnUNet_def_n_proc": str(min(MOST_PROCESSES, cores))}
+    ours = {"nnUNet_def_n_proc": str(default_processes())}
     ours |= {"nnUNet_n_proc_DA": "0"} if device == "cpu" else {}
     return {name: value for name, value in ours.items() if name not in os.environ}
 

@@ -1,8 +1,10 @@
 """Loading the encoder file that the environment variable names into the network."""
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
@@ -36,13 +38,18 @@ class LoadedEncoder:
     inflated: tuple[str, ...]
 
 
-def encoder_path_from_environment() -> Path:
-    """The file that the environment variable names.
+def find_encoder_file(plans: Mapping[str, Any]) -> Path:
+    """The file that the environment variable names, or else plans that were made for a checkpoint (``ptPlans__*`` of
+    nnU-Net's development version).
+
+    Args:
+        plans: content of the plans file.
 
     Raises:
-        EncoderFileError: the variable is not set or empty.
+        EncoderFileError: neither names a file.
     """
-    value = os.environ.get(ENCODER_VARIABLE)
+    planned_for = plans.get("pretrain_info")
+    value = os.environ.get(ENCODER_VARIABLE) or (planned_for or {}).get("checkpoint_path")
     if not value:
         raise EncoderFileError(
             f"{ENCODER_VARIABLE} is not set, but a training with nnUNetTrainerCADS starts from a pre-trained encoder: "

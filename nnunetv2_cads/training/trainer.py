@@ -18,15 +18,16 @@ from nnunetv2_cads.network_architecture.pvt_unet import STRIDES, PVTUNet
 from nnunetv2_cads.training.base_trainer import AdamWTrainer, TrainingCannotStart
 from nnunetv2_cads.training.pretrained_encoder import (
     LoadedEncoder,
-    encoder_path_from_environment,
+    find_encoder_file,
     load_pretrained_encoder,
 )
 
 
 class nnUNetTrainerCADS(AdamWTrainer):
-    """Fine-tunes PVT-UNet from the encoder file that the environment variable ``nnUNet_cads_encoder`` names.
+    """Fine-tunes PVT-UNet from the encoder file that the environment variable ``nnUNet_cads_encoder`` names, or else
+    from the one that the plans were made for.
 
-    The variable is read when a training starts, but not to resume one (``--c``), to validate or to predict, nor where
+    It is read when a training starts, but not to resume one (``--c``), to validate or to predict, nor where
     ``-pretrained_weights`` gave a whole network.
 
     Attributes (in addition to `AdamWTrainer`'s):
@@ -77,7 +78,9 @@ class nnUNetTrainerCADS(AdamWTrainer):
     def _load_encoder(self) -> None:
         encoder = self._plain_network().encoder
         try:
-            loaded = load_pretrained_encoder(encoder, encoder_path_from_environment(), self._image_channels())
+            loaded = load_pretrained_encoder(
+                encoder, find_encoder_file(self.plans_manager.plans), self._image_channels()
+            )
         except EncoderFileError as error:
             self.print_to_log_file(error, also_print_to_console=False)
             raise TrainingCannotStart(str(error)) from error

@@ -1,6 +1,7 @@
 """`cads_compare` on a dataset of nnU-Net's: real trainings, an arm that fails, resuming, the report; bad input."""
 
 import csv
+import dataclasses
 import html.parser
 import json
 import os
@@ -15,13 +16,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 import SimpleITK as sitk
+import torch
+from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
 
 from nnunetv2_cads import startup
 from nnunetv2_cads.comparison import cli
 from nnunetv2_cads.comparison.dataset import open_dataset
 from nnunetv2_cads.comparison.leaks import leaked_cases
+from nnunetv2_cads.comparison.nnssl_resenc import check_patch, load_encoder_and_stem, resenc_architecture
 from nnunetv2_cads.comparison.scores import organs_of, score_folder
+from nnunetv2_cads.encoder_file.read import EncoderFileError
 from pretraining.preprocess import main as preprocess
+from pretraining.system.errors import UserError
 
 REPOSITORY = Path(startup.__file__).parents[1]
 FAILING = """
@@ -55,7 +61,8 @@ def compare(nnunet_project, variables, monkeypatch, capsys, tmp_path):
     monkeypatch.setenv("nnUNet_extTrainer", f"{discovery}{os.pathsep}{nnunet_project.trainer_folder}")
 
     def call(*arguments, out=tmp_path / "out"):
-        code = cli.main([str(out), "-d", "1", *map(str, arguments)])
+        dataset = [] if out.exists() else ["-d", "1"]
+        code = cli.main([str(out), *dataset, *map(str, arguments)])
         captured = capsys.readouterr()
         return code, captured.out + captured.err
 
@@ -64,13 +71,13 @@ def compare(nnunet_project, variables, monkeypatch, capsys, tmp_path):
 
 @pytest.fixture(scope="module")
 def compared(nnunet_project, variables, tmp_path_factory):
-    """A comparison in which one arm fails, and which was then given a second seed."""
+    """A comparison in which one arm fails, and which was then given an encoder."""
     out = tmp_path_factory.mktemp("compared") / "out"
-    command = [sys.executable, "-m", "nnunetv2_cads.comparison.cli", str(out), "-d", "1", *LENGTH, "--labels", "1"]
-    command += ["--arms", "FailsInTheMiddle", "cads", "--encoder", str(nnunet_project.encoder_file)]
-    first = run([*command, "--seeds", "1"], env=variables)
+    command = [sys.executable, "-m", "nnunetv2_cads.comparison.cli", str(out)]
+    begin = ["-d", "1", *LENGTH, "--labels", "1", "--seeds", "1", "--arms", "FailsInTheMiddle"]
+    first = run([*command, *begin], env=variables)
     times = {path: path.stat().st_mtime_ns for path in (out / "results").iterdir()}
-    second = run([*command, "--seeds", "2"], env=variables)
+    second = run([*command, "--encoder", str(nnunet_project.encoder_file), "-device", "cpu"], env=variables)
     assert all(path.stat().st_mtime_ns == before for path, before in times.items())
     return out, first, second
 
@@ -78,12 +85,10 @@ def compared(nnunet_project, variables, tmp_path_factory):
 def test_other_arms_go_on_where_one_fails(compared):
     out, first, second = compared
     assert (first.returncode, second.returncode) == (1, 1)
-    assert sorted(path.stem for path in (out / "results").iterdir()) == [
-        f"{arm}__1__{seed}" for arm in ("cads", "scratch") for seed in (0, 1)
-    ]
+    assert sorted(path.stem for path in (out / "results").iterdir()) == ["cads__1__0", "scratch__1__0"]
     assert "the disk of this test is on fire" in (out / "failed" / "FailsInTheMiddle__1__0.txt").read_text()
     assert [path.name for path in (out / "trainings").iterdir()] == ["FailsInTheMiddle__1__0"]
-    assert "training 1 of 3: scratch, 1 labelled, seed 0" in first.stderr
+    assert "training 1 of 2: scratch, 1 labelled, seed 0" in first.stderr
     assert "scratch, 1 labelled, seed 0" not in second.stderr
 
 
@@ -126,25 +131,20 @@ def test_the_report_needs_nothing_else_and_says_what_was_found(compared):
     answer = next(line for line in second.stdout.splitlines() if line.startswith("With 1 labelled case, cads "))
     assert answer in page
     assert "FailsInTheMiddle, 1 labelled, seed 0 failed: the disk of this test is on fire" in page
-    assert "2 of 6 trainings are not finished." in page
+    assert "1 of 3 trainings are not finished." in page
     parser = html.parser.HTMLParser()
     parser.feed(page)
     results = json.loads((out / "results.json").read_text())
     assert [gain["arm"] for gain in results["gains"]] == ["cads"] and len(results["encoder_sha256"]["cads"]) == 64
     with (out / "results.csv").open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
-    assert len(rows) == 4 * len(results["design"]["test"]) * 2
+    assert len(rows) == 2 * len(results["design"]["test"]) * 2
 
 
 def test_a_report_without_images_shows_no_case(compared, compare):
     out, *_ = compared
     copy = shutil.copytree(out, out.with_name("copy"), symlinks=True)
-    design = json.loads((copy / "comparison.json").read_text())
-    arms = [arm["name"] for arm in design["arms"][1:]]
-    encoder = design["arms"][2]["encoder"]
-    code, _ = compare(
-        *LENGTH, "--labels", 1, "--seeds", 2, "--arms", *arms, "--encoder", encoder, "--report", "--no-images", out=copy
-    )
+    code, _ = compare("--report", "--no-images", out=copy)
     page = (copy / "report.html").read_text(encoding="utf-8")
     assert code == 0 and "image/png" not in page and page.count("image/svg") == 3
     assert not re.findall(r"case_\d", page) and str(out.parent) not in page
@@ -153,7 +153,7 @@ def test_a_report_without_images_shows_no_case(compared, compare):
 def test_a_stopped_training_resumes(nnunet_project, variables, tmp_path):
     out = tmp_path / "out"
     command = [sys.executable, "-m", "nnunetv2_cads.comparison.cli", str(out), "-d", "1", "--arms", "scratch"]
-    command += ["--labels", "1", "--seeds", "1", "--epochs", "10", "--iterations", "1"]
+    command += ["--labels", "1", "--seeds", "1", "--epochs", "4", "--iterations", "1"]
     command += ["-device", "cpu", "--no-mirroring"]
     silent = {"stderr": subprocess.DEVNULL, "stdout": subprocess.DEVNULL}
     process = subprocess.Popen(command, env=variables, **silent)
@@ -166,20 +166,21 @@ def test_a_stopped_training_resumes(nnunet_project, variables, tmp_path):
     assert not list(out.glob("results/*"))
     assert run(command, env=variables).returncode == 0
     curve = json.loads((out / "results" / "scratch__1__0.json").read_text())["curve"]
-    assert len(curve["train_loss"]) == 10
+    assert len(curve["train_loss"]) == 4
     log = (out / "logs" / "scratch__1__0.log").read_text()
     assert "Epoch 0" not in re.findall(r"Epoch \d+", log)
 
 
-def test_an_estimate_leaves_the_folder_alone(compare, tmp_path):
+def test_an_estimate_leaves_the_folder_alone(compared, compare, tmp_path):
+    design = json.loads((compared[0] / "comparison.json").read_text())
     checkpoint = tmp_path / "out" / "trainings" / "scratch__1__0" / "checkpoint_latest.pth"
-    assert compare("--labels", "1", "--seeds", "1", "--report", *LENGTH)[0] == 0
     checkpoint.parent.mkdir(parents=True)
     checkpoint.touch()
-    design = (tmp_path / "out" / "comparison.json").read_bytes()
-    code, text = compare("--labels", "1", "2", "--seeds", "1", "--estimate", *LENGTH)
+    text_of_design = json.dumps(design | {"arms": design["arms"][:1]})
+    (tmp_path / "out" / "comparison.json").write_text(text_of_design)
+    code, text = compare("--labels", "2", "--estimate", "-device", "cpu")
     assert code == 0 and re.search(r"scratch: 2 trainings, \d+\.\d h \(\d+\.\d\d s per iteration", text)
-    assert checkpoint.exists() and (tmp_path / "out" / "comparison.json").read_bytes() == design
+    assert checkpoint.exists() and (tmp_path / "out" / "comparison.json").read_text() == text_of_design
 
 
 def test_a_training_ends_with_the_command_that_started_it(nnunet_project, variables, tmp_path):
@@ -196,6 +197,113 @@ def test_a_training_ends_with_the_command_that_started_it(nnunet_project, variab
     while training_processes(tmp_path / "out"):
         assert time.monotonic() < deadline
         time.sleep(0.2)
+
+
+def write_two_channels_with_regions(project):
+    """Dataset 2, whose dataset.json says where its files are: those of dataset 1, each as two channels."""
+    folder = project.root / "raw" / "Dataset002_Regions"
+    folder.mkdir()
+    description = {
+        "channel_names": {"0": "PET", "1": "CT"},
+        "labels": {"background": 0, "whole": [1, 2], "core": [2]},
+        "regions_class_order": [1, 2],
+        "numTraining": 5,
+        "file_ending": ".nii.gz",
+        "dataset": {
+            f"case_{i}": {
+                "images": [f"../Dataset001_Blobs/imagesTr/case_{i}_0000.nii.gz"] * 2,
+                "label": f"../Dataset001_Blobs/labelsTr/case_{i}.nii.gz",
+            }
+            for i in range(5)
+        },
+    }
+    (folder / "dataset.json").write_text(json.dumps(description))
+    arguments = ["nnUNetv2_plan_and_preprocess", "-d", 2, "-c", "3d_fullres", "-np", 1, "-npfp", 1]
+    project.call(*arguments, nnUNet_n_proc_DA="1")
+
+
+def write_resenc_of_nnssl(path):
+    """A checkpoint as nnssl writes it, of a small network; returns the state of its encoder."""
+    kwargs = {
+        "n_stages": 3,
+        "features_per_stage": [4, 8, 8],
+        "conv_op": "torch.nn.modules.conv.Conv3d",
+        "kernel_sizes": [[3, 3, 3]] * 3,
+        "strides": [[1, 1, 1], [1, 2, 2], [2, 2, 2]],
+        "n_blocks_per_stage": [1, 1, 1],
+        "n_conv_per_stage_decoder": [1, 1],
+        "conv_bias": True,
+        "norm_op": "torch.nn.modules.instancenorm.InstanceNorm3d",
+        "norm_op_kwargs": {"eps": 1e-05, "affine": True},
+        "nonlin": "torch.nn.LeakyReLU",
+        "nonlin_kwargs": {"inplace": True},
+    }
+    name, imported = (
+        "dynamic_network_architectures.architectures.unet.ResidualEncoderUNet",
+        ["conv_op", "norm_op", "nonlin"],
+    )
+    torch.manual_seed(5)
+    network = get_network_from_plans(name, kwargs, imported, 1, 1, allow_init=True, deep_supervision=False)
+    plan = {
+        "architecture_plans": {
+            "arch_class_name": "ResidualEncoderUNet", "arch_kwargs": kwargs, "arch_kwargs_requiring_import": imported,
+        },
+        "pretrain_num_input_channels": 1,
+        "key_to_encoder": "encoder.stages",
+        "key_to_stem": "encoder.stem",
+    }  # fmt: skip
+    torch.save({"network_weights": network.state_dict(), "nnssl_adaptation_plan": plan}, path)
+    return network.encoder.state_dict()
+
+
+def test_a_resenc_of_nnssl_is_loaded_with_its_stem_spread(tmp_path):
+    state = write_resenc_of_nnssl(tmp_path / "resenc.pth")
+    architecture = resenc_architecture(tmp_path / "resenc.pth")
+    network = get_network_from_plans(
+        architecture["network_class_name"], architecture["arch_kwargs"], architecture["_kw_requires_import"], 2, 3
+    )
+    load_encoder_and_stem(network, tmp_path / "resenc.pth", 2)
+    image = torch.randn(1, 1, 8, 16, 16)
+    other = get_network_from_plans(
+        architecture["network_class_name"], architecture["arch_kwargs"], architecture["_kw_requires_import"], 1, 3
+    )
+    other.encoder.load_state_dict(state)
+    for ours, theirs in zip(network.encoder(image.expand(-1, 2, -1, -1, -1)), other.encoder(image), strict=True):
+        torch.testing.assert_close(ours, theirs)
+    with pytest.raises(UserError, match=r"multiples of \(2, 4, 4\), not \(8, 16, 18\)"):
+        check_patch(tmp_path / "resenc.pth", architecture, (8, 16, 18))
+    wider = {**architecture["arch_kwargs"], "features_per_stage": [4, 8, 16]}
+    network = get_network_from_plans(
+        architecture["network_class_name"], wider, architecture["_kw_requires_import"], 1, 3
+    )
+    with pytest.raises(EncoderFileError, match="does not fit the network that it names"):
+        load_encoder_and_stem(network, tmp_path / "resenc.pth", 1)
+
+
+def test_two_commands_share_two_channels_with_regions(nnunet_project, variables, tmp_path):
+    write_two_channels_with_regions(nnunet_project)
+    write_resenc_of_nnssl(tmp_path / "resenc.pth")
+    out = tmp_path / "out"
+    command = [sys.executable, "-m", "nnunetv2_cads.comparison.cli", str(out), "-d", "2", *LENGTH, "--labels", "1"]
+    command += ["--seeds", "1", "--set", "initial_lr=4e-3", "--encoder"]
+    processes = [
+        subprocess.Popen([*command, encoder], env=variables, stderr=subprocess.PIPE, encoding="utf-8")
+        for encoder in (str(nnunet_project.encoder_file), f"resenc={tmp_path / 'resenc.pth'}")
+    ]
+    errors = [process.communicate(timeout=600)[1] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], errors
+    begun = [line.partition(": ")[2] for text in errors for line in text.splitlines() if line.startswith("training ")]
+    arms = ("cads", "resenc", "scratch")
+    assert sorted(begun) == [f"{arm}, 1 labelled, seed 0" for arm in arms]
+    results = [json.loads(path.read_text()) for path in sorted((out / "results").iterdir())]
+    assert [{row["organ"] for row in result["scores"]} for result in results] == [{"whole", "core"}] * 3
+    assert "trainings are not finished" not in (out / "report.html").read_text()
+    log = (out / "logs" / "cads__1__0.log").read_text()
+    assert "Spread over 2 of 2 input channels" in log and "Current learning rate: 0.002" in log
+    design = json.loads((out / "comparison.json").read_text())
+    assert {arm["name"]: arm["settings"] for arm in design["arms"]} == {
+        "scratch": {"initial_lr": 4e-3}, "cads": {"initial_lr": 4e-3}, "resenc": {},
+    }  # fmt: skip
 
 
 def training_processes(out):
@@ -290,7 +398,9 @@ def test_regions_and_ignored_voxels_are_scored_as_nnunet_trains_them(tmp_path, c
     organs, ignored = organs_of(description)
     assert (organs, ignored) == ({"whole": [1, 2], "core": [2]}, 3)
     dataset = open_dataset(1, None, "3d_fullres")
-    changed = type(dataset)(**{**vars(dataset), "raw": tmp_path, "description": dataset.description | description})
+    entry = {"a": {"images": ["a_0000.nii.gz"], "label": "labelsTr/a.nii.gz"}}
+    description |= {"dataset": entry}
+    changed = dataclasses.replace(dataset, raw=tmp_path, description=dataset.description | description)
     truth, predicted = np.zeros((4, 4, 4), np.uint8), np.zeros((4, 4, 4), np.uint8)
     truth[0], truth[1], truth[3] = 1, 2, 3
     predicted[0], predicted[1], predicted[3] = 2, 2, 1

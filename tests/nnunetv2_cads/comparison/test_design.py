@@ -1,10 +1,11 @@
 """Arms from flags, and what a second command on the same OUT may change."""
 
 import dataclasses
+import re
 
 import pytest
 
-from nnunetv2_cads.comparison.arms import Arm, make_arms
+from nnunetv2_cads.comparison.arms import Arm, make_arms, with_settings
 from nnunetv2_cads.comparison.design import Design, Training, read_design
 from pretraining.system.errors import UserError
 
@@ -21,6 +22,7 @@ def design(encoder):
     return Design(
         dataset="Dataset001_Blobs",
         plans="nnUNetPlans",
+        plans_sha256="0",
         configuration="3d_fullres",
         patients={f"case_{i}": f"case_{i}" for i in range(10)},
         test=("case_1", "case_2"),
@@ -96,6 +98,8 @@ def test_an_encoder_file_that_was_replaced_is_another_one(design, encoder):
         ({"epochs": 4}, "has epochs 3, not 4"),
         ({"test": ("case_1",)}, r"has test \('case_1', 'case_2'\), not"),
         ({"mirroring": False}, "has mirroring True, not False"),
+        ({"plans_sha256": "1"}, "began with other nnUNetPlans, which were made anew since"),
+        ({"arms": (Arm("scratch", "x", settings={"initial_lr": 1.0}),)}, "with its own settings, not initial_lr=1.0"),
         ({"arms": (Arm("cads", "nnUNetTrainerCADS"),)}, "has another encoder file for arm cads"),
     ],
 )
@@ -107,3 +111,42 @@ def test_all_else_must_stay(design, change, message):
 def test_budgets_must_leave_cases(design):
     with pytest.raises(UserError, match="--labels 9: only 8 labelled cases are left"):
         dataclasses.replace(design, budgets=(1, 9))
+
+
+def test_settings_are_of_all_arms_that_have_them_or_of_one():
+    arms = make_arms(["nnUNetTrainer", "nnUNetTrainerCoTr_AdamW"], [])
+    scratch, stock, cotr = with_settings(
+        arms,
+        ["initial_lr=2e-3", "scratch:encoder_lr_decay=1", "scratch:sawtooth=true", "scratch:frozen_encoder_epochs=3"],
+    )
+    assert scratch.settings == {
+        "initial_lr": 0.002, "encoder_lr_decay": 1.0, "sawtooth": True, "frozen_encoder_epochs": 3,
+    }  # fmt: skip
+    assert (stock.settings, cotr.settings) == ({}, {"initial_lr": 0.002})
+
+
+@pytest.mark.parametrize(
+    ("flag", "message"),
+    [
+        ("initial_lr", "--set initial_lr: give NAME=NUMBER"),
+        ("initial_lr=fast", "--set initial_lr=fast: give NAME=NUMBER"),
+        ("initial_lr=true", "--set initial_lr=true: give a value like 0.0005"),
+        ("frozen_encoder_epochs=1.5", "--set frozen_encoder_epochs=1.5: give a value like 0"),
+        ("mirroring=false", "--set mirroring=false: no such arm has this setting; the settings are encoder_lr, "),
+        ("nnUNetTrainer:initial_lr=1e-3", "no such arm has this setting"),
+        ("nobody:initial_lr=1e-3", "no such arm has this setting"),
+    ],
+)
+def test_settings_that_cannot_be_are_named(flag, message):
+    with pytest.raises(UserError, match=re.escape(message)):
+        with_settings(make_arms(["nnUNetTrainer"], []), [flag])
+
+
+def test_settings_count_for_arms_that_come_later(design, encoder):
+    flags = ("encoder_lr=1e-3",)
+    begun = dataclasses.replace(design, arms=with_settings(design.arms, flags), settings=flags)
+    later = with_settings(make_arms(["mine"], [f"mine={encoder}"]), ["encoder_lr=1e-3", "mine:initial_lr=1e-3"])
+    joined = dataclasses.replace(begun, arms=later, settings=(*flags, "mine:initial_lr=1e-3")).extended(begun)
+    assert joined.arm("mine").settings == {"encoder_lr": 1e-3, "initial_lr": 1e-3}
+    assert joined.arm("cads").settings == {"encoder_lr": 1e-3}
+    assert joined.settings == ("encoder_lr=1e-3", "mine:initial_lr=1e-3")
