@@ -8,8 +8,8 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from few_labels.results import Runs, records_of
-from few_labels.scores import case_scores, mean_and_sd
+from few_labels.results import Runs
+from few_labels.scores import mean_and_sd, scores_of
 from few_labels.tasks import TORSOS
 from pretraining.system.files import atomic_path
 
@@ -67,7 +67,7 @@ def mean_curve(curves: list[list[dict[str, float]]]) -> list[tuple[int, float]]:
 
 def lines_of_torsos(runs: Runs, arms: Iterable[str], budgets: list[int]) -> dict[str, Line]:
     """A line for each arm that was trained on the torsos."""
-    scores, lines = case_scores(records_of(runs), TORSOS), {}
+    scores, lines = scores_of(runs, TORSOS), {}
     for arm in arms:
         means = [(n, *found) for n in budgets if (found := mean_and_sd(scores, arm, n))]
         curves = [r["milestones"] for r in runs if (r["task"], r["arm"], r["labels"]) == (TORSOS, arm, budgets[0])]

@@ -7,20 +7,20 @@ import numpy as np
 from tables import markdown_table
 
 from few_labels.arms import ARMS, COMPARISONS, REAL_ARMS, SCRATCH
-from few_labels.results import Runs, records_of
-from few_labels.scores import Records, case_scores, iterations_to_reach, mean_and_sd, paired
+from few_labels.results import Runs
+from few_labels.scores import difference, iterations_to_reach, mean_and_sd, scores_of
 from few_labels.tasks import REAL_SOURCES, TORSOS
 
 
 def report(results: dict[str, Any], budgets: list[int]) -> str:
     """All tables of a results file's content, as Markdown."""
-    runs, records = results["runs"], records_of(results["runs"])
-    parts = [table(records, TORSOS, ARMS, budgets, SCRATCH), comparison_table(records, TORSOS, COMPARISONS, budgets)]
+    runs = results["runs"]
+    parts = [table(runs, TORSOS, ARMS, budgets, SCRATCH), comparison_table(runs, TORSOS, COMPARISONS, budgets)]
     for name, source in REAL_SOURCES.items():
-        if any(row["task"] == name for row in records):
-            parts.append(f"{name}\n\n" + table(records, name, REAL_ARMS, [source.slabs - 1], SCRATCH))
+        if any(run["task"] == name for run in runs):
+            parts.append(f"{name}\n\n" + table(runs, name, REAL_ARMS, [source.slabs - 1], SCRATCH))
     for labels in budgets:
-        if any((row["arm"], row["labels"]) == ("CADS", labels) for row in records):
+        if any((run["arm"], run["labels"]) == ("CADS", labels) for run in runs):
             reached = iterations_to_reach(runs, TORSOS, "CADS", SCRATCH, labels)
             parts.append(f"Iterations to reach {SCRATCH}'s final Dice, {labels} labelled: CADS {reached}")
     of_torsos = [run for run in runs if run["task"] == TORSOS]  # all of one patch size
@@ -28,30 +28,30 @@ def report(results: dict[str, Any], budgets: list[int]) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def table(records: Records, task: str, arms: Iterable[str], budgets: Iterable[int], baseline: str) -> str:
-    """Markdown: Dice by arm and budget, mean ± sd over seeds, and the `Difference` to the baseline.
+def table(runs: Runs, task: str, arms: Iterable[str], budgets: Iterable[int], baseline: str) -> str:
+    """Markdown: Dice by arm and budget, mean ± sd over seeds, and the gain over the baseline.
 
     Arms and budgets of which nothing is finished are left out.
     """
-    dice, nsd = case_scores(records, task), case_scores(records, task, "nsd")
+    dice, nsd = scores_of(runs, task), scores_of(runs, task, "nsd")
     arms = [arm for arm in arms if any(key[0] == arm for key in dice)]
     budgets = [n for n in budgets if any(key[1] == n for key in dice)]
     heads = ["arm", *(f"Dice, {n} labelled" for n in budgets), *(f"- {baseline}, {n}" for n in budgets), "NSD, fewest"]
     rows = []
     for arm in arms:
         means = [f"{mean[0]:.3f} ± {mean[1]:.3f}" if (mean := mean_and_sd(dice, arm, n)) else "" for n in budgets]
-        differences = ["" if arm == baseline else str(paired(dice, arm, baseline, n) or "") for n in budgets]
+        differences = ["" if arm == baseline else difference(dice, arm, baseline, n) for n in budgets]
         surface = mean_and_sd(nsd, arm, budgets[0]) if budgets else None
         rows.append([arm, *means, *differences, f"{surface[0]:.3f}" if surface else ""])
     return markdown_table(heads, rows)
 
 
-def comparison_table(records: Records, task: str, pairs: Iterable[tuple[str, str]], budgets: Iterable[int]) -> str:
+def comparison_table(runs: Runs, task: str, pairs: Iterable[tuple[str, str]], budgets: Iterable[int]) -> str:
     """Markdown: the first arm of each pair less the second, by budget; what neither has is left out."""
-    dice, budgets = case_scores(records, task), list(budgets)
-    rows = [(f"{arm} - {other}", [paired(dice, arm, other, n) for n in budgets]) for arm, other in pairs]
+    dice, budgets = scores_of(runs, task), list(budgets)
+    rows = [(f"{arm} - {other}", [difference(dice, arm, other, n) for n in budgets]) for arm, other in pairs]
     heads = ["Dice, points", *(f"{n} labelled" for n in budgets)]
-    return markdown_table(heads, [[name, *(str(found or "") for found in row)] for name, row in rows if any(row)])
+    return markdown_table(heads, [[name, *row] for name, row in rows if any(row)])
 
 
 def cost_table(runs: Runs, pretraining: dict[str, dict[str, float]]) -> str:

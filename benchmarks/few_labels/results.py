@@ -5,12 +5,11 @@ import math
 from pathlib import Path
 from typing import Any
 
-from few_labels.scores import Records
 from pretraining.system.files import atomic_path, write_json
 
 RUN = ("task", "arm", "labels", "seed")
 SCORES = {"dice": 10**6, "nsd": 10**4}
-"""What is scored, and what of it is 1 in the file. Paired tests of Dice need its digits; with four, cases tie."""
+"""What is scored, and what of it is 1 in the file. Dice has the digits that intervals need."""
 DIGITS = 8
 """Of all else that was measured."""
 
@@ -26,11 +25,6 @@ def run_name(task: str, arm: str, labels: int, seed: int) -> str:
 def read_runs(finetuned: Path) -> Runs:
     """All finished fine-tunings."""
     return [json.loads(path.read_text(encoding="utf-8")) for path in sorted(finetuned.glob("*.json"))]
-
-
-def records_of(runs: Runs) -> Records:
-    """The scores of all runs as one list."""
-    return [{key: run[key] for key in RUN} | row for run in runs for row in run["scores"]]
 
 
 def write_results(path: Path, runs: Runs, measured: dict[str, Any], settings: dict[str, Any]) -> None:

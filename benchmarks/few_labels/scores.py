@@ -1,71 +1,35 @@
-"""Scores of cases, means over seeds, and paired differences between arms."""
+"""Means over seeds, and gains with intervals, of the study's fine-tunings."""
 
 import math
-from collections import defaultdict
 from collections.abc import Iterable
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
-from scipy import stats
 
-Records = list[dict[str, Any]]
-"""One row per task, arm, label budget, seed, case and organ, with Dice and normalised surface Dice."""
+from nnunetv2_cads.comparison.gains import Scores, case_scores, gain_over
 
 
-def case_scores(records: Iterable[dict[str, Any]], task: str, metric: str = "dice") -> dict[tuple, float]:
-    """Mean over the organs, by (arm, labels, seed, case); organs that are nowhere (NaN) do not count."""
-    values = defaultdict(list)
-    for row in records:
-        if row["task"] == task and row[metric] is not None and not math.isnan(row[metric]):
-            values[row["arm"], row["labels"], row["seed"], row["case"]].append(row[metric])
-    return {key: float(np.mean(scores)) for key, scores in values.items()}
+def scores_of(runs: Iterable[dict[str, Any]], task: str, metric: str = "dice") -> Scores:
+    """Means over the organs, by arm and number of labels, seed and case."""
+    return case_scores(({**run, "budget": run["labels"]} for run in runs if run["task"] == task), metric)
 
 
-def mean_and_sd(scores: dict[tuple, float], arm: str, labels: int) -> tuple[float, float] | None:
+def mean_and_sd(scores: Scores, arm: str, labels: int) -> tuple[float, float] | None:
     """Of an arm at a label budget: mean over the cases and seeds, standard deviation of the seeds' means."""
-    by_seed = defaultdict(list)
-    for (of_arm, of_labels, seed, _), value in scores.items():
-        if (of_arm, of_labels) == (arm, labels):
-            by_seed[seed].append(value)
-    if not by_seed:
+    means = [np.mean(list(cases.values())) for cases in scores.get((arm, labels), {}).values() if cases]
+    if not means:
         return None
-    means = [np.mean(values) for values in by_seed.values()]
     return float(np.mean(means)), float(np.std(means, ddof=1)) if len(means) > 1 else math.nan
 
 
-class Difference(NamedTuple):
-    """Between two arms, over what both have of cases and seeds.
-
-    Attributes:
-        mean: of the pairs.
-        sd: standard deviation of the seeds' means; NaN for one seed. Cases share a training, so this, not ``p``, says
-            what another three seeds would give.
-        p: Wilcoxon's, two-sided, of the pairs.
-        pairs: their number.
-    """
-
-    mean: float
-    sd: float
-    p: float
-    pairs: int
-
-    def __str__(self) -> str:
-        spread = "" if math.isnan(self.sd) else f" ± {100 * self.sd:.1f}"
-        return f"{100 * self.mean:+.1f}{spread} (p = {self.p:.2g}, n = {self.pairs})"
-
-
-def paired(scores: dict[tuple, float], arm: str, other: str, labels: int) -> Difference | None:
-    """The scores of ``arm`` less those of ``other`` at a label budget; None where there are no pairs."""
-    by_seed = defaultdict(list)
-    for key, value in scores.items():
-        if key[0] == arm and key[1] == labels and (other, *key[1:]) in scores:
-            by_seed[key[2]].append(value - scores[(other, *key[1:])])
-    if not by_seed:
-        return None
-    differences, means = np.concatenate(list(by_seed.values())), [np.mean(values) for values in by_seed.values()]
-    sd = float(np.std(means, ddof=1)) if len(means) > 1 else math.nan
-    p = float(stats.wilcoxon(differences).pvalue) if np.any(differences) else 1.0
-    return Difference(float(differences.mean()), sd, p, len(differences))
+def difference(scores: Scores, arm: str, other: str, labels: int) -> str:
+    """An arm less another at a label budget, in points, with its 95% interval where there are several seeds; empty
+    where they have no seed in common."""
+    gain = gain_over(scores, other, arm, labels)
+    if gain is None:
+        return ""
+    interval = f" ({gain.low:+.1f} to {gain.high:+.1f})" if gain.seeds > 1 else ""
+    return f"{gain.gain:+.1f}{interval}"
 
 
 def iterations_to_reach(runs: list[dict[str, Any]], task: str, arm: str, goal: str, labels: int) -> str:

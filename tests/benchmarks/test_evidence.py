@@ -14,7 +14,7 @@ from few_labels.arms import SCRATCH
 from few_labels.data import StudyFolder
 from few_labels.experiment import QUICK, RECIPE, Experiment
 from few_labels.plans import CONFIGURATION, PLANS, plans_in_window, read_plans
-from few_labels.results import read_results, records_of
+from few_labels.results import read_results
 
 from nnunetv2_cads.encoder_file.read import read_encoder_file
 
@@ -61,10 +61,10 @@ def trained(finished, tmp_path, monkeypatch):
 
 def test_results_have_every_arm_case_and_organ(finished):
     results = read_results(finished / "out" / "results.json")
-    records = records_of(results["runs"])
-    assert {row["arm"] for row in records} == set(ARMS)
-    assert len(records) == len(ARMS) * 8  # one budget, seed and held-out case, eight organs
-    assert all(row["dice"] is None or 0 <= row["dice"] <= 1 for row in records)
+    assert {run["arm"] for run in results["runs"]} == set(ARMS) and len(results["runs"]) == len(ARMS)
+    for run in results["runs"]:
+        assert len(run["scores"]) == 8  # one held-out case, eight organs
+        assert all(row["dice"] is None or 0 <= row["dice"] <= 1 for row in run["scores"])
     assert set(results["pretraining"]) == {"CADS", "MAE"}
     assert all(cost["gflop_per_sample"] > 0 for cost in results["pretraining"].values())
     assert set(results["probes"]) == {"random", "CADS", "MAE", "oracle"}

@@ -14,7 +14,7 @@ from few_labels.head_and_neck import benchmark as benchmark_module
 from few_labels.head_and_neck import pretrainings
 from few_labels.head_and_neck.benchmark import Benchmark, schedule_of
 from few_labels.head_and_neck.cases import LARGEST_RIM, make_split
-from few_labels.head_and_neck.data import make_task, read_resampled, read_resampled_labels
+from few_labels.head_and_neck.data import make_task, read_resampled, read_resampled_labels, write_compared_dataset
 from few_labels.head_and_neck.gains import gains, summary
 from few_labels.head_and_neck.pretrainings import (
     CADS,
@@ -50,6 +50,19 @@ def patients(usable=60, others=20):
     ]
     missing = {"name": f"pt_{usable + others}", "rim_outside_mask": dict.fromkeys(list(LARGEST_RIM)[1:], 0.0)}
     return [*clean, *leaking, missing]
+
+
+def test_the_compared_data_set_names_the_files_of_pool_and_test(tmp_path):
+    split, task = make_split(patients()), tmp_path / "Dataset821_Task"
+    task.mkdir()
+    compared = write_compared_dataset(task, split)
+    files = json.loads((compared / "dataset.json").read_text(encoding="utf-8"))["dataset"]
+    assert files.keys() == {*split.pool, *split.test} and not files.keys() & set(split.validation)
+    for names, part in ((split.pool, "Tr"), (split.test, "Ts")):
+        for name in names:
+            (image,) = files[name]["images"]
+            assert (compared / image).resolve() == task / f"images{part}" / f"{name}_0000.nii.gz"
+            assert (compared / files[name]["label"]).resolve() == task / f"labels{part}" / f"{name}.nii.gz"
 
 
 def write_index(folder):

@@ -7,9 +7,11 @@
         [--seeds 0 1 2] [--iterations 600] [--window LOW HIGH] [--rates ENCODER DECODER]
         [--variants decay ...] [--question NAME] [--hours H]
     python -m few_labels.head_and_neck tables RECORDS [--json FILE] [--figure PNG]
+    python -m few_labels.head_and_neck dataset FOLDER OPENKBP --window LOW HIGH
 
 Give the same command again to resume: finished trainings are kept, and a pre-training resumes at its last checkpoint.
 `tune` and `compare` given several times at once share the work; OMP_NUM_THREADS=1 gives each process one core.
+`dataset` makes the same task as a data set for `cads_compare`, and prints its flags and nnU-Net's folders.
 
 FOLDER takes data, plans, logs and pre-trainings; OPENKBP is the folder of the scans, with `index.json`; RECORDS takes
 one JSON file for each training; NAME is of `pretrainings.py`; START is of `trainings.NETWORKS`, a NAME, or a run in
@@ -61,7 +63,7 @@ def main(argv: list[str] | None = None) -> int:
     from pretraining.system.machine import keep_freed_memory
 
     keep_freed_memory()
-    deadline = time.monotonic() + 3600 * arguments.hours
+    deadline = time.monotonic() + 3600 * getattr(arguments, "hours", 0)
     benchmark = Benchmark(StudyFolder(arguments.folder.absolute()), arguments.openkbp)
     if arguments.command == "pretrain":
         for name in arguments.names:
@@ -69,6 +71,10 @@ def main(argv: list[str] | None = None) -> int:
                 break
             if code := benchmark.pretrain(name, deadline):
                 return code
+        return 0
+    if arguments.command == "dataset":
+        flags = benchmark.prepare_comparison(tuple(arguments.window))
+        print(*(f"export {name}={path}" for name, path in benchmark.folder.nnunet_variables().items()), flags, sep="\n")
         return 0
     trainings = TUNING
     if arguments.command == "compare":
@@ -86,14 +92,17 @@ def main(argv: list[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
-    pretrain, tune, compare, tables = (commands.add_parser(n) for n in ("pretrain", "tune", "compare", "tables"))
-    for command in (pretrain, tune, compare):
+    names = ("pretrain", "tune", "compare", "tables", "dataset")
+    pretrain, tune, compare, tables, dataset = (commands.add_parser(name) for name in names)
+    for command in (pretrain, tune, compare, dataset):
         command.add_argument("folder", type=Path)
         command.add_argument("openkbp", type=Path)
+    for command in (pretrain, tune, compare):
         command.add_argument("--hours", type=float, default=float("inf"), help="begin nothing after so many hours")
     for command in (tune, compare, tables):
         command.add_argument("records", type=Path)
     pretrain.add_argument("names", metavar="NAME", nargs="+", choices=PRETRAININGS, help=", ".join(PRETRAININGS))
+    dataset.add_argument("--window", nargs=2, type=float, metavar=("LOW", "HIGH"), required=True)
     tables.add_argument("--json", metavar="FILE", type=Path, help="write the gains to this file, too")
     tables.add_argument("--figure", metavar="PNG", type=Path, help="draw Dice by labelled cases and by iteration")
     compare.add_argument(

@@ -17,7 +17,7 @@ import torch
 from few_labels.data import StudyFolder
 from few_labels.finetune import Schedule, finetune
 from few_labels.head_and_neck.cases import Split, read_split
-from few_labels.head_and_neck.data import make_store, make_task, write_dataset
+from few_labels.head_and_neck.data import make_store, make_task, write_compared_dataset, write_dataset
 from few_labels.head_and_neck.pretrainings import PRETRAININGS, config_of
 from few_labels.head_and_neck.trainings import BUDGETS, EPOCH, NETWORKS, SEEDS, VARIANTS, WITH_DECODER, Training
 from few_labels.peers.training import pretrain_peer
@@ -82,6 +82,21 @@ class Benchmark:
                 plan_and_preprocess(dataset, preprocessed, PATCH_SIZE, BATCH_SIZE)
             task.write_splits(preprocessed)
         return task
+
+    def prepare_comparison(self, window: tuple[float, float]) -> str:
+        """Write and preprocess the data set for `cads_compare`, and the names of its test cases; what exists is kept.
+
+        Returns:
+            The flags of `cads_compare` that name them.
+        """
+        task, preprocessed = self.prepare(), self.folder.nnunet("preprocessed")
+        with held(self.folder.root / "data.lock", wait=True), contextlib.redirect_stdout(io.StringIO()):
+            dataset = write_compared_dataset(task.dataset, self.split)
+            plan_and_preprocess(dataset, preprocessed, PATCH_SIZE, BATCH_SIZE)
+            plans = plans_in_window(dataset, preprocessed, window)
+        test = self.folder.root / "test.txt"
+        test.write_text("\n".join(self.split.test) + "\n", encoding="utf-8")
+        return f"-d {dataset.name[7:10]} -p {plans} --test {test}"
 
     def run(self, trainings: Iterable[Training], records: Path, deadline: float) -> bool:
         """Do what is not done, in order, until ``deadline`` (monotonic seconds). Returns whether all is done.

@@ -15,7 +15,7 @@ from pretraining.preprocess import Part, preprocess
 from pretraining.store.store import read_manifest
 
 SPACING_MM = 4.0
-DATASET = "Dataset821_HeadAndNeck"
+DATASET, COMPARED_DATASET = "Dataset821_HeadAndNeck", "Dataset822_HeadAndNeckCompared"
 TASK = "head_and_neck"
 LARGEST_HU = 3071
 """Of 12-bit CT; interpolation at metal exceeds it."""
@@ -41,15 +41,41 @@ def write_dataset(openkbp: Path, raw: Path, split: Split) -> Path:
     for part, names in (("Tr", split.pool), ("Ts", (*split.validation, *split.test))):
         for name in names:
             _write_case(openkbp, dataset, part, name, [numbers[organ] for organ in LARGEST_RIM])
+    _write_description(dataset, len(split.pool))
+    return dataset
+
+
+def write_compared_dataset(dataset: Path, split: Split) -> Path:
+    """The task once more, for `cads_compare`, which holds test cases out itself: pool and test scans are all labelled.
+
+    Args:
+        dataset: of `write_dataset`, whose files it names.
+        split: that ``dataset`` was written for.
+    """
+    compared = dataset.with_name(COMPARED_DATASET)
+    compared.mkdir(exist_ok=True)
+    parts = {**dict.fromkeys(split.pool, "Tr"), **dict.fromkeys(split.test, "Ts")}
+    files = {
+        name: {
+            "images": [f"../{dataset.name}/images{part}/{name}_0000.nii.gz"],
+            "label": f"../{dataset.name}/labels{part}/{name}.nii.gz",
+        }
+        for name, part in parts.items()
+    }
+    _write_description(compared, len(files), dataset=files)
+    return compared
+
+
+def _write_description(folder: Path, cases: int, **more: object) -> None:
     description = {
         "channel_names": {"0": "CT"},
         "labels": {"background": 0, **{organ: i for i, organ in enumerate(LARGEST_RIM, start=1)}},
-        "numTraining": len(split.pool),
+        "numTraining": cases,
         "file_ending": ".nii.gz",
         "overwrite_image_reader_writer": "SimpleITKIO",
+        **more,
     }
-    (dataset / "dataset.json").write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
-    return dataset
+    (folder / "dataset.json").write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
 
 
 def make_task(dataset: Path, split: Split, budgets: Iterable[int], seeds: int) -> Task:
