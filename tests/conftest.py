@@ -39,6 +39,7 @@ settings.load_profile("repeatable")
 
 LONG_FILES = (
     "demo/test_cli.py",
+    "comparison/test_compare_command.py",
     "test_evidence.py",
     "test_distributed.py",
     "test_faults.py",

@@ -19,11 +19,10 @@ from nnunetv2_cads.comparison.figures import dice_by_budget, gains_with_interval
 from nnunetv2_cads.comparison.folder import ComparisonFolder
 from nnunetv2_cads.comparison.gains import Gain, Scores, case_scores, gain_over, sentence
 from nnunetv2_cads.comparison.pictures import best_and_worst
-from nnunetv2_cads.comparison.scores import organs_of, read_results
+from nnunetv2_cads.comparison.scores import organs_of, read_results, surface_tolerance_mm
 from nnunetv2_cads.comparison.work import describe, failures, unfinished
 from pretraining.system.files import atomic_path, write_json
 
-METRICS = {"dice": "Dice", "nsd": "normalised surface Dice (1 mm)"}
 PACKAGES = ("nnunetv2-cads", "nnunetv2", "torch", "numpy", "SimpleITK")
 STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 68rem; margin: 2rem auto; padding: 0 1rem; color: #1a1a1a }
@@ -113,11 +112,12 @@ def _page(
     )
     if dice:
         budgets = [budget for budget in design.budgets if any(key[1] == budget for key in dice)]
-        parts += [_section(METRICS["dice"], _score_table(dice, arms, budgets, gains))]
+        parts += [_section("Dice", _score_table(dice, arms, budgets, gains))]
         parts.append(_image(dice_by_budget(dice, arms), "svg+xml", "Dice by labelled cases"))
         if gains:
             parts.append(_image(gains_with_intervals(gains, arms), "svg+xml", "gains with intervals"))
-        parts.append(_section(METRICS["nsd"], _score_table(case_scores(results, "nsd"), arms, budgets, ())))
+        nsd = f"Normalised surface Dice ({surface_tolerance_mm(dataset):g} mm)"
+        parts.append(_section(nsd, _score_table(case_scores(results, "nsd"), arms, budgets, ())))
         parts.append(_section("By organ", _organ_tables(results, design, dataset)))
         curves = (_image(learning_curves(results, arms, n), "svg+xml", f"curves, {n} labelled") for n in budgets)
         parts.append(_section("While training", "".join(curves)))

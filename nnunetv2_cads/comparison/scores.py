@@ -10,7 +10,7 @@ from nnunetv2.imageio.base_reader_writer import BaseReaderWriter
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunetv2_cads.comparison.dataset import Dataset
-from nnunetv2_cads.comparison.surface import dice, normalised_surface_dice
+from nnunetv2_cads.comparison.surface import TOLERANCE_MM, dice, normalised_surface_dice
 
 Rows = list[dict[str, Any]]
 """``case``, ``organ``, ``dice`` and ``nsd``; None where the truth lacks the organ: the same rows count for all arms."""
@@ -28,6 +28,7 @@ def score_folder(predicted: Path, dataset: Dataset, cases: Sequence[str]) -> Row
     """
     reader = PlansManager(dataset.plans).image_reader_writer_class()
     organs, ignored = organs_of(dataset.description)
+    tolerance_mm = surface_tolerance_mm(dataset)
     rows = []
     for case in cases:
         truth, spacing_mm = _read(reader, dataset.label(case))
@@ -37,9 +38,16 @@ def score_folder(predicted: Path, dataset: Dataset, cases: Sequence[str]) -> Row
             ours, theirs = (np.isin(array, values) & counts for array in (segmentation, truth))
             found = {"dice": None, "nsd": None}
             if theirs.any():
-                found = {"dice": dice(ours, theirs), "nsd": normalised_surface_dice(ours, theirs, spacing_mm)}
+                surface = normalised_surface_dice(ours, theirs, spacing_mm, tolerance_mm)
+                found = {"dice": dice(ours, theirs), "nsd": surface}
             rows.append({"case": case, "organ": organ, **found})
     return rows
+
+
+def surface_tolerance_mm(dataset: Dataset) -> float:
+    """Of the surface Dice: 1 mm, or the finest edge of the plans' voxels where that is more."""
+    spacing_mm = dataset.plans["configurations"][dataset.configuration]["spacing"]
+    return max(TOLERANCE_MM, round(float(min(spacing_mm)), 2))
 
 
 def organs_of(description: dict[str, Any]) -> tuple[dict[str, list[int]], int | None]:

@@ -127,6 +127,7 @@ def test_the_report_needs_nothing_else_and_says_what_was_found(compared):
     page = (out / "report.html").read_text(encoding="utf-8")
     outside = [value for value in re.findall(r'(?:src|href)="([^"]*)"', page) if not value.startswith("data:")]
     assert not outside and "<script" not in page
+    assert "Normalised surface Dice (1.5 mm)" in page
     assert page.count("<img") == 4  # budgets, gains, curves, and a picture of the arm that is done
     answer = next(line for line in second.stdout.splitlines() if line.startswith("With 1 labelled case, cads "))
     assert answer in page
