@@ -40,7 +40,8 @@ def _command(argv: list[str]) -> int:
         )
     folder = ComparisonFolder(arguments.out)
     dataset, design = ask(arguments, folder)
-    check_arms(design, dataset)
+    if not arguments.report:  # what is trained needs no encoder file any more
+        check_arms(design, dataset)
     if arguments.store:
         check_leaks(design, dataset, arguments.store)
     if arguments.dry_run:

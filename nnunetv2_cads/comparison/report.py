@@ -104,11 +104,12 @@ def _page(
     if gains:
         items = "".join(f"<li>{html.escape(sentence(gain))}</li>" for gain in gains)
         parts.append(f'<ul class="answer">{items}</ul>')
+    settings = f" Changed settings: {html.escape(', '.join(design.settings))}." if design.settings else ""
     parts.append(
         f"<p>The baseline is <b>{html.escape(baseline)}</b>. {len(design.test)} test cases are held out of all "
-        f"trainings; each training has {design.epochs} epochs of {design.iterations} iterations. Smaller budgets are "
-        "part of larger ones, and all arms of a seed learn from the same cases. The interval draws seeds and test "
-        "cases anew; with few seeds it is too narrow.</p>"
+        f"trainings; each training has {design.epochs} epochs of {design.iterations} iterations.{settings} Smaller "
+        "budgets are part of larger ones, and all arms of a seed learn from the same cases. The 95% intervals have the "
+        "spread over seeds and over test cases in them.</p>"
     )
     if dice:
         budgets = [budget for budget in design.budgets if any(key[1] == budget for key in dice)]
