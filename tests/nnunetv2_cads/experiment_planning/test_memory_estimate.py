@@ -10,7 +10,7 @@ import pytest
 from nnunetv2_cads.experiment_planning.memory_estimate import NETWORKS, largest_batch_size, training_bytes
 
 REPOSITORY = Path(__file__).parents[3]
-CASES = [((32, 64, 96), 2, 2, 8, "PVT-UNet"), ((160, 192), 3, 1, 4, "PVT-UNet"), ((20, 80, 80), 2, 2, 8, "CoTr")]
+CASES = [((32, 64, 96), 2, 2, 8, "PVT-UNet"), ((160, 192), 3, 1, 4, "PVT-UNet"), ((16, 64, 80), 2, 2, 8, "CoTr")]
 """Patch, batch size, input channels, classes, network: none of those that the estimate was fitted to."""
 
 
