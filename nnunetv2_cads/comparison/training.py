@@ -211,7 +211,9 @@ def curve_of(trainer: nnUNetTrainer) -> dict[str, list[float | None]]:
 
 def device_name(device: torch.device) -> str:
     """The name of a GPU, or ``cpu`` with the number of threads."""
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu, {torch.get_num_threads()} threads"
+    threads = torch.get_num_threads()
+    cpu = f"cpu, {threads} thread{'s' * (threads > 1)}"
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else cpu
 
 
 def _is_begun(trainer: nnUNetTrainer) -> bool:
