@@ -9,8 +9,9 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from few_labels.results import Runs
-from few_labels.scores import mean_and_sd, scores_of
+from few_labels.scores import scores_of
 from few_labels.tasks import TORSOS
+from nnunetv2_cads.comparison.gains import mean_and_sd
 from pretraining.system.files import atomic_path
 
 

@@ -8,8 +8,9 @@ from tables import markdown_table
 
 from few_labels.arms import ARMS, COMPARISONS, REAL_ARMS, SCRATCH
 from few_labels.results import Runs
-from few_labels.scores import difference, iterations_to_reach, mean_and_sd, scores_of
+from few_labels.scores import difference, iterations_to_reach, scores_of
 from few_labels.tasks import REAL_SOURCES, TORSOS
+from nnunetv2_cads.comparison.gains import mean_and_sd
 
 
 def report(results: dict[str, Any], budgets: list[int]) -> str:

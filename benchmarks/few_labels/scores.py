@@ -1,6 +1,5 @@
-"""Means over seeds, and gains with intervals, of the study's fine-tunings."""
+"""Scores, and gains with intervals, of the study's fine-tunings."""
 
-import math
 from collections.abc import Iterable
 from typing import Any
 
@@ -12,14 +11,6 @@ from nnunetv2_cads.comparison.gains import Scores, case_scores, gain_over
 def scores_of(runs: Iterable[dict[str, Any]], task: str, metric: str = "dice") -> Scores:
     """Means over the organs, by arm and number of labels, seed and case."""
     return case_scores(({**run, "budget": run["labels"]} for run in runs if run["task"] == task), metric)
-
-
-def mean_and_sd(scores: Scores, arm: str, labels: int) -> tuple[float, float] | None:
-    """Of an arm at a label budget: mean over the cases and seeds, standard deviation of the seeds' means."""
-    means = [np.mean(list(cases.values())) for cases in scores.get((arm, labels), {}).values() if cases]
-    if not means:
-        return None
-    return float(np.mean(means)), float(np.std(means, ddof=1)) if len(means) > 1 else math.nan
 
 
 def difference(scores: Scores, arm: str, other: str, labels: int) -> str:

@@ -1,5 +1,6 @@
 """What an arm gains over the baseline: paired differences, with the spread over trainings and over cases."""
 
+import math
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -66,6 +67,15 @@ def case_scores(results: Iterable[dict[str, Any]], metric: str, organ: str | Non
         means = {case: float(np.mean(of_case)) for case, of_case in values.items()}
         scores[result["arm"], result["budget"]][result["seed"]] = means
     return scores
+
+
+def mean_and_sd(scores: Scores, arm: str, budget: int) -> tuple[float, float] | None:
+    """Of an arm at a budget: mean over the seeds' means, and their standard deviation, NaN for one seed; None where
+    nothing is scored."""
+    means = [np.mean(list(cases.values())) for cases in scores.get((arm, budget), {}).values() if cases]
+    if not means:
+        return None
+    return float(np.mean(means)), float(np.std(means, ddof=1)) if len(means) > 1 else math.nan
 
 
 def gain_over(scores: Scores, baseline: str, arm: str, budget: int) -> Gain | None:

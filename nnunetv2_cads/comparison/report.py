@@ -5,6 +5,7 @@ import csv
 import html
 import importlib.metadata
 import json
+import math
 import platform
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
@@ -17,7 +18,7 @@ from nnunetv2_cads.comparison.dataset import Dataset
 from nnunetv2_cads.comparison.design import Design
 from nnunetv2_cads.comparison.figures import dice_by_budget, gains_with_intervals, learning_curves
 from nnunetv2_cads.comparison.folder import ComparisonFolder
-from nnunetv2_cads.comparison.gains import Gain, Scores, case_scores, gain_over, sentence
+from nnunetv2_cads.comparison.gains import Gain, Scores, case_scores, gain_over, mean_and_sd, sentence
 from nnunetv2_cads.comparison.pictures import best_and_worst
 from nnunetv2_cads.comparison.scores import organs_of, read_results, surface_tolerance_mm
 from nnunetv2_cads.comparison.work import describe, failures, unfinished
@@ -167,11 +168,11 @@ def _score_table(scores: Scores, arms: Sequence[str], budgets: Sequence[int], ga
 
 def _mean_and_spread(scores: Scores, arm: str, budget: int) -> str:
     """Mean of the trainings, and the standard deviation between them where there are several."""
-    means = [np.mean(list(cases.values())) for cases in scores.get((arm, budget), {}).values() if cases]
-    if not means:
+    found = mean_and_sd(scores, arm, budget)
+    if found is None:
         return ""
-    spread = f" ± {np.std(means, ddof=1):.3f}" if len(means) > 1 else ""
-    return f"{np.mean(means):.3f}{spread}"
+    mean, sd = found
+    return f"{mean:.3f}" if math.isnan(sd) else f"{mean:.3f} ± {sd:.3f}"
 
 
 def _gain_cell(gain: Gain | None) -> str:

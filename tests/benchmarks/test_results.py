@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from few_labels.report import comparison_table, table
 from few_labels.results import read_results, write_results
-from few_labels.scores import difference, iterations_to_reach, mean_and_sd, scores_of
+from few_labels.scores import difference, iterations_to_reach, scores_of
 
+from nnunetv2_cads.comparison.gains import mean_and_sd
 from nnunetv2_cads.comparison.surface import normalised_surface_dice
 
 
