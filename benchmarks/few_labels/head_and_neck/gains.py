@@ -9,7 +9,7 @@ import numpy as np
 
 from few_labels.head_and_neck.data import TASK
 from few_labels.head_and_neck.trainings import RANDOM
-from nnunetv2_cads.comparison.gains import interval
+from nnunetv2_cads.comparison.gains import gain_over
 
 BEST = "best"
 
@@ -55,17 +55,12 @@ def gains(runs: Iterable[dict[str, Any]]) -> list[Gain]:
     found = []
     for (start, *setting), by_seed in sorted(scores.items()):
         window, iterations, labels, *_ = setting
-        baseline = scores.get((RANDOM, *setting), {})
-        seeds = sorted(by_seed.keys() & baseline.keys())
-        if start == RANDOM or not seeds:
+        pair = {(start, labels): by_seed, (RANDOM, labels): scores.get((RANDOM, *setting), {})}
+        gain = gain_over(pair, RANDOM, start, labels)
+        if start == RANDOM or gain is None:
             continue
-        cases = sorted(by_seed[seeds[0]])
-        ours, theirs = (np.array([[of[seed][case] for case in cases] for seed in seeds]) for of in (by_seed, baseline))
-        differences = 100 * (ours - theirs)
-        low, high = interval(differences)
-        ahead = int((differences.mean(1) > 0).sum())
-        means = 100 * float(ours.mean()), float(differences.mean()), low, high
-        found.append(Gain(TASK, start, window or None, iterations, labels, *means, ahead, len(seeds)))
+        numbers = gain.mean, gain.gain, gain.low, gain.high, gain.seeds_ahead, gain.seeds
+        found.append(Gain(TASK, start, window or None, iterations, labels, *numbers))
     return found
 
 
