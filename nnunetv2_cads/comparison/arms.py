@@ -42,13 +42,16 @@ DECIDED_ELSEWHERE = ("mirroring", "use_pretrained_encoder")
 """Settings of our trainers that follow from other flags."""
 FROM_ENCODER = "nnUNetTrainerCADS"
 """The trainer of every encoder."""
+STOCK, RESENC_ARM = "nnUNetTrainer", "nnUNetResEncM"
+"""nnU-Net's trainer, to whose name it appends what a variant changes; and the arm that names its variants alike."""
 KNOWN = {
     SCRATCH: Arm(SCRATCH, "nnUNetTrainerCADS_scratch"),
     "CoTr": Arm("CoTr", "nnUNetTrainerCoTr"),
-    "nnUNetTrainer": Arm("nnUNetTrainer", "nnUNetTrainer", PLAIN),
-    "nnUNetResEncM": Arm("nnUNetResEncM", "nnUNetTrainer", RESENC_M),
+    STOCK: Arm(STOCK, STOCK, PLAIN),
+    RESENC_ARM: Arm(RESENC_ARM, STOCK, RESENC_M),
 }
-"""The arms that need no file, by name. Any other name is of an encoder, or of a trainer with nnU-Net's default network.
+"""The arms that need no file, by name. Any other name is of an encoder, of a trainer with nnU-Net's default network, or
+`RESENC_ARM` with what a trainer's name has after `STOCK`.
 """
 
 
@@ -130,6 +133,17 @@ def _encoder_files(encoders: Sequence[str]) -> dict[str, Path]:
 
 def _arm(name: str, encoder: Path | None) -> Arm:
     if encoder:
-        start = ("nnUNetTrainer", NNSSL) if resenc_architecture(encoder) else (FROM_ENCODER, None)
+        start = (STOCK, NNSSL) if resenc_architecture(encoder) else (FROM_ENCODER, None)
         return Arm(name, *start, encoder, file_sha256(encoder))
-    return KNOWN.get(name) or Arm(name, name, None if brings_its_network(find_trainer(name)) else PLAIN)
+    if name in KNOWN:
+        return KNOWN[name]
+    if name.startswith(RESENC_ARM):
+        return Arm(name, _trainer_of_plans(STOCK + name.removeprefix(RESENC_ARM)), RESENC_M)
+    return Arm(name, name, None if brings_its_network(find_trainer(name)) else PLAIN)
+
+
+def _trainer_of_plans(name: str) -> str:
+    """A trainer's name, if it builds the network that the plans describe."""
+    if brings_its_network(find_trainer(name)):
+        raise UserError(f"{name}: has a network of its own and cannot train {RESENC_ARM}; name it alone")
+    return name

@@ -5,7 +5,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from nnunetv2_cads.comparison.arms import CADS, KNOWN, SCRATCH
+from nnunetv2_cads.comparison.arms import CADS, KNOWN, RESENC_ARM, SCRATCH
 from nnunetv2_cads.comparison.asked import DEFAULTS, ask, claim
 from nnunetv2_cads.comparison.checks import check_arms, check_device, check_leaks
 from nnunetv2_cads.comparison.design import Design, Training, read_design
@@ -90,8 +90,8 @@ def _parser() -> argparse.ArgumentParser:
         metavar="ARM",
         nargs="+",
         default=[],
-        help=f"{', '.join(KNOWN)}, or the name of a trainer that nnU-Net finds; {SCRATCH} and each --encoder are arms "
-        "without being named",
+        help=f"{', '.join(KNOWN)}, or the name of a trainer that nnU-Net finds, such as nnUNetTrainerAdam1en3 "
+        f"({RESENC_ARM}Adam1en3: the same with that network); {SCRATCH} and each --encoder are always arms",
     )
     parser.add_argument(
         "--encoder", metavar="FILE", action="append", default=[], help=f"of arm {CADS}; NAME=FILE: of arm NAME"

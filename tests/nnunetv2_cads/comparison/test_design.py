@@ -43,6 +43,8 @@ def test_scratch_is_always_the_baseline(encoder, tmp_path):
     ]  # fmt: skip
     (_, stock, ours) = make_arms(["nnUNetTrainerAdam", "nnUNetTrainerCoTr"], [])
     assert (stock.network, ours.network) == ("plain", None)
+    (_, variant) = make_arms(["nnUNetResEncMAdam1en3"], [])
+    assert (variant.trainer, variant.network) == ("nnUNetTrainerAdam1en3", "resenc_m")
     assert [arm.name for arm in make_arms([], [f"mine={other}"])] == ["scratch", "mine"]
 
 
@@ -55,6 +57,8 @@ def test_scratch_is_always_the_baseline(encoder, tmp_path):
         (["cads"], ["nowhere.pth"], "nowhere.pth: no such encoder file"),
         (["scratch"], ["scratch=FILE"], "'scratch' cannot be an encoder's name"),
         (["x"], ["../x=FILE"], "'../x' cannot be an encoder's name"),
+        (["nnUNetResEncM_half"], [], "nnUNetTrainer_half: nnU-Net finds no trainer of this name"),
+        (["nnUNetResEncMCoTr"], [], "nnUNetTrainerCoTr: has a network of its own and cannot train nnUNetResEncM"),
     ],
 )
 def test_arms_that_cannot_be_are_named(encoder, names, encoders, message):
