@@ -6,12 +6,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from nnunetv2_cads.comparison.flags import CADS, RESENC_ARM, SCRATCH, STOCK
 from nnunetv2_cads.comparison.nnssl_resenc import resenc_architecture
 from nnunetv2_cads.comparison.trainers import brings_its_network, find_trainer
 from nnunetv2_cads.encoder_file.checksums import file_sha256
 from pretraining.system.errors import UserError
 
-SCRATCH, CADS = "scratch", "cads"
 PLAIN, RESENC_M, NNSSL = "plain", "resenc_m", "nnssl"
 """Networks that plans describe: nnU-Net's default, its residual encoder M (at one patch, L and XL are the same), and
 the residual encoder that a checkpoint of nnssl's names."""
@@ -42,8 +42,6 @@ DECIDED_ELSEWHERE = ("mirroring", "use_pretrained_encoder")
 """Settings of our trainers that follow from other flags."""
 FROM_ENCODER = "nnUNetTrainerCADS"
 """The trainer of every encoder."""
-STOCK, RESENC_ARM = "nnUNetTrainer", "nnUNetResEncM"
-"""nnU-Net's trainer, to whose name it appends what a variant changes; and the arm that names its variants alike."""
 KNOWN = {
     SCRATCH: Arm(SCRATCH, "nnUNetTrainerCADS_scratch"),
     "CoTr": Arm("CoTr", "nnUNetTrainerCoTr"),

@@ -3,25 +3,16 @@
 import argparse
 import time
 from dataclasses import replace
-from typing import Any
 
 from nnunetv2_cads.comparison.arms import make_arms, with_settings
 from nnunetv2_cads.comparison.dataset import Dataset, number_of, open_dataset, patients_of, read_test_cases
 from nnunetv2_cads.comparison.design import Design, read_design
+from nnunetv2_cads.comparison.flags import DEFAULTS
 from nnunetv2_cads.comparison.folder import ComparisonFolder
 from nnunetv2_cads.comparison.split import TEST_SHARE, draw_test_cases
 from pretraining.system.errors import UserError
 from pretraining.system.lock import held_if_free, new_lease
 
-DEFAULTS: dict[str, Any] = {
-    "configuration": "3d_fullres",
-    "seeds": 3,
-    "epochs": 100,
-    "iterations": 250,
-    "mirroring": True,
-    "amp": "none",
-}
-"""Of a comparison that begins."""
 BUDGETS = (1, 2, 4, 8)
 """Where --labels is not given, as far as there are cases."""
 WAIT_SECONDS = 0.2

@@ -355,6 +355,14 @@ def test_bad_input_is_one_sentence(compare, tmp_path, arguments, message):
     assert not (tmp_path / "out").exists()
 
 
+def test_a_mistyped_flag_is_told_before_torch_is_imported():
+    code = (
+        "import sys; sys.modules['torch'] = None; from nnunetv2_cads.comparison.cli import main; main(['x', '--ams'])"
+    )
+    done = run([sys.executable, "-c", code], cwd=REPOSITORY)
+    assert done.returncode == 2 and "unrecognized arguments: --ams" in done.stderr
+
+
 def test_a_dataset_that_is_not_there_is_named(compare, monkeypatch):
     monkeypatch.delenv("nnUNet_raw")
     code, text = compare("--arms", "scratch", "--labels", "1")

@@ -5,8 +5,9 @@ import re
 
 import pytest
 
-from nnunetv2_cads.comparison.arms import Arm, make_arms, with_settings
+from nnunetv2_cads.comparison.arms import KNOWN, Arm, make_arms, with_settings
 from nnunetv2_cads.comparison.design import Design, Training, read_design
+from nnunetv2_cads.comparison.flags import NAMED_ARMS
 from pretraining.system.errors import UserError
 
 
@@ -32,6 +33,10 @@ def design(encoder):
         epochs=3,
         iterations=5,
     )
+
+
+def test_the_arms_that_help_names_are_those_that_need_no_file():
+    assert set(NAMED_ARMS) == set(KNOWN)
 
 
 def test_scratch_is_always_the_baseline(encoder, tmp_path):
