@@ -1,6 +1,7 @@
 """The pictures of a run: its curves, what it makes of some crops to restore, and where it finds points.
 
-Imported with the first picture: matplotlib takes half a second to load.
+Imported with the first picture: matplotlib takes half a second to load. Margins are given, not fitted to the text by
+a layout, which would draw everything twice.
 """
 
 import math
@@ -40,9 +41,10 @@ def plot_progress(lines: Iterable[dict[str, Any]], config: PretrainConfig, path:
     levels = [name for name in lines[-1] if name.startswith("points_found_")]
     panels += ["points"] if levels else []
     panels += [*(["health", "rank"] if distils else []), "gradient", "rate"]
-    figure = Figure(figsize=(10, 2.6 * len(panels)), layout="constrained")
+    figure = Figure(figsize=(10, 2.6 * len(panels)))
     FigureCanvasAgg(figure)
     axes = dict(zip(panels, figure.subplots(len(panels), 1, sharex=True), strict=True))
+    figure.subplots_adjust(0.09, 0.2 / len(panels), 0.98, 1 - 0.05 / len(panels), hspace=0.1)
     for stage in range(1, 5):
         curve(axes["loss"], f"loss_stage{stage}", f"stage {stage}")
     curve(axes["loss"], "loss_tokens", "places of crops", "--")
@@ -116,8 +118,10 @@ def plot_points(pair: PointPair, levels: Sequence[str], similarity: Tensor, path
 @contextmanager
 def _grid(titles: Sequence[str], rows: int, path: Path) -> Iterator[np.ndarray]:
     """Axes (rows, titles) without scales to draw on; the picture is written afterwards."""
-    figure = Figure(figsize=(2.2 * len(titles), 2.2 * rows), layout="constrained")
+    height = 2.2 * rows + 0.3
+    figure = Figure(figsize=(2.2 * len(titles), height))
     FigureCanvasAgg(figure)
+    figure.subplots_adjust(0.01, 0.01, 0.99, 1 - 0.3 / height, wspace=0.03, hspace=0.03)
     grid = figure.subplots(rows, len(titles), squeeze=False)
     for axes, title in zip(grid[0], titles, strict=True):
         axes.set_title(title, fontsize="medium")
