@@ -17,16 +17,17 @@ from nnunetv2.training.nnUNetTrainer.variants.data_augmentation.nnUNetTrainerNoM
     nnUNetTrainerNoMirroring,
 )
 from nnunetv2.training.nnUNetTrainer.variants.optimizer.nnUNetTrainerAdam import nnUNetTrainerAdam
-from torch import Tensor, nn
+from torch import nn
 
 from few_labels.plans import CONFIGURATION
 from few_labels.tasks import StudyCase
+from nnunetv2_cads.comparison.compared_trainer import in_bf16
+from nnunetv2_cads.comparison.cost import network_cost
 from nnunetv2_cads.comparison.surface import dice, normalised_surface_dice
 from nnunetv2_cads.encoder_file.read import ENCODER_VARIABLE
 from nnunetv2_cads.encoder_file.record import EncoderRecord
 from nnunetv2_cads.training.variants import TRAINERS
 from pretraining.run.checkpoint import save_encoder
-from pretraining.run.estimate import forward_flops
 from pretraining.system.machine import peak_memory, reset_peak_memory
 from pretraining.system.worker_pool import changed_environment
 
@@ -121,8 +122,7 @@ def finetune(
     cost = {
         "seconds_per_iteration": seconds / (schedule.epochs * schedule.iterations),
         "peak_memory_bytes": peak_memory(torch.device("cpu")),
-        "flops_per_iteration": _flops(trainer),
-        "parameters": sum(p.numel() for p in trainer.network.parameters()),
+        **network_cost(trainer),
     }
     if encoder_out:
         save_encoder(encoder_out, trainer.network.encoder.state_dict(), EncoderRecord())
@@ -144,15 +144,11 @@ def _make_trainer(
 
         def initialize(self) -> None:
             super().initialize()
-            self.network.register_forward_hook(_in_float32)
+            self.network.forward = in_bf16(self.network.forward)
 
         def on_epoch_end(self) -> None:
             super().on_epoch_end()
             self.after_epoch()
-
-        def train_step(self, batch: dict) -> dict:
-            with torch.autocast("cpu", torch.bfloat16):
-                return super().train_step(batch)
 
     plans = copy.deepcopy(plans) | {"continue_training": False}  # nnU-Net takes it out again
     trainer = StudyTrainer(plans, CONFIGURATION, fold, dataset_json, torch.device("cpu"))
@@ -181,11 +177,6 @@ def load_decoder(decoder: nn.Module, checkpoint: Path) -> None:
     if not known:
         raise ValueError(f"{checkpoint}: holds no decoder; give the checkpoint of a run that restored crops")
     decoder.load_state_dict(known, strict=False)
-
-
-def _in_float32(network: nn.Module, inputs: tuple, outputs: Tensor | list[Tensor]) -> Tensor | list[Tensor]:
-    """A forward hook: autocast on the CPU, unlike that of CUDA, would leave softmax and loss in bf16."""
-    return outputs.float() if isinstance(outputs, Tensor) else [output.float() for output in outputs]
 
 
 def _score_milestone(trainer: nnUNetTrainer, schedule: Schedule, held_out: dict[str, StudyCase]) -> None:
@@ -220,8 +211,7 @@ def score(trainer: nnUNetTrainer, cases: dict[str, StudyCase]) -> list[dict[str,
     rows = []
     for name, case in cases.items():
         properties = {"spacing": case.spacing_mm}
-        with torch.autocast("cpu", torch.bfloat16):
-            predicted = predictor.predict_single_npy_array(case.image_hu[None].astype(np.float32), properties)
+        predicted = predictor.predict_single_npy_array(case.image_hu[None].astype(np.float32), properties)
         for organ, label in trainer.dataset_json["labels"].items():
             if label:
                 masks = predicted == label, case.labels == label
@@ -229,10 +219,3 @@ def score(trainer: nnUNetTrainer, cases: dict[str, StudyCase]) -> list[dict[str,
                 rows.append({"case": name, "organ": organ, "dice": dice(*masks), "nsd": surface})
     trainer.set_deep_supervision_enabled(trainer.enable_deep_supervision)
     return rows
-
-
-def _flops(trainer: nnUNetTrainer) -> float:
-    """Of a training step on the shared patch: forward counted, backward taken as twice of it."""
-    manager = trainer.configuration_manager
-    images = torch.zeros(manager.batch_size, trainer.num_input_channels, *manager.patch_size)
-    return 3.0 * forward_flops(trainer.network, images)
