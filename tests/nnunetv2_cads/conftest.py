@@ -47,11 +47,6 @@ class TinyTrainerCADS(Stops, nnUNetTrainerCADS):
         "num_epochs": 3, "num_iterations_per_epoch": 1, "num_val_iterations_per_epoch": 1, "save_every": 1,
     }
 
-    def perform_actual_validation(self, save_probabilities=False):
-        if "SKIP_VALIDATION" not in os.environ:
-            super().perform_actual_validation(save_probabilities)
-
-
 ONE_STEP = {"num_epochs": 1, "num_iterations_per_epoch": 1, "num_val_iterations_per_epoch": 1}
 
 

@@ -1,4 +1,4 @@
-"""`cads_demo` as a user meets it: the whole job, resuming after a stop, and folders it must not touch."""
+"""`cads_demo` as a user meets it: the whole job, without a network, resuming after a stop; folders of others."""
 
 import json
 import os
@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import SimpleITK as sitk
 import torch
+from closed_network import alone, attempts, closed_environment
 
 from nnunetv2_cads.demo.cli import compared
 from nnunetv2_cads.demo.folder import VERSION, DemoFolder
@@ -34,7 +35,7 @@ def demo(*arguments: object) -> subprocess.CompletedProcess:
 
 @pytest.fixture(scope="module")
 def stopped_and_finished(tmp_path_factory) -> tuple[Path, int, subprocess.CompletedProcess]:
-    """A quick demo that SIGTERM stops while it pre-trains, and that is then started again: folder and both ends."""
+    """A quick demo that SIGTERM stops as it pre-trains, started again without a network: folder and both ends."""
     folder = tmp_path_factory.mktemp("demo") / "here"
     log = folder / "logs" / "pretrain.log"
     process = subprocess.Popen(
@@ -45,7 +46,14 @@ def stopped_and_finished(tmp_path_factory) -> tuple[Path, int, subprocess.Comple
         time.sleep(0.2)
     process.send_signal(signal.SIGTERM)
     first = process.wait()
-    return folder, first, demo("--folder", folder, "--quick", "--seed", 1)
+    closed = closed_environment(folder.parent / "closed")
+    command = [*alone(), find_command("cads_demo"), "--folder", folder, "--quick", "--seed", "1"]
+    second = subprocess.run(command, env=environment() | closed, encoding="utf-8", capture_output=True)
+    return folder, first, second
+
+
+def test_the_whole_job_uses_no_network(stopped_and_finished):
+    assert attempts(stopped_and_finished[0].parent / "closed") == ""
 
 
 def test_a_stopped_demo_resumes_and_ends_with_its_mean_dice(stopped_and_finished):

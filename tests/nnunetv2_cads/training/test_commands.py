@@ -15,16 +15,17 @@ TRAIN = ("nnUNetv2_train", 1, "3d_fullres", 0, "-device", "cpu")
 
 @pytest.fixture(scope="module")
 def trained(nnunet_project, installed):
-    """Result folder of a user's own trainer on top of ours: started, stopped after an epoch, continued to the end."""
-    mine = {"nnUNet_extTrainer": str(nnunet_project.trainer_folder), "SKIP_VALIDATION": "1"}
+    """Result folder of a user's own trainer on top of ours: started, stopped after an epoch, then, without an encoder
+    file, continued to the end and validated."""
+    mine = {"nnUNet_extTrainer": str(nnunet_project.trainer_folder)}
     arguments = (*TRAIN, "-tr", "TinyTrainerCADS")
     encoder = {"nnUNet_cads_encoder": str(nnunet_project.encoder_file), "STOP_BEFORE_EPOCH": "1"}
     stopped = nnunet_project.run(installed.python, *arguments, **mine, **encoder)
     assert stopped.stderr.strip().endswith("stopped by the test"), stopped.stdout + stopped.stderr
     assert "180 matched, 0 missing" in stopped.stdout
-    finished = nnunet_project.run(installed.python, *arguments, "--c", **mine)
+    finished = nnunet_project.run(installed.python, *arguments, "--c", "--npz", **mine)
     assert finished.returncode == 0, finished.stdout + finished.stderr
-    assert "come from a checkpoint" in finished.stdout
+    assert "come from a checkpoint" in finished.stdout and "Mean Validation Dice" in finished.stdout
     return nnunet_project.results / "TinyTrainerCADS__nnUNetPlans__3d_fullres"
 
 
@@ -36,24 +37,10 @@ def test_a_continued_training_has_the_rates_of_an_unbroken_one(trained):
     assert len(checkpoint["logging"]["train_losses"]) == epochs
 
 
-@pytest.fixture(scope="module")
-def validated(trained, nnunet_project, installed):
-    """The result folder after a validation, without an encoder file."""
-    mine = {"nnUNet_extTrainer": str(nnunet_project.trainer_folder)}
-    done = nnunet_project.run(installed.python, *TRAIN, "-tr", "TinyTrainerCADS", "--val", "--npz", **mine)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "Mean Validation Dice" in done.stdout
-    return trained
-
-
-def test_validation_needs_no_encoder(validated):
-    assert (validated / "fold_0" / "validation" / "summary.json").exists()
-
-
-def test_a_zipped_model_needs_the_installed_package_alone(validated, nnunet_project, installed, tmp_path):
-    model = validated.with_name("nnUNetTrainerCADS__nnUNetPlans__3d_fullres")  # as if of the full-length trainer
-    shutil.copytree(validated, model, ignore=shutil.ignore_patterns("*.pth"))
-    checkpoint = torch.load(validated / "fold_0" / "checkpoint_final.pth", weights_only=False)
+def test_a_zipped_model_needs_the_installed_package_alone(trained, nnunet_project, installed, tmp_path):
+    model = trained.with_name("nnUNetTrainerCADS__nnUNetPlans__3d_fullres")  # as if of the full-length trainer
+    shutil.copytree(trained, model, ignore=shutil.ignore_patterns("*.pth"))
+    checkpoint = torch.load(trained / "fold_0" / "checkpoint_final.pth", weights_only=False)
     torch.save({**checkpoint, "trainer_name": "nnUNetTrainerCADS"}, model / "fold_0" / "checkpoint_final.pth")
     of = ("-d", 1, "-c", "3d_fullres", "-f", 0, "-tr", "nnUNetTrainerCADS")
     nnunet_project.call("nnUNetv2_export_model_to_zip", *of, "-o", tmp_path / "model.zip")
@@ -65,7 +52,7 @@ def test_a_zipped_model_needs_the_installed_package_alone(validated, nnunet_proj
     assert done.returncode == 0, done.stdout + done.stderr
     images = tmp_path / "images"
     images.mkdir()
-    known = next((validated / "fold_0" / "validation").glob("*.npz"))  # a case, as it was predicted in training
+    known = next((trained / "fold_0" / "validation").glob("*.npz"))  # a case, as it was predicted in training
     case = nnunet_project.root / "raw" / "Dataset001_Blobs" / "imagesTr" / f"{known.stem}_0000.nii.gz"
     (images / case.name).write_bytes(case.read_bytes())
     sequential = ("-device", "cpu", "-npp", 1, "-nps", 1, "--save_probabilities")
