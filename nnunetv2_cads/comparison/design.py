@@ -12,7 +12,7 @@ from nnunetv2_cads.comparison.split import check_budgets, learning_order
 from pretraining.system.errors import UserError
 from pretraining.system.files import write_json
 
-ADDED_LATER = ("arms", "settings", "budgets", "seeds")
+ADDED_LATER = ("arms", "settings", "budgets", "seeds", "images")
 """What a later command on the same OUT may extend; all else is as the first one had it."""
 
 
@@ -47,6 +47,7 @@ class Design:
         patients: patient by case, of all labelled cases.
         test: the held-out cases.
         arms: what is compared; the first one is the baseline.
+        images: whether reports show pictures and names of cases; once they do not, none does.
         settings: flags that gave arms their settings; they count for arms that are added later, too.
         budgets: numbers of labelled cases.
         seeds: their number.
@@ -69,6 +70,7 @@ class Design:
     iterations: int
     mirroring: bool = True
     amp: str = "none"
+    images: bool = True
     settings: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
@@ -115,6 +117,7 @@ class Design:
             settings=tuple(dict.fromkeys((*earlier.settings, *self.settings))),
             budgets=tuple(sorted({*earlier.budgets, *self.budgets})),
             seeds=max(self.seeds, earlier.seeds),
+            images=self.images and earlier.images,
         )
 
     def write(self, path: Path) -> None:

@@ -19,6 +19,7 @@ DEFAULTS: dict[str, Any] = {
     "iterations": 250,
     "mirroring": True,
     "amp": "none",
+    "images": True,
 }
 """Of a comparison that begins."""
 DESCRIPTION = """Does a pre-trained encoder help on your labelled data, and by how much?
@@ -94,5 +95,11 @@ def flags_of_command() -> argparse.ArgumentParser:
     parser.add_argument("--estimate", action="store_true", help="time a few steps of each arm and report hours")
     parser.add_argument("--dry-run", action="store_true", help="list the trainings and cases, and do nothing")
     parser.add_argument("--report", action="store_true", help="write the report of what is finished, and train nothing")
-    parser.add_argument("--no-images", action="store_true", help="leave pictures of cases out of the report")
+    parser.add_argument(
+        "--no-images",
+        action="store_const",
+        const=False,
+        dest="images",
+        help="no pictures and names of cases in this comparison's reports, from now on",
+    )
     return parser

@@ -35,14 +35,13 @@ pre { white-space: pre-wrap; background: #f5f5f5; padding: .7rem }
 """
 
 
-def write_report(folder: ComparisonFolder, design: Design, dataset: Dataset, with_images: bool) -> list[str]:
+def write_report(folder: ComparisonFolder, design: Design, dataset: Dataset) -> list[str]:
     """Write the three files of what is finished so far.
 
     Args:
         folder: OUT.
-        design: of the comparison.
+        design: of the comparison; without its images, the page can be given away.
         dataset: that it is on.
-        with_images: whether the page shows cases; without, it can be given away.
 
     Returns:
         The answer in sentences.
@@ -56,7 +55,7 @@ def write_report(folder: ComparisonFolder, design: Design, dataset: Dataset, wit
         {**record, "answer": sentences, "gains": [asdict(gain) for gain in gains], "trainings": results},
     )
     _write_csv(folder, results)
-    page = _page(folder, design, dataset, results, gains, record, with_images)
+    page = _page(folder, design, dataset, results, gains, record)
     with atomic_path(folder.root / "report.html") as temporary:
         temporary.write_text(page, encoding="utf-8")
     return sentences
@@ -96,7 +95,6 @@ def _page(
     results: Sequence[dict[str, Any]],
     gains: Sequence[Gain],
     record: dict[str, Any],
-    with_images: bool,
 ) -> str:
     arms, baseline = [arm.name for arm in design.arms], design.arms[0].name
     dice = case_scores(results, "dice")
@@ -124,7 +122,7 @@ def _page(
         curves = (_image(learning_curves(results, arms, n), "svg+xml", f"curves, {n} labelled") for n in budgets)
         parts.append(_section("While training", "".join(curves)))
         parts.append(_section("Cost", _cost_table(results, arms)))
-        if with_images:
+        if design.images:
             pictures = best_and_worst(folder, design, dataset, results)
             shown = "".join(f"<h3>{html.escape(title)}</h3>{_image(png, 'png', title)}" for title, png in pictures)
             parts.append(_section("Best and worst test cases", shown))

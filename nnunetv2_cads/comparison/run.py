@@ -3,6 +3,7 @@
 import argparse
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 
 from nnunetv2_cads.comparison.asked import ask, claim
 from nnunetv2_cads.comparison.checks import check_arms, check_device, check_leaks
@@ -40,12 +41,13 @@ def run(arguments: argparse.Namespace) -> int:
     with stop_signals_collected("stopping; the same command resumes at the last checkpoint") as received:
         if arguments.estimate:
             return estimate(folder, design, arguments.device, received)
-        failed = []
+        if arguments.report:
+            design = replace(read_design(folder.design), images=design.images)
+        failed, design = [], claim(folder, design)
         if not arguments.report:
-            design = claim(folder, design)
             share = share_of(design, arguments.part, arguments.parts)
             failed = do_trainings(folder, design, share, arguments.device, received)
-    answer = write_report(folder, read_design(folder.design), dataset, not arguments.no_images)
+    answer = write_report(folder, read_design(folder.design), dataset)
     sys.stdout.write("\n".join([*answer, f"report: {folder.root / 'report.html'}", ""]))
     if received:
         return 128 + received[0]
