@@ -2,7 +2,7 @@
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,6 +32,7 @@ class Gain:
         seeds_ahead: on how many seeds the gain is above 0.
         seeds: their number.
         cases: number of held-out cases.
+        patients: number of held-out patients.
     """
 
     arm: str
@@ -43,11 +44,12 @@ class Gain:
     seeds_ahead: int
     seeds: int
     cases: int
+    patients: int
 
     @property
     def is_clear(self) -> bool:
-        """Whether the interval leaves 0 out, and there is more than one seed."""
-        return self.seeds > 1 and (self.low > 0 or self.high < 0)
+        """Whether the interval leaves 0 out, and there is more than one seed and more than one patient."""
+        return self.seeds > 1 and self.patients > 1 and (self.low > 0 or self.high < 0)
 
 
 def case_scores(results: Iterable[dict[str, Any]], metric: str, organ: str | None = ALL) -> Scores:
@@ -78,8 +80,18 @@ def mean_and_sd(scores: Scores, arm: str, budget: int) -> tuple[float, float] | 
     return float(np.mean(means)), float(np.std(means, ddof=1)) if len(means) > 1 else math.nan
 
 
-def gain_over(scores: Scores, baseline: str, arm: str, budget: int) -> Gain | None:
-    """The gain of an arm, on the seeds and cases that it and the baseline have both; None where there are none."""
+def gain_over(
+    scores: Scores, baseline: str, arm: str, budget: int, patients: Mapping[str, str] | None = None
+) -> Gain | None:
+    """The gain of an arm, on the seeds and cases that it and the baseline have both; None where there are none.
+
+    Args:
+        scores: of `case_scores`.
+        baseline: the arm that it is compared with.
+        arm: name.
+        budget: number of labelled cases.
+        patients: patient by case; None: every case is a patient.
+    """
     ours, theirs = scores.get((arm, budget), {}), scores.get((baseline, budget), {})
     seeds = sorted(ours.keys() & theirs.keys())
     cases = sorted(set.intersection(*(set(of[seed]) for of in (ours, theirs) for seed in seeds))) if seeds else []
@@ -88,27 +100,35 @@ def gain_over(scores: Scores, baseline: str, arm: str, budget: int) -> Gain | No
     table, other = (np.array([[of[seed][case] for case in cases] for seed in seeds]) for of in (ours, theirs))
     differences = 100 * (table - other)
     ahead = int((differences.mean(1) > 0).sum())
-    means = 100 * float(table.mean()), float(differences.mean()), *interval(differences)
-    return Gain(arm, budget, *means, ahead, len(seeds), len(cases))
+    patient_of = [patients[case] if patients else case for case in cases]
+    means = 100 * float(table.mean()), float(differences.mean()), *interval(differences, patient_of)
+    return Gain(arm, budget, *means, ahead, len(seeds), len(cases), len(set(patient_of)))
 
 
-def interval(differences: np.ndarray) -> tuple[float, float]:
-    """95% of the mean of ``differences`` (seeds, cases): the wider end of two intervals, each way.
+def interval(differences: np.ndarray, patients: Sequence[Hashable] | None = None) -> tuple[float, float]:
+    """95% of the mean of ``differences`` (seeds, cases): of three intervals the widest end, each way.
 
-    One draws seeds and cases anew. The cases are the same for all seeds, so the draws of both cross: neither the cases
-    of one training nor the trainings of one case count as independent (Owen, The pigeonhole bootstrap, 2007). With few
-    seeds that is too narrow, three of them having ten different draws; the other one is Student's of the seeds' means.
+    One draws seeds and patients anew, a patient with all cases. The cases are the same for all seeds, so the draws of
+    both cross: neither the cases of one training nor the trainings of one case count as independent (Owen, The
+    pigeonhole bootstrap, 2007). With few seeds or patients that is too narrow, three of them having ten different
+    draws; the others are Student's, of the seeds' means and of the patients' shares in the mean.
+
+    Args:
+        differences: of each training and case.
+        patients: of each case; None: every case is a patient.
     """
-    rng = np.random.default_rng(0)
     seeds, cases = differences.shape
+    _, group = np.unique(np.arange(cases) if patients is None else np.array(patients), return_inverse=True)
+    count, mean, rng = group.max() + 1, differences.mean(), np.random.default_rng(0)
     of_seeds = rng.multinomial(seeds, np.full(seeds, 1 / seeds), DRAWS) / seeds
-    of_cases = rng.multinomial(cases, np.full(cases, 1 / cases), DRAWS) / cases
-    means = np.einsum("ds,sc,dc->d", of_seeds, differences, of_cases)
-    low, high = np.percentile(means, INTERVAL)
-    if seeds > 1:
-        of_seed = differences.mean(1)
-        reach = stats.t.ppf(INTERVAL[1] / 100, seeds - 1) * of_seed.std(ddof=1) / np.sqrt(seeds)
-        low, high = min(low, of_seed.mean() - reach), max(high, of_seed.mean() + reach)
+    of_cases = rng.multinomial(count, np.full(count, 1 / count), DRAWS)[:, group].astype(float)
+    of_cases /= of_cases.sum(1, keepdims=True)
+    low, high = np.percentile(np.einsum("ds,sc,dc->d", of_seeds, differences, of_cases), INTERVAL)
+    shares_of_patients = np.bincount(group, (differences.mean(0) - mean) / cases)  # a patient with more cases has more
+    for shares in ((differences.mean(1) - mean) / seeds, shares_of_patients):
+        if (n := len(shares)) > 1:
+            reach = stats.t.ppf(INTERVAL[1] / 100, n - 1) * np.sqrt(n / (n - 1) * (shares**2).sum())
+            low, high = min(low, mean - reach), max(high, mean + reach)
     return float(low), float(high)
 
 
@@ -117,6 +137,8 @@ def sentence(gain: Gain) -> str:
     cases = f"{gain.budget} labelled case{'s' * (gain.budget > 1)}"
     interval_text = f"95% interval {gain.low:.1f} to {gain.high:.1f}"
     tested = f"{gain.seeds} seed{'s' * (gain.seeds > 1)}, {gain.cases} test case{'s' * (gain.cases > 1)}"
+    if gain.patients < gain.cases:
+        tested += f" of {gain.patients} patient{'s' * (gain.patients > 1)}"
     if gain.seeds == 1:
         return (
             f"With {cases}, {gain.arm} is {gain.gain:+.1f} points of Dice from the baseline in one pair of trainings "

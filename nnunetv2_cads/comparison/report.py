@@ -65,7 +65,7 @@ def all_gains(results: Sequence[dict[str, Any]], design: Design) -> list[Gain]:
     """Of every arm over the first one at every budget, in Dice."""
     scores, baseline = case_scores(results, "dice"), design.arms[0].name
     pairs = [(arm.name, budget) for arm in design.arms[1:] for budget in design.budgets]
-    return [gain for arm, budget in pairs if (gain := gain_over(scores, baseline, arm, budget))]
+    return [gain for arm, budget in pairs if (gain := gain_over(scores, baseline, arm, budget, design.patients))]
 
 
 def provenance(design: Design) -> dict[str, Any]:
@@ -146,7 +146,8 @@ def _notes(folder: ComparisonFolder, design: Design) -> str:
     """What is not there yet, and what failed."""
     missing, failed = unfinished(folder, design), failures(folder, design)
     lines = [f"{len(missing)} of {len(list(design.trainings()))} trainings are not finished."] if missing else []
-    lines += [f"{describe(training)} failed: {reason}" for training, reason in failed.items()]
+    for training, reason in failed.items():  # it may name a case
+        lines.append(f"{describe(training)} failed{f': {reason}' if design.images else '; see failed/ in OUT'}")
     return "".join(f'<p class="warn">{html.escape(line)}</p>' for line in lines)
 
 

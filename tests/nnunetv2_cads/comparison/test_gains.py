@@ -10,7 +10,7 @@ from scipy import stats
 
 from nnunetv2_cads.comparison.gains import Gain, case_scores, gain_over, interval, sentence
 
-GAIN = Gain("x", 2, 60.0, 4.1, 1.9, 6.3, 3, 3, 10)
+GAIN = Gain("x", 2, 60.0, 4.1, 1.9, 6.3, 3, 3, 10, 10)
 
 
 def result(arm, seed, dice, budget=1):
@@ -56,15 +56,33 @@ def test_what_all_cases_or_all_seeds_share_is_no_certainty():
         assert width == pytest.approx(2 * reach, rel=0.25)
 
 
-def test_seeds_alone_rarely_make_a_gain():
-    """Seeds that differ, and no gain in truth: what is called clear is near the 5% that chance allows."""
+@pytest.mark.parametrize(("seeds", "cases"), [(2, 10), (3, 10), (5, 10), (3, 2), (3, 3), (3, 5)])
+def test_chance_rarely_makes_a_gain(seeds, cases):
+    """Seeds differ, or with few cases these, and no gain in truth: what is called clear is near chance's 5%."""
+    rng, claimed = np.random.default_rng(0), 0
+    for _ in range(150):
+        luck = rng.normal(0, 3, (seeds, 1) if cases == 10 else (1, cases))
+        low, high = interval(luck + rng.normal(0, 1, (seeds, cases)))
+        claimed += low > 0 or high < 0
+    assert claimed / 150 < 0.1
+
+
+def test_the_cases_of_a_patient_are_one_patient():
+    """As wide as if each patient had one case, and their number is told."""
     rng = np.random.default_rng(0)
-    for seeds in (2, 3, 5):
-        claimed = 0
-        for _ in range(200):
-            low, high = interval(rng.normal(0, 3, (seeds, 1)) + rng.normal(0, 3, (seeds, 10)))
-            claimed += low > 0 or high < 0
-        assert claimed / 200 < 0.1
+    by_patient = rng.normal(2, 1, (1, 4)) + rng.normal(0, 0.1, (3, 4))
+    patients = [patient for patient in "abcd" for _ in range(5)]
+    low, high = interval(np.repeat(by_patient, 5, 1), patients)
+    assert np.allclose((low, high), interval(by_patient))
+    assert np.ptp(interval(np.repeat(by_patient, 5, 1))) < 0.7 * (high - low)
+    results = [result(arm, 0, {case: {"liver": 0.5} for case in "abc"}) for arm in ("scratch", "x")]
+    gain = gain_over(case_scores(results, "dice"), "scratch", "x", 1, {"a": "p", "b": "p", "c": "q"})
+    assert (gain.cases, gain.patients) == (3, 2)
+    assert "(1 seed, 3 test cases of 2 patients)" in sentence(gain)
+
+
+def test_one_patient_proves_nothing():
+    assert GAIN.is_clear and not dataclasses.replace(GAIN, patients=1).is_clear
 
 
 def test_sentences_say_gain_loss_and_neither():
