@@ -33,8 +33,7 @@ def make_trainer(design: Design, training: Training, plans_file: Path, device: t
 
     nnU-Net's workers, where it has some, draw their augmentation from seeds of their own.
     """
-    for seeding in (random.seed, np.random.seed, torch.manual_seed):
-        seeding(training.seed)
+    seed_all(training.seed)
     torch.backends.cudnn.benchmark = True  # as nnU-Net's own command has it
     arm = design.arm(training.arm)
     base = NnsslResEncTrainer if arm.network == NNSSL else find_trainer(arm.trainer)
@@ -47,6 +46,12 @@ def make_trainer(design: Design, training: Training, plans_file: Path, device: t
     made.num_val_iterations_per_epoch = max(design.iterations // VALIDATION_SHARE, 1)
     made.save_every = max(design.epochs // CHECKPOINTS, 1)
     return made
+
+
+def seed_all(seed: int) -> None:
+    """Seed every generator that weights and patches are drawn from."""
+    for seeding in (random.seed, np.random.seed, torch.manual_seed):
+        seeding(seed)
 
 
 def _with_design(base: type[nnUNetTrainer], design: Design, arm: Arm) -> type[nnUNetTrainer]:

@@ -1,14 +1,16 @@
 """One training of a comparison, in a process of its own: train, segment the held-out cases, score them.
 
-    python -m nnunetv2_cads.comparison.training OUT ARM__BUDGET__SEED DEVICE [--time ITERATIONS]
+    python -m nnunetv2_cads.comparison.training OUT ARM__BUDGET__SEED DEVICE [--time ITERATIONS] [--parent PID]
 
-It resumes at nnU-Net's last checkpoint. With ``--time``, it takes a few steps and prints what they cost.
+It resumes at nnU-Net's last checkpoint. With ``--time``, it takes a few steps and prints what they cost. With
+``--parent``, it ends, and with it all processes of its session, when its parent is no longer that process.
 """
 
 import argparse
 import json
 import os
 import shutil
+import signal
 import sys
 import threading
 import time
@@ -20,7 +22,8 @@ import torch
 from nnunetv2.run.run_training import maybe_load_checkpoint
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
-from nnunetv2_cads.comparison.compared_trainer import make_trainer
+from nnunetv2_cads.comparison.arms import check_encoder_file
+from nnunetv2_cads.comparison.compared_trainer import make_trainer, seed_all
 from nnunetv2_cads.comparison.cost import UNTIMED, device_name, network_cost, seconds_per_case
 from nnunetv2_cads.comparison.dataset import Dataset, number_of, open_dataset
 from nnunetv2_cads.comparison.design import Design, Training, read_design
@@ -30,6 +33,8 @@ from nnunetv2_cads.encoder_file.read import ENCODER_VARIABLE
 from pretraining.system.files import remove_leftovers, write_json
 from pretraining.system.machine import peak_memory, reset_peak_memory
 
+RESUMED_SEED = 10_000
+"""More than a training has epochs: each epoch that a training of a seed is resumed at has a seed of its own."""
 PARENT_SECONDS = 0.5
 """Between looks at whether the parent lives."""
 
@@ -39,6 +44,8 @@ def train(folder: ComparisonFolder, design: Design, training: Training, device: 
     dataset, trainer = _prepare(folder, design, training, device)
     remove_leftovers(Path(trainer.output_folder))
     maybe_load_checkpoint(trainer, continue_training=_is_begun(trainer), validation_only=False)
+    if trainer.current_epoch:  # the seed of its beginning would show the patches of its beginning again
+        seed_all(RESUMED_SEED * training.seed + trainer.current_epoch)
     reset_peak_memory(device)
     if trainer.current_epoch < design.epochs:
         trainer.run_training()
@@ -99,6 +106,11 @@ def _prepare(
     folder: ComparisonFolder, design: Design, training: Training, device: torch.device
 ) -> tuple[Dataset, nnUNetTrainer]:
     """The user's dataset, and the trainer, which sees folders of its own in place of the user's."""
+    arm = design.arm(training.arm)
+    os.environ.pop(ENCODER_VARIABLE, None)
+    if arm.encoder:
+        check_encoder_file(arm)
+        os.environ[ENCODER_VARIABLE] = str(arm.encoder)
     dataset = open_dataset(number_of(design.dataset), design.plans, design.configuration)
     plans_file = write_nnunet_folders(folder, design, dataset, training)
     os.environ.update(folder.variables(training))
@@ -109,6 +121,8 @@ def _end_with_parent(parent: int) -> None:
     """End this process when the one that started it is gone, and with it the lock of the training."""
     while os.getppid() == parent:
         time.sleep(PARENT_SECONDS)
+    if os.getpgid(0) == os.getpid():  # nnU-Net's workers would wait for it for ever
+        os.killpg(0, signal.SIGKILL)
     os._exit(1)
 
 
@@ -119,15 +133,13 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("name")
     parser.add_argument("device", type=torch.device)
     parser.add_argument("--time", type=int, default=0)
+    parser.add_argument("--parent", type=int)
     arguments = parser.parse_args(argv)
     folder = ComparisonFolder(arguments.out)
     design = read_design(folder.design)
     training = next(training for training in design.trainings() if training.name == arguments.name)
-    encoder = design.arm(training.arm).encoder
-    os.environ.pop(ENCODER_VARIABLE, None)
-    if encoder:
-        os.environ[ENCODER_VARIABLE] = str(encoder)
-    threading.Thread(target=_end_with_parent, args=[os.getppid()], daemon=True).start()
+    if arguments.parent:
+        threading.Thread(target=_end_with_parent, args=[arguments.parent], daemon=True).start()
     if arguments.time:
         cost = time_steps(folder, design, training, arguments.device, arguments.time)
         sys.stdout.write(f"\n{json.dumps(cost)}\n")

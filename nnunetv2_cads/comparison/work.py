@@ -3,10 +3,14 @@
 import json
 import logging
 import os
+import secrets
 import shutil
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+from filelock import SoftFileLease
 
 from nnunetv2_cads.comparison.design import Design, Training
 from nnunetv2_cads.comparison.folder import ComparisonFolder
@@ -18,8 +22,10 @@ from pretraining.system.subcommand import CommandFailed, last_lines, run_step
 logger = logging.getLogger(__name__)
 
 MODULE = "nnunetv2_cads.comparison.training"
+NO_ROOM = ("No space left on device", "Disk quota exceeded", "PytorchStreamWriter failed writing")
+"""What the end of a log says where a disk was full, if there was room for it."""
 LEAST_ROOM = 100_000_000
-"""Bytes; with less left on the disk, it is taken as the cause of a failure."""
+"""Bytes; with less left on the disk, it is taken as the cause of a failure, too."""
 TIMED_ITERATIONS = 5
 WAIT_SECONDS = 2.0
 """Between looks at what other processes have not finished."""
@@ -30,7 +36,8 @@ def do_trainings(
 ) -> list[Training]:
     """Do, in order, those of a share that neither are done nor are being done by another process, and wait for those.
 
-    An arm that fails is left out from then on; the others go on.
+    An arm that fails, here or in another process, is left out from then on; the others go on. What failed before is
+    tried again.
 
     Args:
         folder: OUT.
@@ -47,6 +54,8 @@ def do_trainings(
     """
     failed: dict[str, Training] = {}  # by arm
     leases = {one: new_lease(folder.root / f".{one.name}.lock", folder.root) for one in share}
+    failed_before = {one: _time_of(folder.failure(one)) for one in share}
+    _remove_leftovers(folder, leases)
     while not received:
         missing = [one for one in share if not folder.result(one).exists() and one.arm not in failed]
         if not missing:
@@ -56,7 +65,10 @@ def do_trainings(
             if received or training.arm in failed:
                 continue
             with held_if_free(leases[training]) as ours:
-                if not ours or folder.result(training).exists():
+                if not ours or _is_done(folder, training):
+                    continue
+                if _time_of(folder.failure(training)) != failed_before[training]:  # in another process
+                    failed[training.arm] = training
                     continue
                 begun = True
                 logger.info("training %d of %d: %s", share.index(training) + 1, len(share), describe(training))
@@ -74,7 +86,10 @@ def _train(folder: ComparisonFolder, training: Training, device: str, received: 
     try:
         run_step(_command(folder, training, device), _variables(device), folder.log(training), received)
     except CommandFailed as error:
-        if shutil.disk_usage(folder.root).free < LEAST_ROOM:
+        if _is_done(folder, training):  # it failed at nothing but its own end
+            shutil.rmtree(folder.training(training))
+            return True
+        if shutil.disk_usage(folder.root).free < LEAST_ROOM or any(words in str(error) for words in NO_ROOM):
             raise UserError(f"{folder.root}: the disk is full; make room and give the same command again") from error
         if not failure.exists():  # it was killed
             failure.parent.mkdir(exist_ok=True)
@@ -84,6 +99,31 @@ def _train(folder: ComparisonFolder, training: Training, device: str, received: 
     if not received:
         shutil.rmtree(folder.training(training))  # its checkpoints, by far the largest of all
     return True
+
+
+def _is_done(folder: ComparisonFolder, training: Training) -> bool:
+    """Whether there is a result, also one that another machine has written: a network file system remembers for up to a
+    minute that a file was missing, until something else changes in its folder."""
+    result = folder.result(training)
+    result.parent.mkdir(parents=True, exist_ok=True)
+    probe = result.with_name(f".{secrets.token_hex(4)}.tmp")
+    probe.touch()
+    probe.unlink()
+    return result.exists()
+
+
+def _time_of(file: Path) -> int:
+    """When a file was changed, in ns; 0 where there is none."""
+    return file.stat().st_mtime_ns if file.exists() else 0
+
+
+def _remove_leftovers(folder: ComparisonFolder, leases: Mapping[Training, SoftFileLease]) -> None:
+    """Checkpoints of finished trainings, whose process was stopped just then."""
+    for training, lease in leases.items():
+        if folder.result(training).exists() and folder.training(training).exists():
+            with held_if_free(lease) as ours:
+                if ours:
+                    shutil.rmtree(folder.training(training), ignore_errors=True)
 
 
 def timings(
@@ -124,7 +164,7 @@ def _variables(device: str) -> dict[str, str]:
 
 
 def _command(folder: ComparisonFolder, training: Training, device: str) -> list[str]:
-    return [sys.executable, "-m", MODULE, str(folder.root), training.name, device]
+    return [sys.executable, "-m", MODULE, str(folder.root), training.name, device, "--parent", str(os.getpid())]
 
 
 def share_of(design: Design, part: int, parts: int) -> list[Training]:
@@ -140,4 +180,5 @@ def unfinished(folder: ComparisonFolder, design: Design) -> list[Training]:
 def failures(folder: ComparisonFolder, design: Design) -> dict[Training, str]:
     """Why trainings failed, in one line each."""
     found = {training: folder.failure(training) for training in unfinished(folder, design)}
-    return {one: path.read_text(encoding="utf-8").splitlines()[0] for one, path in found.items() if path.exists()}
+    texts = {one: path.read_text(encoding="utf-8") for one, path in found.items() if path.exists()}
+    return {one: next(iter(text.splitlines()), "the reason could not be written") for one, text in texts.items()}

@@ -9,6 +9,7 @@ import sys
 import sysconfig
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 _POLL_SECONDS = 0.2
@@ -71,15 +72,15 @@ def _show(text: str) -> None:
 
 
 def _stop(process: subprocess.Popen) -> None:
-    """Ask a command that still runs to stop; kill it, with the processes it started, if it does not."""
+    """Ask a command that still runs to stop, wait for it, and kill what is left of it and of processes it started."""
     if process.poll() is not None:
         return
     process.terminate()
-    try:
+    with suppress(subprocess.TimeoutExpired):
         process.wait(_PATIENCE_SECONDS)
-    except subprocess.TimeoutExpired:
+    with suppress(ProcessLookupError):  # workers that wait for a parent which is gone would wait for ever
         os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+    process.wait()
 
 
 def last_lines(log: Path, n: int) -> list[str]:

@@ -4,7 +4,10 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
+
+from pretraining.system.subcommand import run_step
 
 PROGRAM = """
 import sys
@@ -36,6 +39,26 @@ def test_a_stop_at_any_moment_leaves_no_command_running(tmp_path):
     for number in left:
         os.kill(number, signal.SIGKILL)
     assert not left
+
+
+def test_a_stop_takes_the_processes_of_the_command_along(tmp_path):
+    """Workers that wait for work do not look whether their parent is there."""
+    worker = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(60)"
+    command = f"""import os, subprocess, sys, time
+worker = subprocess.Popen([sys.executable, "-c", {worker!r}])
+print(worker.pid, flush=True)
+time.sleep(60)"""
+    received, log = [], tmp_path / "log"
+    running = threading.Thread(target=run_step, args=([sys.executable, "-c", command], {}, log, received))
+    running.start()
+    while not log.exists() or not log.read_text().strip():
+        time.sleep(0.05)
+    received.append(signal.SIGTERM)
+    running.join(30)
+    deadline = time.monotonic() + 10
+    while _runs(int(log.read_text())):  # a killed process is gone when init has looked at it
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
 
 
 def _runs(number: int) -> bool:
