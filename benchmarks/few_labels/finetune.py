@@ -116,6 +116,7 @@ def finetune(
         if decoder:
             trainer.initialize()
             load_decoder(trainer.network.decoder, decoder)
+            trainer._initial_weights_digest = trainer._weights_digest()  # it is no checkpoint: the encoder is loaded
         started = time.perf_counter()
         trainer.run_training()
     seconds = time.perf_counter() - started - trainer.scoring_seconds

@@ -8,7 +8,7 @@ from typing import Any
 
 from nnunetv2_cads.comparison.flags import CADS, RESENC_ARM, SCRATCH, STOCK
 from nnunetv2_cads.comparison.nnssl_resenc import resenc_architecture
-from nnunetv2_cads.comparison.trainers import brings_its_network, find_trainer
+from nnunetv2_cads.comparison.trainers import find_trainer, has_network_of_ours
 from nnunetv2_cads.encoder_file.checksums import file_sha256
 from pretraining.system.errors import UserError
 
@@ -137,11 +137,26 @@ def _arm(name: str, encoder: Path | None) -> Arm:
         return KNOWN[name]
     if name.startswith(RESENC_ARM):
         return Arm(name, _trainer_of_plans(STOCK + name.removeprefix(RESENC_ARM)), RESENC_M)
-    return Arm(name, name, None if brings_its_network(find_trainer(name)) else PLAIN)
+    return Arm(name, name, None if has_network_of_ours(find_trainer(name)) else PLAIN)
 
 
 def _trainer_of_plans(name: str) -> str:
     """A trainer's name, if it builds the network that the plans describe."""
-    if brings_its_network(find_trainer(name)):
+    if has_network_of_ours(find_trainer(name)):
         raise UserError(f"{name}: has a network of its own and cannot train {RESENC_ARM}; name it alone")
     return name
+
+
+def check_encoder_file(arm: Arm) -> None:
+    """Whether an arm's encoder file is there, with the weights that the comparison began with.
+
+    Raises:
+        UserError: it is not.
+    """
+    if not arm.encoder.is_file():
+        raise UserError(f"{arm.encoder}: is gone; put it back, or name its new place with --encoder {arm.name}=FILE")
+    if file_sha256(arm.encoder) != arm.sha256:
+        raise UserError(
+            f"{arm.encoder}: is not the file that arm {arm.name} began with; put that back, or compare this one under "
+            "a new name with --encoder NAME=FILE"
+        )

@@ -1,11 +1,12 @@
 """What is found out before the first training: whatever would stop one, and what would make a comparison unfair."""
 
 import logging
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
 
-from nnunetv2_cads.comparison.arms import NNSSL, Arm
+from nnunetv2_cads.comparison.arms import NNSSL, Arm, check_encoder_file
 from nnunetv2_cads.comparison.dataset import Dataset
 from nnunetv2_cads.comparison.design import Design
 from nnunetv2_cads.comparison.leaks import leaked_cases
@@ -17,13 +18,15 @@ from pretraining.system.errors import UserError
 logger = logging.getLogger(__name__)
 
 
-def check_arms(design: Design, dataset: Dataset) -> None:
-    """Whether every arm can be trained; warns where an encoder saw other data than the plans show.
+def check_arms(arms: Iterable[Arm], dataset: Dataset) -> None:
+    """Whether arms can be trained; warns where an encoder saw other data than the plans show.
 
     Raises:
         UserError: an encoder cannot be used, or a network cannot have the plans' patch.
     """
-    for arm in design.arms:
+    for arm in arms:
+        if arm.encoder:
+            check_encoder_file(arm)
         plans_of_arm(dataset, arm)
         if arm.encoder and arm.network != NNSSL:
             _check_encoder(arm, dataset)

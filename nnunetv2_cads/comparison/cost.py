@@ -1,6 +1,8 @@
 """What a training costs: parameters and FLOPs of its network, and the seconds that a test case takes."""
 
+import math
 import time
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -34,13 +36,24 @@ def seconds_per_case(trainer: nnUNetTrainer, design: Design) -> float:
     seconds = []
     for _ in range(UNTIMED):
         started = time.perf_counter()
-        float(network(images)[0].sum())  # waits for a GPU
+        with torch.autocast(trainer.device.type, enabled=trainer.device.type == "cuda"):  # as nnU-Net predicts
+            float(network(images)[0].sum())  # waits for a GPU
         seconds.append(time.perf_counter() - started)
     data = trainer.dataset_class(trainer.preprocessed_dataset_folder, list(design.test))
-    shapes = [data.load_case(case)[0].shape[1:] for case in design.test]
-    steps = [compute_steps_for_sliding_window(shape, manager.patch_size, TILE_STEP) for shape in shapes]
-    patches = float(np.mean([np.prod([len(along) for along in of_case]) for of_case in steps]))
-    return seconds[-1] * patches * 2 ** len(trainer.inference_allowed_mirroring_axes or ())
+    patches = np.mean([patches_of(data.load_case(case)[0].shape[1:], manager.patch_size) for case in design.test])
+    return seconds[-1] * float(patches) * 2 ** len(trainer.inference_allowed_mirroring_axes or ())
+
+
+def patches_of(shape: Sequence[int], patch_size: Sequence[int]) -> int:
+    """Patches of nnU-Net's sliding window over a case.
+
+    Args:
+        shape: (D, H, W) of the case.
+        patch_size: (D, H, W), or (H, W) for a network of slices.
+    """
+    slices, within = (1, shape) if len(patch_size) == len(shape) else (shape[0], shape[1:])
+    padded = [max(edges) for edges in zip(within, patch_size, strict=True)]
+    return slices * math.prod(map(len, compute_steps_for_sliding_window(padded, patch_size, TILE_STEP)))
 
 
 def device_name(device: torch.device) -> str:

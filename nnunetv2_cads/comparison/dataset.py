@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from nnunetv2.utilities.dataset_name_id_conversion import find_candidate_datasets
+from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
 
 from pretraining.system.errors import UserError
@@ -142,7 +143,22 @@ def open_dataset(number: int, plans_name: str | None, configuration: str) -> Dat
         raise UserError(
             f"{plans_file}: has no configuration {configuration}; choose one of {', '.join(plans['configurations'])}"
         )
+    plans["configurations"][configuration] = _complete(plans, configuration)
     return Dataset(names[0], raw, preprocessed, plans_file.stem, plans, configuration, description)
+
+
+def _complete(plans: dict[str, Any], configuration: str) -> dict[str, Any]:
+    """A configuration with what it inherits, and without the next stage of a cascade, which is not compared.
+
+    Raises:
+        UserError: it is the second stage of a cascade.
+    """
+    complete = PlansManager(plans).get_configuration(configuration).configuration
+    if complete.get("previous_stage"):
+        raise UserError(
+            f"{configuration}: is the second stage of a cascade, which has no start of its own; choose another"
+        )
+    return {name: value for name, value in complete.items() if name not in ("inherits_from", "next_stage")}
 
 
 def patients_of(cases: Iterable[str], pattern: str | None, table: Path | None) -> dict[str, str]:
@@ -170,7 +186,7 @@ def patients_of(cases: Iterable[str], pattern: str | None, table: Path | None) -
     if not expression.groups:
         raise UserError(f"--patient-pattern {pattern}: has no group; put brackets around what is the patient's")
     found = {case: expression.search(case) for case in cases}
-    if missing := [case for case, match in found.items() if not match]:
+    if missing := [case for case, match in found.items() if not (match and match[1])]:
         raise UserError(f"--patient-pattern {pattern}: does not match case {missing[0]}")
     return {case: match[1] for case, match in found.items()}
 

@@ -109,7 +109,7 @@ class Design:
                     f"has arm {arm.name} with {_words(before.settings)}, not {_words(arm.settings)}; give the same "
                     "encoder a further name with --encoder NAME=FILE, or choose another OUT"
                 )
-            if before != arm:
+            if replace(before, encoder=arm.encoder) != arm:  # the file may have moved
                 raise UserError(f"has another encoder file for arm {arm.name}; give this one a new name")
         return replace(
             self,

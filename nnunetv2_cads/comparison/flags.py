@@ -48,6 +48,7 @@ def flags_of_command() -> argparse.ArgumentParser:
         "--arms",
         metavar="ARM",
         nargs="+",
+        action="extend",
         default=[],
         help=f"{', '.join(NAMED_ARMS)}, or the name of a trainer that nnU-Net finds, such as nnUNetTrainerAdam1en3 "
         f"({RESENC_ARM}Adam1en3: the same with that network); {SCRATCH} and each --encoder are always arms",
@@ -59,6 +60,7 @@ def flags_of_command() -> argparse.ArgumentParser:
         "--labels",
         metavar="N",
         nargs="+",
+        action="extend",
         type=positive_int,
         help="budgets (default: 1 2 4 8, as far as there are cases)",
     )
@@ -74,6 +76,7 @@ def flags_of_command() -> argparse.ArgumentParser:
         metavar="[ARM:]NAME=VALUE",
         dest="settings",
         nargs="+",
+        action="extend",
         default=[],
         help="settings of our trainers, such as initial_lr=1e-3; without ARM of all arms that have them",
     )

@@ -1,7 +1,7 @@
 """Pictures of test cases in a report: where an arm is ahead of the baseline most, and where it is behind most."""
 
-import contextlib
 import io
+import logging
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,6 +10,8 @@ from nnunetv2_cads.comparison.design import Design, Training
 from nnunetv2_cads.comparison.folder import ComparisonFolder
 from nnunetv2_cads.comparison.gains import case_scores
 from nnunetv2_cads.comparison.overlay import CT_WINDOW_HU, OverlayRow, write_overlay
+
+logger = logging.getLogger(__name__)
 
 
 def best_and_worst(
@@ -34,9 +36,12 @@ def best_and_worst(
             )
         if all(path.exists() for row in rows for path in (row.image, *row.maps.values())):
             content = io.BytesIO()
-            with contextlib.suppress(RuntimeError):  # a format that SimpleITK cannot read must not cost the report
+            try:
                 write_overlay(content, rows, _label_values(dataset), _window(dataset))
-                found.append((f"{arm.name} and {baseline}, {budget} labelled, seed {seed}", content.getvalue()))
+            except Exception as error:  # an image that cannot be drawn must not cost the report
+                logger.warning("warning: no picture of %s (%s)", arm.name, error)
+                continue
+            found.append((f"{arm.name} and {baseline}, {budget} labelled, seed {seed}", content.getvalue()))
     return found
 
 

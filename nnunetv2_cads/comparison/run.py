@@ -11,7 +11,7 @@ from nnunetv2_cads.comparison.design import Design, Training, read_design
 from nnunetv2_cads.comparison.estimate import estimate
 from nnunetv2_cads.comparison.folder import ComparisonFolder
 from nnunetv2_cads.comparison.report import write_report
-from nnunetv2_cads.comparison.work import describe, do_trainings, share_of
+from nnunetv2_cads.comparison.work import describe, do_trainings, share_of, unfinished
 from nnunetv2_cads.nnunet_version import require_nnunet
 from pretraining.system.errors import UserError
 from pretraining.system.signals import stop_signals_collected
@@ -31,7 +31,8 @@ def run(arguments: argparse.Namespace) -> int:
     folder = ComparisonFolder(arguments.out)
     dataset, design = ask(arguments, folder)
     if not arguments.report:  # what is trained needs no encoder file any more
-        check_arms(design, dataset)
+        to_do = {training.arm for training in unfinished(folder, design)}
+        check_arms([arm for arm in design.arms if arm.name in to_do], dataset)
     if arguments.store:
         check_leaks(design, dataset, arguments.store)
     if arguments.dry_run:

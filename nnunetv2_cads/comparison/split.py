@@ -26,11 +26,11 @@ def draw_test_cases(patients: Mapping[str, str], largest_budget: int) -> list[st
     cases_of = _cases_by_patient(patients)
     order = sorted(cases_of)
     random.Random(SPLIT_SEED).shuffle(order)
-    most, held_out = max(round(TEST_SHARE * len(order)), 1), []
-    for patient in order[:most]:
-        if len(patients) - len(held_out) - len(cases_of[patient]) < largest_budget:
-            continue
-        held_out += cases_of[patient]
+    left, held_out = max(round(TEST_SHARE * len(order)), 1), []
+    for patient in order:
+        if left and len(patients) - len(held_out) - len(cases_of[patient]) >= largest_budget:
+            held_out += cases_of[patient]
+            left -= 1
     if not held_out:
         raise UserError(
             f"{len(patients)} labelled cases of {len(order)} patients are too few to learn from {largest_budget} and "

@@ -21,7 +21,7 @@ def normalised_surface_dice(
     elements by area; here each voxel counts alike.)
 
     Args:
-        predicted: (D, H, W) bool.
+        predicted: (D, H, W) bool; with one slice an image, whose surface is the outline in it.
         truth: same shape.
         spacing_mm: of the voxels.
         tolerance_mm: largest distance that still counts.
@@ -29,6 +29,8 @@ def normalised_surface_dice(
     Returns:
         In [0, 1]; NaN where neither has the organ.
     """
+    if len(predicted) == 1 and predicted.ndim == 3:
+        return normalised_surface_dice(predicted[0], truth[0], spacing_mm[1:], tolerance_mm)
     either = predicted | truth
     if not either.any():
         return float("nan")

@@ -6,6 +6,7 @@ import io
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 
+from nnunetv2_cads.training.base_trainer import BaseTrainer
 from pretraining.system.errors import UserError
 
 
@@ -22,6 +23,7 @@ def find_trainer(name: str) -> type[nnUNetTrainer]:
         raise UserError(f"{name}: nnU-Net finds no trainer of this name, and no --encoder has it") from error
 
 
-def brings_its_network(trainer: type[nnUNetTrainer]) -> bool:
-    """Whether a trainer builds a network of its own, whatever the plans name."""
-    return trainer.build_network_architecture is not nnUNetTrainer.build_network_architecture
+def has_network_of_ours(trainer: type[nnUNetTrainer]) -> bool:
+    """Whether a trainer builds PVT-UNet or CoTr, whatever network the plans name. Others need one of nnU-Net's there:
+    even those that build their own read its parts from the plans."""
+    return issubclass(trainer, BaseTrainer)

@@ -17,6 +17,7 @@ from few_labels.plans import CONFIGURATION, PLANS, plans_in_window, read_plans
 from few_labels.results import read_results
 
 from nnunetv2_cads.encoder_file.read import read_encoder_file
+from nnunetv2_cads.network_architecture import PVTUNet
 
 ARMS = ("nnUNetTrainer", "CADS_scratch_in_window", "CADS", "MAE", "oracle")
 
@@ -87,6 +88,17 @@ def test_a_frozen_encoder_stays_and_a_slow_one_moves_less(finished, trained):
         after = trained(arm, pretraining="CADS")
         moved[arm] = sum((value - begun_with[key]).abs().sum().item() for key, value in after.items())
     assert moved["CADS_frozen"] == 0 < moved["CADS_slow"] < 0.5 * moved["CADS"]
+
+
+def test_a_decoder_that_is_handed_on_leaves_the_encoder_to_its_file(finished, tmp_path, monkeypatch):
+    keep_environment(monkeypatch)
+    experiment = Experiment(StudyFolder(finished), QUICK, None, [])
+    task, log = tasks.torso_task(experiment.folder, QUICK.data, (1,), 1), tmp_path / "log"
+    decoder = PVTUNet(1, 9).decoder.state_dict()
+    torch.save({"method": {f"decoder.{key}": value for key, value in decoder.items()}}, tmp_path / "peer.pth")
+    encoder = experiment.encoder_path("CADS")
+    experiment.train(task, 0, 0, "CADS", log, encoder=encoder, decoder=tmp_path / "peer.pth")
+    assert f"Pre-trained encoder: {encoder.resolve()}" in log.read_text(encoding="utf-8")
 
 
 def test_the_oracle_was_taught_with_a_seed_that_no_fine_tuning_has(finished, trained):

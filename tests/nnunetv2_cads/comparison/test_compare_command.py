@@ -150,6 +150,7 @@ def test_a_report_without_images_shows_no_case(compared, compare):
         page = (copy / "report.html").read_text(encoding="utf-8")
         assert code == 0 and "image/png" not in page and page.count("image/svg") == 3
         assert not re.findall(r"case_\d", page) and str(out.parent) not in page
+        assert "FailsInTheMiddle, 1 labelled, seed 0 failed; see failed/ in OUT" in page and "on fire" not in page
 
 
 def test_a_stopped_training_resumes(nnunet_project, variables, tmp_path):
@@ -189,11 +190,12 @@ def test_a_training_ends_with_the_command_that_started_it(nnunet_project, variab
     command = [sys.executable, "-m", "nnunetv2_cads.comparison.cli", str(tmp_path / "out"), "-d", "1", "--labels", "1"]
     command += ["--seeds", "1", "--epochs", "1000", "--iterations", "1", "-device", "cpu"]
     silent = {"stderr": subprocess.DEVNULL, "stdout": subprocess.DEVNULL}
-    process = subprocess.Popen(command, env=variables, **silent)
+    process = subprocess.Popen(command, env={**variables, "nnUNet_n_proc_DA": "1"}, **silent)
     log, deadline = tmp_path / "out" / "logs" / "scratch__1__0.log", time.monotonic() + 240
     while not log.exists() or "Epoch 0" not in log.read_text():
         assert process.poll() is None and time.monotonic() < deadline
         time.sleep(0.2)
+    assert len(training_processes(tmp_path / "out")) > 1  # with workers that would wait for ever
     process.kill()
     process.wait()
     while training_processes(tmp_path / "out"):
@@ -362,6 +364,21 @@ def test_a_mistyped_flag_is_told_before_torch_is_imported():
     )
     done = run([sys.executable, "-c", code], cwd=REPOSITORY)
     assert done.returncode == 2 and "unrecognized arguments: --ams" in done.stderr
+
+
+def test_a_configuration_may_inherit_but_not_be_the_second_stage_of_a_cascade(compare, nnunet_project):
+    folder = nnunet_project.root / "preprocessed" / "Dataset001_Blobs"
+    plans = json.loads((folder / "nnUNetPlans.json").read_text())
+    plans["configurations"] |= {
+        "small": {"inherits_from": "3d_fullres", "batch_size": 3},
+        "cascade": {"inherits_from": "3d_fullres", "previous_stage": "3d_lowres"},
+    }
+    (folder / "InheritingPlans.json").write_text(json.dumps(plans))
+    flags = ["--arms", "nnUNetTrainer", "--labels", "1", "-device", "cpu", "--dry-run", "-p", "InheritingPlans"]
+    code, text = compare(*flags, "-c", "small")
+    assert code == 0 and "learns from" in text
+    code, text = compare(*flags, "-c", "cascade")
+    assert code == 2 and "error: cascade: is the second stage of a cascade" in text
 
 
 def test_a_dataset_that_is_not_there_is_named(compare, monkeypatch):

@@ -5,9 +5,9 @@ import re
 
 import pytest
 
-from nnunetv2_cads.comparison.arms import KNOWN, Arm, make_arms, with_settings
+from nnunetv2_cads.comparison.arms import KNOWN, Arm, check_encoder_file, make_arms, with_settings
 from nnunetv2_cads.comparison.design import Design, Training, read_design
-from nnunetv2_cads.comparison.flags import NAMED_ARMS
+from nnunetv2_cads.comparison.flags import NAMED_ARMS, flags_of_command
 from pretraining.system.errors import UserError
 
 
@@ -35,6 +35,13 @@ def design(encoder):
     )
 
 
+def test_a_flag_that_is_repeated_adds_to_itself():
+    words = "OUT --set initial_lr=2e-3 --set encoder_lr=1e-3 --arms CoTr --arms nnUNetTrainer --labels 1 --labels 2 4"
+    flags = flags_of_command().parse_args(words.split())
+    assert flags.settings == ["initial_lr=2e-3", "encoder_lr=1e-3"]
+    assert (flags.arms, flags.labels) == (["CoTr", "nnUNetTrainer"], [1, 2, 4])
+
+
 def test_the_arms_that_help_names_are_those_that_need_no_file():
     assert set(NAMED_ARMS) == set(KNOWN)
 
@@ -48,6 +55,8 @@ def test_scratch_is_always_the_baseline(encoder, tmp_path):
     ]  # fmt: skip
     (_, stock, ours) = make_arms(["nnUNetTrainerAdam", "nnUNetTrainerCoTr"], [])
     assert (stock.network, ours.network) == ("plain", None)
+    (_, its_own) = make_arms(["nnUNetTrainerBN"], [])  # its network needs parts that nnU-Net's plans name
+    assert its_own.network == "plain"
     (_, variant) = make_arms(["nnUNetResEncMAdam1en3"], [])
     assert (variant.trainer, variant.network) == ("nnUNetTrainerAdam1en3", "resenc_m")
     assert [arm.name for arm in make_arms([], [f"mine={other}"])] == ["scratch", "mine"]
@@ -93,6 +102,17 @@ def test_arms_budgets_and_seeds_can_be_added(design):
     assert (joined.budgets, joined.seeds) == ((1, 2, 4), 2)
     assert set(design.trainings()) < set(joined.trainings())
     assert joined.learnt_cases(4, 1) == design.learnt_cases(4, 1)
+
+
+def test_an_encoder_file_may_move_but_not_change(design, encoder, tmp_path):
+    moved = encoder.rename(tmp_path / "moved.pth")
+    with pytest.raises(UserError, match="is gone; put it back, or name its new place with --encoder cads=FILE"):
+        check_encoder_file(design.arm("cads"))
+    joined = dataclasses.replace(design, arms=make_arms([], [str(moved)])).extended(design)
+    check_encoder_file(joined.arm("cads"))
+    moved.write_bytes(b"trained on")
+    with pytest.raises(UserError, match="is not the file that arm cads began with"):
+        check_encoder_file(joined.arm("cads"))
 
 
 def test_an_encoder_file_that_was_replaced_is_another_one(design, encoder):
