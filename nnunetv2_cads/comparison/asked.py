@@ -1,7 +1,6 @@
 """The comparison that a command asks for: its flags, and where it gives none, what OUT already holds."""
 
 import argparse
-import time
 from dataclasses import replace
 
 from nnunetv2_cads.comparison.arms import make_arms, with_settings
@@ -11,12 +10,9 @@ from nnunetv2_cads.comparison.flags import DEFAULTS
 from nnunetv2_cads.comparison.folder import ComparisonFolder
 from nnunetv2_cads.comparison.split import TEST_SHARE, draw_test_cases
 from pretraining.system.errors import UserError
-from pretraining.system.lock import held_if_free, new_lease
 
 BUDGETS = (1, 2, 4, 8)
 """Where --labels is not given, as far as there are cases."""
-WAIT_SECONDS = 0.2
-"""Between looks at whether another process has written its part of the design."""
 
 
 def ask(arguments: argparse.Namespace, folder: ComparisonFolder) -> tuple[Dataset, Design]:
@@ -56,14 +52,10 @@ def claim(folder: ComparisonFolder, design: Design) -> Design:
         folder.root.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"{folder.root}: cannot be made ({error.strerror}); choose another OUT") from error
-    lease = new_lease(folder.root / ".comparison.lock", folder.root)
-    while True:
-        with held_if_free(lease) as ours:
-            if ours:
-                joined = design.extended(read_design(folder.design)) if folder.design.exists() else design
-                joined.write(folder.design)
-                return joined
-        time.sleep(WAIT_SECONDS)
+    with folder.held():
+        joined = design.extended(read_design(folder.design)) if folder.design.exists() else design
+        joined.write(folder.design)
+    return joined
 
 
 def _earlier(folder: ComparisonFolder) -> Design | None:

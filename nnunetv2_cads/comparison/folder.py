@@ -1,6 +1,7 @@
 """The folder OUT of a comparison, and in it nnU-Net's folders of each training, which leave the user's own alone."""
 
 import json
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -8,6 +9,7 @@ from nnunetv2_cads.comparison.dataset import Dataset
 from nnunetv2_cads.comparison.design import Design, Training
 from nnunetv2_cads.comparison.networks import plans_of_arm
 from pretraining.system.files import atomic_path, write_json
+from pretraining.system.lock import held_when_free, new_lease
 
 FOLD = 0
 """Each training has folders of its own, with one fold."""
@@ -24,6 +26,10 @@ class ComparisonFolder:
     @property
     def design(self) -> Path:
         return self.root / "comparison.json"
+
+    def held(self) -> AbstractContextManager[None]:
+        """Waits for other processes that write design or report, and keeps them waiting while the block runs."""
+        return held_when_free(new_lease(self.root / ".comparison.lock", self.root))
 
     def training(self, training: Training) -> Path:
         """nnU-Net's folders of a training, until it is scored."""

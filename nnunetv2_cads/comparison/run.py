@@ -48,7 +48,8 @@ def run(arguments: argparse.Namespace) -> int:
         if not arguments.report:
             share = share_of(design, arguments.part, arguments.parts)
             failed = do_trainings(folder, design, share, arguments.device, received)
-    answer = write_report(folder, read_design(folder.design), dataset)
+    with folder.held():  # of two that end together, the one that reads last must write last
+        answer = write_report(folder, read_design(folder.design), dataset)
     sys.stdout.write("\n".join([*answer, f"report: {folder.root / 'report.html'}", ""]))
     if received:
         return 128 + received[0]

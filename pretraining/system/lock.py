@@ -24,6 +24,8 @@ RUN_LOCK = ".run.lock"
 STORE_LOCK = ".preprocess"
 BEAT_SECONDS = 1.0
 """How often a holder shows that it is at work; a refused process waits about as long for its answer."""
+WAIT_SECONDS = 0.2
+"""Between two looks at a lock that is waited for."""
 LEASE_SECONDS = 90.0
 """How long a lock must stand still to be taken over. Network file systems show changes late."""
 TAKEN_OVER = 2
@@ -91,6 +93,24 @@ def held_if_free(lease: SoftFileLease) -> Iterator[bool]:
         yield True
     finally:
         lease.release()
+
+
+@contextmanager
+def held_when_free(lease: SoftFileLease) -> Iterator[None]:
+    """Wait until nobody else holds a lock, then hold it while the block runs.
+
+    Args:
+        lease: of `new_lease`.
+
+    Raises:
+        UserError: the file cannot be written.
+    """
+    while True:
+        with held_if_free(lease) as ours:
+            if ours:
+                yield
+                return
+        time.sleep(WAIT_SECONDS)
 
 
 @contextmanager

@@ -5,6 +5,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from tiny_run import TINY_RUN
 import pretraining
 from pretraining.system import lock
 from pretraining.system.errors import UserError
-from pretraining.system.lock import run_lock, store_lock
+from pretraining.system.lock import held_when_free, new_lease, run_lock, store_lock
 
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(pretraining.__file__).parents[1])}
 HOLD = """
@@ -233,3 +234,21 @@ def test_two_commands_on_one_store(tmp_path, make_body, hold):
     done = subprocess.run(arguments, env=ENVIRONMENT, capture_output=True, encoding="utf-8")
     assert done.returncode == 0, done.stderr
     assert not list(store.glob(".preprocess*"))
+
+
+def test_a_lock_that_is_waited_for_is_held_by_one_at_a_time(tmp_path):
+    seen = []
+
+    def hold(number):
+        with held_when_free(new_lease(tmp_path / ".x.lock", tmp_path)):
+            seen.append(number)
+            time.sleep(0.1)
+            seen.append(number)
+
+    threads = [threading.Thread(target=hold, args=[number]) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert sorted(seen[::2]) == [0, 1, 2, 3] and seen[::2] == seen[1::2]
+    assert not (tmp_path / ".x.lock").exists()
