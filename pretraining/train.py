@@ -31,6 +31,8 @@ from pretraining.views.loader import Sample, ViewStream, make_loader, steps_per_
 
 EXAMPLES = 4
 """Samples in a run's pictures."""
+SMALL_BATCH = 64
+"""Below it, CADS has collapsed in our trials unless its heads have batch norm."""
 
 logger = logging.getLogger("pretraining.train")  # under torchrun -m, __name__ is "__main__"
 
@@ -141,6 +143,12 @@ def _log_start(cads: Pretrainer, stream: ViewStream, output: Path) -> None:
         f"{size} processes on {cads.device.type}" if size > 1 else cads.device,
         "float32" if config.run.amp == "none" else config.run.amp,
     )  # fmt: skip
+    if config.distils and config.optim.batch_size < SMALL_BATCH and not config.model.head_batch_norm:
+        logger.warning(
+            "warning: CADS with batches of %d and no batch norm in its heads has collapsed in our trials; --preset "
+            "cads has --head-batch-norm and --head-out-dim 512 for small batches",
+            config.optim.batch_size,
+        )
     if cads.device.type == "cpu" and config.run.amp == "bf16" and not _cpu_has_bf16():
         logger.warning("this CPU has no bf16 arithmetic: --amp none is many times faster here")
     logger.info("metrics: %s, curves: %s", output / METRICS, output / PROGRESS)

@@ -163,14 +163,16 @@ def test_what_a_file_server_does_is_named_once(small_store, one_process, tmp_pat
     assert process.returncode != 0 and messages.count("error: ") == messages.count(said) == 1, messages
 
 
-def test_a_batch_in_parts_is_the_whole_batch(small_store, tmp_path):
-    """Losses, center statistics and gradients; without batch norm, whose statistics are those of a part."""
+def test_a_batch_in_parts_is_the_whole_batch(small_store, tmp_path, capfd):
+    """Losses, center statistics and gradients; without batch norm, whose statistics are those of a part, and of which
+    small batches are warned."""
     runs = {}
     for parts in (1, 4):
         output = tmp_path / str(parts)
         flags = ["--no-head-batch-norm", "--accumulate", str(parts), "--epochs", "1"]
         assert pretrain([str(small_store), str(output), *TINY, *flags]) == 0
         runs[parts] = torch.load(output / "checkpoint_latest.pth", weights_only=True)
+        assert "CADS with batches of 4 and no batch norm in its heads has collapsed" in capfd.readouterr().err
     assert_same_run(tmp_path / "1", tmp_path / "4")
     torch.testing.assert_close(runs[1]["center"], runs[4]["center"], rtol=1e-4, atol=1e-6)
 
