@@ -15,7 +15,7 @@ from few_labels.head_and_neck import pretrainings
 from few_labels.head_and_neck.benchmark import Benchmark, schedule_of
 from few_labels.head_and_neck.cases import LARGEST_RIM, make_split
 from few_labels.head_and_neck.data import make_task, read_resampled, read_resampled_labels, write_compared_dataset
-from few_labels.head_and_neck.gains import gains, summary
+from few_labels.head_and_neck.gains import gains, summary, variant_gains
 from few_labels.head_and_neck.pretrainings import (
     CADS,
     PRETRAININGS,
@@ -31,6 +31,7 @@ from few_labels.head_and_neck.tables import (
     gain_table,
     lines_of,
     read_records,
+    variant_table,
 )
 from few_labels.head_and_neck.trainings import EPOCH, NETWORKS, RANDOM, TUNING, VARIANTS, Training, comparison
 from few_labels.pretrain import flops_per_sample
@@ -227,6 +228,21 @@ def test_gains_are_paired_by_seed_and_their_interval_widens_with_the_spread_of_t
     smaller = dataclasses.replace(found, start="y", gain=3.9)
     rows = summary([smaller, found])
     assert [(row["start"], row["pretraining"], row["gain"]) for row in rows] == [("y", "y", 3.9), ("best", "x", 4.0)]
+
+
+def test_variants_are_paired_with_the_own_way_of_the_same_start_on_validation_cases():
+    alike = {"window": None, "iterations": 25, "labels": 2, "encoder_lr": 1, "decoder_lr": 1, "test": []}
+    runs = [
+        {**alike, "start": start, "variant": variant, "seed": seed, "validation": [{"case": "a", "dice": dice}]}
+        for start, variant, seed, dice in (
+            ("x", "", 0, 0.5), ("x", "", 1, 0.6), ("x", "decay", 0, 0.52), ("x", "decay", 1, 0.62),
+            ("y", "", 0, 0.1), ("y", "decay", 1, 0.9),
+        )
+    ]  # fmt: skip
+    ((start, gain),) = variant_gains(runs)
+    assert (start, gain.arm, gain.seeds, gain.seeds_ahead) == ("x", "decay", 2, 2)
+    assert (gain.gain, gain.mean) == pytest.approx((2, 57))
+    assert variant_table([(start, gain)]).endswith("| x | decay | 2 | 57.0 | +2.0 | +2.0 to +2.0 | 2 of 2 |")
 
 
 def test_pretrainings_have_equal_flops():

@@ -9,6 +9,7 @@ import numpy as np
 
 from few_labels.head_and_neck.data import TASK
 from few_labels.head_and_neck.trainings import RANDOM
+from nnunetv2_cads.comparison.gains import Gain as ArmGain
 from nnunetv2_cads.comparison.gains import gain_over
 
 BEST = "best"
@@ -62,6 +63,25 @@ def gains(runs: Iterable[dict[str, Any]]) -> list[Gain]:
         numbers = gain.mean, gain.gain, gain.low, gain.high, gain.seeds_ahead, gain.seeds
         found.append(Gain(TASK, start, window or None, iterations, labels, *numbers))
     return found
+
+
+def variant_gains(runs: Iterable[dict[str, Any]]) -> list[tuple[str, ArmGain]]:
+    """Of all ways to fine-tune a start, over the benchmark's own way from the same start, on the validation cases.
+
+    Returns:
+        Name of the start, and the gain, whose ``arm`` is the name of the variant.
+    """
+    scores: dict[tuple, dict[tuple[str, int], dict[int, dict[str, float]]]] = defaultdict(lambda: defaultdict(dict))
+    for run in runs:
+        rates = run["encoder_lr"], run["decoder_lr"]
+        setting = run["start"], tuple(run["window"] or ()), run["iterations"], run["labels"], rates
+        scores[setting][run.get("variant", ""), run["labels"]][run["seed"]] = case_means(run["validation"])
+    return [
+        (setting[0], gain)
+        for setting, of_variant in sorted(scores.items())
+        for variant, labels in sorted(of_variant)
+        if variant and (gain := gain_over(of_variant, "", variant, labels))
+    ]
 
 
 def case_means(rows: list[dict[str, Any]]) -> dict[str, float]:
