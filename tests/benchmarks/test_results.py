@@ -79,7 +79,8 @@ def test_means_are_over_organs_then_cases_and_the_deviation_over_seeds():
 
 def test_differences_are_paired_over_the_seeds_that_both_arms_have():
     assert difference(scores_of(RUNS, "torsos"), "a", "b", 1) == "+15.0"
-    seeds = [run("a", 1, seed, {"x": (0.5 + gain,), "y": (0.5,)}) for seed, gain in enumerate((0.0, 0.1, 0.2))]
+    gains = enumerate((0.1, 0.15, 0.2))
+    seeds = [run("a", 1, seed, {"x": (0.4 + gain,), "y": (0.4 + gain,)}) for seed, gain in gains]
     seeds += [run("b", 1, seed, {"x": (0.4,), "y": (0.4,)}) for seed in range(3)]
     found = difference(scores_of(seeds, "torsos"), "a", "b", 1)
     assert found == "+15.0 (+2.6 to +27.4)"  # Student's: 5.0 / sqrt(3) x 4.30 each way
