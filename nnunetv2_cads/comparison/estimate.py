@@ -32,8 +32,8 @@ def estimate(folder: ComparisonFolder, design: Design, device: str, received: Se
         design.write(place.design)
         for name, cost in timings(place, design, device, received):
             count = sum(training.arm == name for training in missing)
-            training = design.epochs * design.iterations * cost["seconds_per_iteration"]
-            hours = count * (training + len(design.test) * cost["seconds_per_case"]) / 3600
+            epoch = design.iterations * cost["seconds_per_iteration"] + cost["seconds_per_validation"]
+            hours = count * (design.epochs * epoch + len(design.test) * cost["seconds_per_case"]) / 3600
             total += hours
             sys.stdout.write(
                 f"{name}: {count} trainings, {hours:.1f} h ({cost['seconds_per_iteration']:.2f} s per iteration, "
@@ -41,5 +41,5 @@ def estimate(folder: ComparisonFolder, design: Design, device: str, received: Se
             )
     if received:
         return 128 + received[0]
-    sys.stdout.write(f"all: {total:.1f} h on one such device; start-up, validation and scoring come on top\n")
+    sys.stdout.write(f"all: {total:.1f} h on one such device; start-up and scoring come on top\n")
     return 0

@@ -84,8 +84,13 @@ def time_steps(
     for _ in range(UNTIMED + iterations):
         trainer.train_step(next(trainer.dataloader_train))
     seconds = float(np.median(trainer.seconds[UNTIMED:]))
+    trainer.network.eval()
+    started = time.perf_counter()
+    trainer.validation_step(next(trainer.dataloader_val))  # ends with numbers, so it waits for a GPU
+    validation = trainer.num_val_iterations_per_epoch * (time.perf_counter() - started)
     cost = {"seconds_per_iteration": seconds, "peak_memory_bytes": peak_memory(device)}
-    return cost | network_cost(trainer) | {"seconds_per_case": seconds_per_case(trainer, design)}
+    cost |= {"seconds_per_validation": validation, "seconds_per_case": seconds_per_case(trainer, design)}
+    return cost | network_cost(trainer)
 
 
 def curve_of(trainer: nnUNetTrainer) -> dict[str, list[float | None]]:
