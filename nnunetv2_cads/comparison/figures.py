@@ -46,7 +46,7 @@ def gains_with_intervals(gains: Sequence[Gain], arms: Sequence[str]) -> bytes:
             axes.plot(gain.gain, place, "o", color=colour)
         axes.axvline(0, color="black", linewidth=0.8)
         axes.set_yticks(range(len(gains)), [f"{gain.arm}, {gain.budget} labelled" for gain in reversed(gains)])
-        axes.set(xlabel="points of Dice over the baseline, 95% interval")
+        axes.set(xlabel="gain in points of Dice, 95% interval")
         axes.grid(alpha=0.3, axis="x")
 
     return _svg(draw, 1.2 + 0.28 * len(gains))
