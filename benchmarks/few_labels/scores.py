@@ -19,8 +19,7 @@ def difference(scores: Scores, arm: str, other: str, labels: int) -> str:
     gain = gain_over(scores, other, arm, labels)
     if gain is None:
         return ""
-    interval = f" ({gain.low:+.1f} to {gain.high:+.1f})" if gain.seeds > 1 else ""
-    return f"{gain.gain:+.1f}{interval}"
+    return f"{gain.gain:+.1f}{f' ({gain.span})' if gain.span else ''}"
 
 
 def iterations_to_reach(runs: list[dict[str, Any]], task: str, arm: str, goal: str, labels: int) -> str:

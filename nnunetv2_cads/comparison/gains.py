@@ -51,6 +51,11 @@ class Gain:
         """Whether the interval leaves 0 out, and there is more than one seed and more than one patient."""
         return self.seeds > 1 and self.patients > 1 and (self.low > 0 or self.high < 0)
 
+    @property
+    def span(self) -> str:
+        """The interval in a table; empty for one seed, whose spread nobody knows."""
+        return f"{self.low:+.1f} to {self.high:+.1f}" if self.seeds > 1 else ""
+
 
 def case_scores(results: Iterable[dict[str, Any]], metric: str, organ: str | None = ALL) -> Scores:
     """Scores by arm, budget, seed and case, in [0, 1].

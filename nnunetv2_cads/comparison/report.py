@@ -177,8 +177,7 @@ def _mean_and_spread(scores: Scores, arm: str, budget: int) -> str:
 def _gain_cell(gain: Gain | None) -> str:
     if gain is None:
         return ""
-    interval = f" ({gain.low:+.1f} to {gain.high:+.1f})" if gain.seeds > 1 else ""
-    return f"{gain.gain:+.1f}{interval}, {gain.seeds_ahead} of {gain.seeds}"
+    return f"{gain.gain:+.1f}{f' ({gain.span})' if gain.span else ''}, {gain.seeds_ahead} of {gain.seeds}"
 
 
 def _organ_tables(results: Sequence[dict[str, Any]], design: Design, dataset: Dataset) -> str:

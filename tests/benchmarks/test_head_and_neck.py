@@ -232,8 +232,9 @@ def test_gains_are_paired_by_seed_and_their_interval_widens_with_the_spread_of_t
 
 def test_variants_are_paired_with_the_own_way_of_the_same_start_on_validation_cases():
     alike = {"window": None, "iterations": 25, "labels": 2, "encoder_lr": 1, "decoder_lr": 1, "test": []}
+    row = {"case": "a", "organ": "Mandible"}
     runs = [
-        {**alike, "start": start, "variant": variant, "seed": seed, "validation": [{"case": "a", "dice": dice}]}
+        {**alike, "start": start, "variant": variant, "seed": seed, "validation": [row | {"dice": dice}]}
         for start, variant, seed, dice in (
             ("x", "", 0, 0.5), ("x", "", 1, 0.6), ("x", "decay", 0, 0.52), ("x", "decay", 1, 0.62),
             ("y", "", 0, 0.1), ("y", "decay", 1, 0.9),

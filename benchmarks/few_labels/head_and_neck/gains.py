@@ -10,7 +10,7 @@ import numpy as np
 from few_labels.head_and_neck.data import TASK
 from few_labels.head_and_neck.trainings import RANDOM
 from nnunetv2_cads.comparison.gains import Gain as ArmGain
-from nnunetv2_cads.comparison.gains import gain_over
+from nnunetv2_cads.comparison.gains import case_scores, gain_over
 
 BEST = "best"
 
@@ -71,16 +71,18 @@ def variant_gains(runs: Iterable[dict[str, Any]]) -> list[tuple[str, ArmGain]]:
     Returns:
         Name of the start, and the gain, whose ``arm`` is the name of the variant.
     """
-    scores: dict[tuple, dict[tuple[str, int], dict[int, dict[str, float]]]] = defaultdict(lambda: defaultdict(dict))
+    of_setting: dict[tuple, list[dict[str, Any]]] = defaultdict(list)
     for run in runs:
         rates = run["encoder_lr"], run["decoder_lr"]
         setting = run["start"], tuple(run["window"] or ()), run["iterations"], run["labels"], rates
-        scores[setting][run.get("variant", ""), run["labels"]][run["seed"]] = case_means(run["validation"])
+        training = {"arm": run.get("variant", ""), "budget": run["labels"], "scores": run["validation"]}
+        of_setting[setting].append(run | training)
     return [
         (setting[0], gain)
-        for setting, of_variant in sorted(scores.items())
-        for variant, labels in sorted(of_variant)
-        if variant and (gain := gain_over(of_variant, "", variant, labels))
+        for setting, trainings in sorted(of_setting.items())
+        for scores in [case_scores(trainings, "dice")]
+        for variant, labels in sorted(scores)
+        if variant and (gain := gain_over(scores, "", variant, labels))
     ]
 
 

@@ -118,7 +118,7 @@ def variant_table(found: list[tuple[str, ArmGain]]) -> str:
     rows = [
         [
             *(start, gain.arm, str(gain.budget), f"{gain.mean:.1f}", f"{gain.gain:+.1f}"),
-            *(f"{gain.low:+.1f} to {gain.high:+.1f}" if gain.seeds > 1 else "", f"{gain.seeds_ahead} of {gain.seeds}"),
+            *(gain.span, f"{gain.seeds_ahead} of {gain.seeds}"),
         ]
         for start, gain in found
     ]
