@@ -10,7 +10,7 @@ import numpy as np
 from few_labels.head_and_neck.data import TASK
 from few_labels.head_and_neck.trainings import RANDOM
 from nnunetv2_cads.comparison.gains import Gain as ArmGain
-from nnunetv2_cads.comparison.gains import case_scores, gain_over
+from nnunetv2_cads.comparison.gains import Scores, case_scores, gain_over
 
 BEST = "best"
 
@@ -48,21 +48,14 @@ class Gain:
 
 def gains(runs: Iterable[dict[str, Any]]) -> list[Gain]:
     """Of all starts, windows, lengths and budgets among the records of tested trainings."""
-    scores: dict[tuple, dict[int, dict[str, float]]] = defaultdict(dict)
-    for run in runs:
-        rates = run["encoder_lr"], run["decoder_lr"]
-        key = run["start"], tuple(run["window"] or ()), run["iterations"], run["labels"], rates, run.get("variant", "")
-        scores[key][run["seed"]] = case_means(run["test"])
-    found = []
-    for (start, *setting), by_seed in sorted(scores.items()):
-        window, iterations, labels, *_ = setting
-        pair = {(start, labels): by_seed, (RANDOM, labels): scores.get((RANDOM, *setting), {})}
-        gain = gain_over(pair, RANDOM, start, labels)
-        if start == RANDOM or gain is None:
-            continue
-        numbers = gain.mean, gain.gain, gain.low, gain.high, gain.seeds_ahead, gain.seeds
-        found.append(Gain(TASK, start, window or None, iterations, labels, *numbers))
-    return found
+    found = [
+        Gain(TASK, start, window or None, iterations, labels, gain.mean, gain.gain, gain.low, gain.high,
+             gain.seeds_ahead, gain.seeds)
+        for (_, window, iterations, labels, _), scores in _by_setting(runs, "start", "test").items()
+        for start, _ in scores
+        if start != RANDOM and (gain := gain_over(scores, RANDOM, start, labels))
+    ]  # fmt: skip
+    return sorted(found, key=lambda gain: (gain.start, gain.window or (), gain.iterations, gain.labels))
 
 
 def variant_gains(runs: Iterable[dict[str, Any]]) -> list[tuple[str, ArmGain]]:
@@ -71,27 +64,33 @@ def variant_gains(runs: Iterable[dict[str, Any]]) -> list[tuple[str, ArmGain]]:
     Returns:
         Name of the start, and the gain, whose ``arm`` is the name of the variant.
     """
-    of_setting: dict[tuple, list[dict[str, Any]]] = defaultdict(list)
-    for run in runs:
-        rates = run["encoder_lr"], run["decoder_lr"]
-        setting = run["start"], tuple(run["window"] or ()), run["iterations"], run["labels"], rates
-        training = {"arm": run.get("variant", ""), "budget": run["labels"], "scores": run["validation"]}
-        of_setting[setting].append(run | training)
     return [
-        (setting[0], gain)
-        for setting, trainings in sorted(of_setting.items())
-        for scores in [case_scores(trainings, "dice")]
-        for variant, labels in sorted(scores)
+        (start, gain)
+        for (start, _, _, labels, _), scores in _by_setting(runs, "variant", "validation").items()
+        for variant, _ in sorted(scores)
         if variant and (gain := gain_over(scores, "", variant, labels))
     ]
 
 
-def case_means(rows: list[dict[str, Any]]) -> dict[str, float]:
-    """Mean Dice over the organs of each case."""
-    values = defaultdict(list)
-    for row in rows:
-        values[row["case"]].append(row["dice"])
-    return {case: float(np.mean(of_case)) for case, of_case in values.items()}
+def _by_setting(runs: Iterable[dict[str, Any]], arm: str, cases: str) -> dict[tuple, Scores]:
+    """The scores of trainings that differ in nothing but ``arm`` and seed.
+
+    Args:
+        runs: records of trainings.
+        arm: "start" or "variant"; the other one is part of the setting.
+        cases: "test" or "validation".
+
+    Returns:
+        By the other one, window, iterations, labels and rates, in their order.
+    """
+    of_setting: dict[tuple, list[dict[str, Any]]] = defaultdict(list)
+    for run in runs:
+        names = {"start": run["start"], "variant": run.get("variant", "")}
+        arm_name = names.pop(arm)
+        rates = run["encoder_lr"], run["decoder_lr"]
+        setting = *names.values(), tuple(run["window"] or ()), run["iterations"], run["labels"], rates
+        of_setting[setting].append(run | {"arm": arm_name, "budget": run["labels"], "scores": run[cases]})
+    return {setting: case_scores(trainings, "dice") for setting, trainings in sorted(of_setting.items())}
 
 
 def summary(found: Iterable[Gain]) -> list[dict[str, Any]]:
