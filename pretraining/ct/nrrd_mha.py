@@ -14,6 +14,7 @@ import numpy as np
 import SimpleITK as sitk
 
 from pretraining.ct.checks import check_grid, check_stated_spacing
+from pretraining.ct.scan import UnusableScanError
 
 MAX_HEADER_BYTES = 2**20
 BLOCK_BYTES = 2**20
@@ -44,7 +45,7 @@ def read_nrrd_or_mha(path: Path, reader: sitk.ImageFileReader) -> tuple[np.ndarr
     check_stated_spacing(stated_spacing(header), spacing)
     values = sitk.GetArrayFromImage(reader.Execute())
     _check_packed(header, values.nbytes)
-    return values, spacing
+    return _in_stated_units(values, header), spacing
 
 
 def read_header(path: Path) -> TextHeader:
@@ -74,6 +75,25 @@ def stated_spacing(header: TextHeader) -> list[float] | None:
     else:
         edges = _numbers(fields.get("spacings", ""))
     return edges[:3] if len(edges) >= 3 else None  # a fourth axis of length 1 is dropped
+
+
+def _in_stated_units(values: np.ndarray, header: TextHeader) -> np.ndarray:
+    """The voxels by MetaImage's slope and offset, which ITK does not apply; float32 where there are any.
+
+    Raises:
+        UnusableScanError: they are no numbers.
+    """
+    words = [header.fields.get(f"ElementToIntensityFunction{name}", "") for name in ("Slope", "Offset")]
+    if header.is_nrrd or not any(words):
+        return values
+    slope, offset = (_numbers(word or neutral) for word, neutral in zip(words, ("1", "0"), strict=True))
+    if len(slope) != 1 or len(offset) != 1 or not np.isfinite([*slope, *offset]).all() or slope[0] == 0:
+        raise UnusableScanError(
+            f"states no possible slope and offset of its values ({', '.join(filter(None, words))}); correct its header"
+        )
+    if (slope[0], offset[0]) == (1.0, 0.0):
+        return values
+    return values.astype(np.float32) * np.float32(slope[0]) + np.float32(offset[0])
 
 
 def _numbers(text: str) -> list[float]:

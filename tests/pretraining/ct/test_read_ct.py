@@ -196,3 +196,25 @@ def test_skewed_axes(tmp_path, make_body):
 def test_text_with_the_suffix_of_an_image(tmp_path):
     (tmp_path / "a.nii.gz").write_text("not an image")
     assert "cannot be read" in refusal(tmp_path)
+
+
+@pytest.mark.parametrize(("slope", "offset"), [("2", "-1000"), (None, "-1024"), ("0.5", None), ("1", "0")])
+def test_metaimage_that_states_the_unit_of_its_values(tmp_path, make_body, slope, offset):
+    """ITK does not apply these lines."""
+    hu = sitk.GetArrayFromImage(make_body()).astype(np.float32)
+    stored = sitk.GetImageFromArray((hu - float(offset or 0)) / float(slope or 1))
+    path = tmp_path / "a.mha"
+    sitk.WriteImage(stored, str(path))
+    lines = {"Slope": slope, "Offset": offset}
+    text = "".join(f"ElementToIntensityFunction{name} = {word}\n" for name, word in lines.items() if word)
+    path.write_bytes(path.read_bytes().replace(b"ElementType", text.encode() + b"ElementType", 1))
+    np.testing.assert_allclose(read_only(tmp_path).values, hu, atol=1e-3)
+
+
+@pytest.mark.parametrize("slope", ["0", "nan", "one", "1 2"])
+def test_metaimage_with_an_impossible_unit(tmp_path, make_body, slope):
+    path = tmp_path / "a.mha"
+    sitk.WriteImage(make_body(), str(path))
+    line = f"ElementToIntensityFunctionSlope = {slope}\n".encode()
+    path.write_bytes(path.read_bytes().replace(b"ElementType", line + b"ElementType", 1))
+    assert f"no possible slope and offset of its values ({slope})" in refusal(tmp_path)
