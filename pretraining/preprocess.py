@@ -3,6 +3,9 @@
 import argparse
 import functools
 import logging
+import math
+import shlex
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -41,6 +44,7 @@ def preprocess(
     anonymise: bool = False,
     scan_minutes: float = SCAN_MINUTES,
     spacing_mm: float = SPACING_MM,
+    max_spacing_mm: float = math.inf,
 ) -> int:
     """Add every scan in ``source`` to the store in folder ``store``, except those that it holds already.
 
@@ -55,6 +59,7 @@ def preprocess(
         anonymise: keep names of files out of the store and the log, see `pretraining.store.pseudonyms`.
         scan_minutes: how long one scan may take.
         spacing_mm: edge of the cubic voxels that scans are resampled to.
+        max_spacing_mm: scans with a longer voxel edge are left out.
 
     Returns:
         The exit code: 0 all scans of the part are in the store, 1 some could not be used, 130 / 143 stopped by a
@@ -72,19 +77,21 @@ def preprocess(
             if not scans and not unusable:
                 raise UserError(f"{source}: holds no CT scan; put NIfTI, NRRD or MHA files or DICOM series there")
             with store_lock(writer.path, part.number, part.count):
-                return _add_to_store(writer, source, scans, unusable, part, processes, 60 * scan_minutes)
+                add = functools.partial(preprocess_scan, writer=writer, max_spacing_mm=max_spacing_mm)
+                return _add_to_store(writer, source, scans, unusable, part, processes, 60 * scan_minutes, add)
     except StopSignal as stop:
         logger.info(
-            "stopped; no finished volume is lost. To resume, give the same command: cads_preprocess %s %s%s%s%s",
-            source, store, part, " --anonymise" if anonymise else "",
+            "stopped; no finished volume is lost. To resume, give the same command: cads_preprocess %s %s%s%s%s%s",
+            shlex.quote(str(source)), shlex.quote(str(store)), part, " --anonymise" if anonymise else "",
             f" --spacing-mm {spacing_mm:.10g}" if spacing_mm != SPACING_MM else "",
+            f" --max-spacing-mm {max_spacing_mm:.10g}" if max_spacing_mm != math.inf else "",
         )  # fmt: skip
         return stop.exit_code
 
 
 def _add_to_store(
     writer: StoreWriter, source: Path, scans: list[Scan], unusable: dict[str, str], part: Part, processes: int,
-    seconds: float,
+    seconds: float, add: Callable[[Scan], None],
 ) -> int:  # fmt: skip
     """Add what was found, with the store's lock held; arguments and result as for `preprocess`."""
     writer.prepare()
@@ -101,7 +108,7 @@ def _add_to_store(
         _record(failures, name, reason)
     writer.remove_leftovers(plan.own_ids)
     try:
-        _add_scans(plan, writer, failures, processes, seconds)
+        _add_scans(plan, add, failures, processes, seconds)
     finally:
         writer.remove_leftovers(plan.own_ids)
     failed = {name: reason for name, reason in failures.read().items() if name in plan.names}
@@ -134,9 +141,8 @@ def _is_same_source(scan: Scan, known: dict[str, Any]) -> bool:
     return mtime_ns == known["mtime_ns"] or scan.sha256() == known["sha256"]
 
 
-def _add_scans(plan: Plan, writer: StoreWriter, failures: Failures, processes: int, seconds: float) -> None:
+def _add_scans(plan: Plan, add: Callable[[Scan], None], failures: Failures, processes: int, seconds: float) -> None:
     """Preprocess the scans to do in parallel and record those that cannot be used."""
-    add = functools.partial(preprocess_scan, writer=writer)
     total = len(plan.done) + len(plan.to_do)
     with (
         logging_redirect_tqdm([logging.getLogger("pretraining")]),
@@ -239,6 +245,10 @@ def _command(argv: list[str]) -> int:
         "--spacing-mm", metavar="MM", type=positive_number, default=SPACING_MM,
         help="edge of the cubic voxels; fine-tune at the same (default: %(default)g)",
     )  # fmt: skip
+    parser.add_argument(
+        "--max-spacing-mm", metavar="MM", type=positive_number, default=math.inf,
+        help="leave out scans with a longer voxel edge, such as thick slices (default: none)",
+    )  # fmt: skip
     arguments = parser.parse_args(argv)
     parts, number = arguments.num_parts, arguments.part_id
     if number is None and parts > 1:
@@ -249,5 +259,5 @@ def _command(argv: list[str]) -> int:
         raise UserError(f"-part_id {number}: must be from 0 to {parts - 1}, for -num_parts is {parts}")
     return preprocess(
         arguments.input, arguments.store, arguments.np, Part(number or 0, parts), arguments.anonymise,
-        arguments.scan_minutes, arguments.spacing_mm,
+        arguments.scan_minutes, arguments.spacing_mm, arguments.max_spacing_mm,
     )  # fmt: skip

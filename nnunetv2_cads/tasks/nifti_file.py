@@ -14,7 +14,7 @@ from nibabel.spatialimages import HeaderDataError
 
 from pretraining.ct import checks
 from pretraining.ct.geometry import canonical_axes
-from pretraining.ct.nifti import read_nifti, read_voxels
+from pretraining.ct.nifti import read_voxels
 from pretraining.ct.scan import UnusableScanError
 
 UNREADABLE = "cannot be read, it is truncated, damaged or no NIfTI file; download it again"
@@ -102,7 +102,7 @@ class NiftiFile:
             LeftOut: damaged, without a possible spacing, with contradictory axes, or with NaN.
         """
         with _faults_named(self.path):
-            values, _ = read_nifti(self.path, self.size_xyz)
+            values = read_voxels(self.path, has_spacing=True)
             if values.dtype.kind == "f" and not np.isfinite(values).all():
                 raise UnusableScanError("has voxels that are NaN or infinite; download it again")
         return values
@@ -114,7 +114,7 @@ class NiftiFile:
             LeftOut: the file is damaged.
         """
         with _faults_named(self.path):
-            return read_voxels(self.path, self.size_xyz)
+            return read_voxels(self.path)
 
 
 def open_nifti(path: Path) -> NiftiFile:
@@ -131,7 +131,7 @@ def open_nifti(path: Path) -> NiftiFile:
         pixels = sitk.GetPixelIDValueAsString(reader.GetPixelID())
         checks.check_pixels(reader.GetDimension(), reader.GetSize(), reader.GetNumberOfComponents(), pixels)
         direction = np.array(reader.GetDirection()).reshape(3, 3)
-        checks.check_direction(direction)
+        checks.check_right_angles(direction)
         return NiftiFile(path, header, reader.GetSize(), reader.GetSpacing(), reader.GetOrigin(), direction)
 
 

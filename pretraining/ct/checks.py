@@ -22,6 +22,8 @@ MAX_STORED_VOXELS = 4 * 10**9
 # gzip's best; of the encodings that JPEG files use, only that of one value everywhere does better.
 MAX_COMPRESSION = 1100
 
+RIGHT_ANGLE = 0.002
+"""Cosines up to this, 0.1 degrees, are those of axes at right angles; what is more is no rounding."""
 SKEWED = "has axes that are not at right angles according to its header; correct its header or resample it"
 
 AIR_BELOW_HU = -200
@@ -100,9 +102,9 @@ def check_stored_bytes(size: tuple[int, int, int], stored: int) -> None:
         )
 
 
-def check_direction(direction: np.ndarray) -> None:
+def check_right_angles(direction: np.ndarray) -> None:
     """Raise `UnusableScanError` where the axes of a volume (columns of the 3 x 3 cosines) are not at right angles."""
-    if not np.allclose(direction.T @ direction, np.eye(3), atol=0.01):
+    if not np.allclose(direction.T @ direction, np.eye(3), rtol=0, atol=RIGHT_ANGLE):
         raise UnusableScanError(SKEWED)
 
 

@@ -8,11 +8,12 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from pretraining.ct import nifti
 from pretraining.ct.dicom_series import DICOM_SUFFIXES, Slice, read_slice
 from pretraining.ct.scan import Scan, UnusableScanError, is_text, volume_id
 from pretraining.system.errors import UserError
 
-VOLUME_SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd")
+VOLUME_SUFFIXES = (*nifti.SUFFIXES, ".nrrd", ".nhdr", ".mha", ".mhd")
 SECONDS_WITHOUT_BAR = 5
 
 
@@ -89,7 +90,7 @@ def _look_at(path: Path, relative: str) -> Scan | Slice | None:
         if stem is None and path.suffix.lower() not in DICOM_SUFFIXES:
             return None
         raise UnusableScanError("is no regular file (a pipe, socket or device); remove it")
-    found = read_slice(path) if stem is None else Scan(volume_id(stem), relative, (path,))
+    found = read_slice(path) if stem is None else Scan(volume_id(stem), relative, nifti.files_of(path))
     if found is not None and not is_text(relative):
         raise UnusableScanError("has a name that is not valid UTF-8, which ITK cannot open; rename it")
     return found

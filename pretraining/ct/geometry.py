@@ -8,6 +8,8 @@ from itertools import permutations
 
 import numpy as np
 
+from nnunetv2_cads.encoder_file.record import CLIP_HU
+
 # A cubic spline's response to one voxel falls by 0.27 per voxel: 24 voxels away it is 1e-13 and is left out.
 SPLINE_REACH = 24
 BLOCK_ROWS = 64
@@ -83,6 +85,18 @@ def resample_cubic(
     for axis in sorted(range(3), key=lambda k: target[k] / volume.shape[k]):
         result = _resample_axis(result, axis, spacing_mm[axis] / new_spacing_mm, target[axis])
     return result
+
+
+def resample_hu(
+    volume_hu: np.ndarray, spacing_mm: tuple[float, float, float], new_spacing_mm: float = 1.0
+) -> np.ndarray:
+    """`resample_cubic` for CT, clipped to `CLIP_HU` before and after.
+
+    A spline swings over at an edge, by a part of its height: next to padding of -3024 HU or metal of 20,000, tissue
+    would be hundreds of HU off (docs/preprocessing.md has the numbers).
+    """
+    clipped = np.clip(np.asarray(volume_hu, dtype=np.float32), *CLIP_HU)
+    return np.clip(resample_cubic(clipped, spacing_mm, new_spacing_mm), *CLIP_HU)
 
 
 def _resample_axis(volume: np.ndarray, axis: int, spacing: float, size: int) -> np.ndarray:

@@ -1,10 +1,10 @@
-"""Reading one scan: voxels as they are, spacing and direction cosines, all checked.
+"""Reading one scan: voxels as they are, spacing and directions of the axes, all checked.
 
-SimpleITK reads the geometry of every format, so that it is what nnU-Net will see, and the voxels of all but NIfTI
-(`pretraining.ct.nifti` says why).
+SimpleITK reads every format but NIfTI (`pretraining.ct.nifti` says why).
 """
 
 import errno
+import glob
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +15,8 @@ import SimpleITK as sitk
 from pretraining.ct import checks
 from pretraining.ct.dicom_checks import check_series
 from pretraining.ct.dicom_series import numbers, read_slice
-from pretraining.ct.nifti import is_nifti, read_nifti
+from pretraining.ct.gantry_tilt import find_tilt
+from pretraining.ct.nifti import SUFFIXES, is_nifti, read_nifti
 from pretraining.ct.nrrd_mha import read_nrrd_or_mha
 from pretraining.ct.scan import Scan, UnusableScanError
 from pretraining.system.errors import environment_error
@@ -30,7 +31,8 @@ class CTImage:
     Attributes:
         values: HU, (z, y, x) in SimpleITK's order of the axes, in the file's own number type where it can be.
         spacing_xyz_mm: voxel edges along x, y, z.
-        direction: 3 x 3 direction cosines; column i is the direction of index i in the patient (left, back, head).
+        direction: 3 x 3; column i is the direction of index i in the patient (left, back, head). At right angles, or
+            sheared by a tilted gantry (`pretraining.ct.gantry_tilt`).
     """
 
     values: np.ndarray
@@ -62,6 +64,8 @@ def read_ct(scan: Scan) -> CTImage:
 
 def _read_file(path: Path) -> CTImage:
     """Read a NIfTI, NRRD or MetaImage file; the voxels only after the header has passed the checks."""
+    if is_nifti(path):
+        return _read_nifti(path)
     reader = sitk.ImageFileReader()
     reader.SetFileName(str(path))
     reader.ReadImageInformation()
@@ -69,9 +73,20 @@ def _read_file(path: Path) -> CTImage:
     pixel_type = sitk.GetPixelIDValueAsString(reader.GetPixelID())
     checks.check_pixels(reader.GetDimension(), size, reader.GetNumberOfComponents(), pixel_type)
     direction = np.array(reader.GetDirection()).reshape(3, 3)
-    checks.check_direction(direction)
-    values, spacing = read_nifti(path, size) if is_nifti(path) else read_nrrd_or_mha(path, reader)
-    return CTImage(values, spacing, direction)
+    checks.check_right_angles(direction)
+    return CTImage(*read_nrrd_or_mha(path, reader), direction)
+
+
+def _read_nifti(path: Path) -> CTImage:
+    """Read a NIfTI file. dcm2niix writes a scan with a tilted gantry as it is, and once more corrected: one patient."""
+    image = read_nifti(path)
+    name = next(path.name[: -len(suffix)] for suffix in SUFFIXES if path.name.lower().endswith(suffix))
+    corrected = sorted(path.parent.glob(f"{glob.escape(name)}_Tilt_*.nii*"))
+    if corrected and find_tilt(image.direction) is not None:
+        raise UnusableScanError(
+            f"was taken with a tilted gantry, and {corrected[0].name} is the same scan, corrected; leave this one out"
+        )
+    return CTImage(image.values, image.spacing_xyz_mm, image.direction)
 
 
 def _read_series(files: tuple[Path, ...]) -> CTImage:

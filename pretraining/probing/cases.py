@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import SimpleITK as sitk
 
-from pretraining.ct.geometry import resample_cubic, resampled_shape, to_canonical
+from pretraining.ct.checks import check_right_angles
+from pretraining.ct.geometry import resample_hu, resampled_shape, to_canonical
 from pretraining.ct.read_ct import read_ct
 from pretraining.ct.scan import Scan, UnusableScanError
 from pretraining.system.errors import UserError
@@ -97,6 +98,7 @@ class RawDataset:
             raise UserError(f"{image_path}: no such file, but there are labels for it ({labels_path})")
         try:
             image = read_ct(Scan(case, image_path.name, (image_path,)))
+            check_right_angles(image.direction)  # labels are not straightened
         except UnusableScanError as error:
             raise UserError(f"{image_path}: {error}") from error
         try:
@@ -111,7 +113,7 @@ class RawDataset:
         labels = resample_nearest(labels, spacing_mm, new_spacing_mm).astype(np.int16)
         if self.ignored is not None:
             labels[labels == self.ignored] = NO_LABEL
-        return LabelledCase(resample_cubic(volume, spacing_mm, new_spacing_mm), labels)
+        return LabelledCase(resample_hu(volume, spacing_mm, new_spacing_mm), labels)
 
 
 def _read_description(path: Path) -> dict[str, Any]:
@@ -130,7 +132,7 @@ def _read_description(path: Path) -> dict[str, Any]:
 def resample_nearest(
     labels: np.ndarray, spacing_mm: tuple[float, float, float], new_spacing_mm: float = 1.0
 ) -> np.ndarray:
-    """Labels on the grid of `resample_cubic`, each voxel that of the nearest."""
+    """Labels on the grid of `resample_hu`, each voxel that of the nearest."""
     indices = []
     shape = resampled_shape(labels.shape, spacing_mm, new_spacing_mm)
     for old, new, spacing in zip(labels.shape, shape, spacing_mm, strict=True):

@@ -3,11 +3,13 @@
 Apart from `pretraining.preprocess`, so that workers load neither matplotlib nor the progress bar.
 """
 
+import math
+
 import numpy as np
 
-from nnunetv2_cads.encoder_file.record import CLIP_HU
-from pretraining.ct.checks import check_extent
-from pretraining.ct.geometry import resample_cubic, resampled_shape, to_canonical
+from pretraining.ct.checks import check_extent, spacing_text
+from pretraining.ct.gantry_tilt import find_tilt, straighten
+from pretraining.ct.geometry import resample_hu, resampled_shape, to_canonical
 from pretraining.ct.radiograph import ConstantRadiographError, frontal_radiograph
 from pretraining.ct.read_ct import read_ct
 from pretraining.ct.scan import Scan, UnusableScanError
@@ -15,15 +17,20 @@ from pretraining.store.writer import Source, StoreWriter
 from pretraining.system.errors import environment_error, is_environment_error
 
 
-def preprocess_scan(scan: Scan, writer: StoreWriter) -> None:
+def preprocess_scan(scan: Scan, writer: StoreWriter, max_spacing_mm: float = math.inf) -> None:
     """Read one scan, bring it to the canonical grid, project it, and add both to the store.
+
+    Args:
+        scan: to add.
+        writer: of the store.
+        max_spacing_mm: a scan with a longer voxel edge is left out.
 
     Raises:
         UnusableScanError: the scan cannot be used.
         UserError: the store cannot be written.
     """
     size_bytes, mtime_ns = scan.stat()
-    volume_hu, shape, spacing_xyz_mm = read_volume(scan, writer.spacing_mm)
+    volume_hu, shape, spacing_xyz_mm = read_volume(scan, writer.spacing_mm, max_spacing_mm)
     source = Source(
         path=scan.source,
         size_bytes=size_bytes,
@@ -44,8 +51,10 @@ def preprocess_scan(scan: Scan, writer: StoreWriter) -> None:
         raise environment_error(error, writer.path) from None
 
 
-def read_volume(scan: Scan, spacing_mm: float) -> tuple[np.ndarray, tuple[int, ...], tuple[float, ...]]:
-    """A scan as a store has it.
+def read_volume(
+    scan: Scan, spacing_mm: float, max_spacing_mm: float = math.inf
+) -> tuple[np.ndarray, tuple[int, ...], tuple[float, ...]]:
+    """A scan as a store has it; arguments as for `preprocess_scan`.
 
     Returns:
         The volume (z, y, x) in HU, int16, in cubic voxels of ``spacing_mm``; the shape (z, y, x) of the scan itself,
@@ -56,10 +65,16 @@ def read_volume(scan: Scan, spacing_mm: float) -> tuple[np.ndarray, tuple[int, .
     """
     image = read_ct(scan)
     shape, spacing_xyz_mm = image.values.shape, tuple(float(edge) for edge in image.spacing_xyz_mm)
+    if max(spacing_xyz_mm) > max_spacing_mm:
+        raise UnusableScanError(
+            f"has a voxel spacing of {spacing_text(spacing_xyz_mm)}, coarser than --max-spacing-mm {max_spacing_mm:g}"
+        )
     volume, old_spacing_mm = to_canonical(image.values, image.spacing_xyz_mm, image.direction)
+    tilt = find_tilt(image.direction)
     check_extent(resampled_shape(volume.shape, old_spacing_mm, spacing_mm), spacing_mm)
     del image
-    resampled = resample_cubic(volume, old_spacing_mm, spacing_mm)
+    if tilt is not None:
+        volume, old_spacing_mm = straighten(volume, old_spacing_mm, tilt, spacing_mm)
+    resampled = resample_hu(volume, old_spacing_mm, spacing_mm)
     del volume
-    np.clip(resampled, *CLIP_HU, out=resampled)
     return np.rint(resampled, out=resampled).astype(np.int16), shape, spacing_xyz_mm

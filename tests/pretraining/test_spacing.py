@@ -53,3 +53,17 @@ def test_a_store_takes_no_volumes_of_another_spacing(archive, store, capfd):
 def test_what_is_too_thin_for_the_spacing_is_named_in_mm(archive, tmp_path, capfd):
     assert preprocess([str(archive), str(tmp_path / "store"), "-np", "1", "--spacing-mm", "8"]) == 2
     assert "covers 120 mm from its lowest to its highest slice, a sub-volume needs 192 mm" in capfd.readouterr().err
+
+
+def test_scans_that_are_too_coarse_are_left_out(archive, tmp_path, make_body):
+    mixed = tmp_path / "archive"
+    mixed.mkdir()
+    for name, edge_mm in (("thin", 1.0), ("thick", 5.0)):
+        sitk.WriteImage(make_body((30, 40, 50), (0.8, 0.8, edge_mm)), str(mixed / f"{name}.nii.gz"))
+    assert preprocess([str(mixed), str(tmp_path / "store"), "-np", "1", "--max-spacing-mm", "2.5"]) == 1
+    assert Store.open(tmp_path / "store").ids == ["thin"]
+    (failed,) = json.loads((tmp_path / "store" / "failed.json").read_text())
+    assert failed["file"] == "thick.nii.gz"
+    assert failed["reason"] == "has a voxel spacing of 0.8 x 0.8 x 5 mm, coarser than --max-spacing-mm 2.5"
+    assert preprocess([str(mixed), str(tmp_path / "store"), "-np", "1"]) == 0
+    assert Store.open(tmp_path / "store").ids == ["thick", "thin"]

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.spatial.transform import Rotation
 
-from pretraining.ct.geometry import resample_cubic, resampled_shape, to_canonical
+from pretraining.ct.geometry import resample_cubic, resample_hu, resampled_shape, to_canonical
 
 ORIENTATIONS = ["".join(letters) for axes in permutations(("RL", "AP", "IS")) for letters in product(*axes)]
 
@@ -102,3 +102,31 @@ def test_long_axis_is_resampled_without_seams(axis):
     result = np.moveaxis(resample_cubic(volume, tuple(spacing)), axis, 0)
     expected = 500 * np.sin((np.arange(320) - 159.5) / 15)
     np.testing.assert_allclose(result[10:-10, 1, 1], expected[10:-10], atol=0.05)
+
+
+def body_hu(spacing_mm, shape, metal_hu):
+    """A slab of tissue with a rod, by its analytic edges: the share of tissue and rod in each voxel, (z, y, x)."""
+    edges = [(np.arange(edge + 1) - edge / 2) * spacing for edge, spacing in zip(shape, spacing_mm, strict=True)]
+
+    def covered(axis, low, high):
+        inside = np.clip(edges[axis], low, high)
+        return (inside[1:] - inside[:-1]) / spacing_mm[axis]
+
+    tissue = np.ones(shape[0])[:, None, None] * covered(1, -25, 25)[None, :, None] * covered(2, -30, 30)
+    rod = covered(0, -20, 20)[:, None, None] * covered(1, -4, 4)[None, :, None] * covered(2, 6, 14)
+    return np.rint(-1000 + 1040 * tissue + (metal_hu - 40) * rod).astype(np.int32)
+
+
+@pytest.mark.parametrize("metal_hu", [20_000, 8_000])
+@pytest.mark.parametrize("padding_hu", [None, -3024])
+def test_tissue_beside_metal_and_padding_is_right(metal_hu, padding_hu):
+    spacing_mm, shape = (2.5, 0.7, 0.7), (24, 100, 110)
+    scan, new = body_hu(spacing_mm, shape, metal_hu), (60, 70, 77)
+    if padding_hu is not None:
+        scan[:, :, :8] = padding_hu  # in air, up to 8 mm from tissue
+    truth = np.clip(body_hu((1.0, 1.0, 1.0), new, metal_hu), -1024, 1024)
+    difference = np.abs(resample_hu(scan, spacing_mm) - truth)[:, 12:-12, 12:-12]
+    tissue = (np.abs(truth - 40) < 1)[:, 12:-12, 12:-12]
+    assert np.sqrt((difference[tissue] ** 2).mean()) < 25
+    late = np.abs(np.clip(resample_cubic(scan, spacing_mm), -1024, 1024) - truth)[:, 12:-12, 12:-12]
+    assert (difference[tissue] > 100).sum() < 0.7 * (late[tissue] > 100).sum()

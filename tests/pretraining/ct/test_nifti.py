@@ -1,0 +1,117 @@
+"""What NIfTI files state of themselves: which of them are read, and the sentence that the others get."""
+
+import bz2
+import struct
+
+import nibabel
+import numpy as np
+import pytest
+import SimpleITK as sitk
+from scipy.spatial.transform import Rotation
+
+from pretraining.ct.find_scans import find_scans
+from pretraining.ct.read_ct import read_ct
+from pretraining.ct.scan import UnusableScanError
+
+ONE_MM = np.diag([-1.0, -1.0, 1.0, 1.0])
+
+
+@pytest.fixture
+def values(make_body):
+    return sitk.GetArrayFromImage(make_body())
+
+
+def read_only(folder):
+    scans, unusable = find_scans(folder, folder / "store")
+    assert len(scans) == 1 and not unusable
+    return read_ct(scans[0])
+
+
+def refusal(folder) -> str:
+    with pytest.raises(UnusableScanError) as error:
+        read_only(folder)
+    return str(error.value)
+
+
+def with_codes(path, values, sform=ONE_MM, sform_code=1, qform=ONE_MM, qform_code=1):
+    image = nibabel.Nifti1Image(values.T, None)
+    image.header.set_sform(sform, sform_code)
+    image.header.set_qform(qform, qform_code)
+    image.header.set_zooms((1, 1, 1))
+    image.to_filename(path)
+
+
+def turned(degrees):
+    affine = np.eye(4)
+    affine[:3, :3] = Rotation.from_euler("x", degrees, degrees=True).as_matrix()
+    return affine @ ONE_MM
+
+
+@pytest.mark.parametrize("kind", [nibabel.Nifti1Image, nibabel.Nifti2Image])
+@pytest.mark.parametrize("name", ["a.nii", "a.nii.gz", "a.nii.bz2"])
+def test_versions_and_compressions_read_alike(tmp_path, values, kind, name):
+    kind(values.T, ONE_MM).to_filename(tmp_path / name)
+    image = read_only(tmp_path)
+    np.testing.assert_array_equal(image.values, values)
+    np.testing.assert_allclose(image.direction, np.eye(3), atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", [nibabel.Nifti1Pair, nibabel.Nifti2Pair])
+def test_a_header_with_voxels_beside_it(tmp_path, values, kind):
+    kind(values.T, ONE_MM).to_filename(tmp_path / "a.hdr")
+    scans, _ = find_scans(tmp_path, tmp_path / "store")
+    assert [file.name for file in scans[0].files] == ["a.hdr", "a.img"]
+    np.testing.assert_array_equal(read_only(tmp_path).values, values)
+    (tmp_path / "a.img").write_bytes((tmp_path / "a.img").read_bytes()[:-1])
+    assert "truncated" in refusal(tmp_path)
+    (tmp_path / "a.img").unlink()
+    assert "without a.img" in refusal(tmp_path)
+
+
+def test_analyze_has_no_orientation(tmp_path, values):
+    nibabel.AnalyzeImage(values.T, None).to_filename(tmp_path / "a.img")
+    assert "Analyze" in refusal(tmp_path)
+
+
+def test_zstandard_is_named(tmp_path):
+    (tmp_path / "a.nii.zst").write_bytes(b"\x28\xb5\x2f\xfd")
+    assert "unpack it (zstd -d)" in refusal(tmp_path)
+
+
+@pytest.mark.parametrize("kept", [0, 100, -20])
+def test_a_truncated_bzip2_file(tmp_path, values, kept):
+    nibabel.Nifti1Image(values.T, ONE_MM).to_filename(tmp_path / "a.nii")
+    packed = bz2.compress((tmp_path / "a.nii").read_bytes())
+    (tmp_path / "a.nii").unlink()
+    (tmp_path / "a.nii.bz2").write_bytes(packed[:kept])
+    assert "truncated" in refusal(tmp_path)
+
+
+def test_without_codes_no_orientation_is_known(tmp_path, values):
+    with_codes(tmp_path / "a.nii", values, sform_code=0, qform_code=0)
+    assert "states no orientation (the codes of sform and qform are 0)" in refusal(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("codes", "counts"),
+    [((1, 1), "sform"), ((2, 0), "sform"), ((4, 0), "sform"), ((0, 1), "qform"), ((0, 2), "qform")],
+)
+def test_the_affine_that_counts(tmp_path, values, codes, counts):
+    """The sform where its code is set, else the qform; the other one is turned by 10 degrees."""
+    turns = {"sform": turned(0 if counts == "sform" else 10), "qform": turned(10 if counts == "sform" else 0)}
+    with_codes(tmp_path / "a.nii", values, turns["sform"], codes[0], turns["qform"], codes[1])
+    np.testing.assert_allclose(read_only(tmp_path).direction, np.eye(3), atol=1e-6)
+
+
+@pytest.mark.parametrize("qform", [np.diag([1.0, -1.0, 1.0, 1.0]), np.diag([-1.0, 1.0, 1.0, 1.0]), turned(90)])
+def test_orientations_that_contradict_each_other(tmp_path, values, qform):
+    with_codes(tmp_path / "a.nii", values, qform=qform)
+    assert "two orientations that contradict each other" in refusal(tmp_path)
+
+
+def test_a_quaternion_that_rounding_made_too_long(tmp_path, values):
+    with_codes(tmp_path / "a.nii", values, sform_code=0, qform=np.diag([1.0, -1.0, -1.0, 1.0]))
+    content = bytearray((tmp_path / "a.nii").read_bytes())
+    content[256:260] = struct.pack("<f", 1.0001)  # of b; the rotation is by 180 degrees about x
+    (tmp_path / "a.nii").write_bytes(content)
+    np.testing.assert_allclose(read_only(tmp_path).direction, np.diag([-1.0, 1.0, -1.0]), atol=1e-6)
