@@ -36,6 +36,7 @@ if __name__ == "__main__":  # nnU-Net may import every file it finds below a fol
         license_expression="Apache-2.0",
         python_requires=">=3.10",
         packages=find_packages(include=["nnunetv2_cads*", "pretraining*"]),
+        package_data={"nnunetv2_cads.doctor": ["known_step.json"]},
         cmdclass={"build_py": BuildPyWithStartupFile},
         install_requires=[
             "torch>=2.6",

@@ -37,7 +37,8 @@ def main(argv: list[str] | None = None) -> int:
 def _command(argv: list[str]) -> int:
     arguments = _parser().parse_args(argv)
     levels = []
-    for name, check in _checks(arguments).items():
+    checks = _self_tests(arguments.device) if arguments.self_test else _checks(arguments)
+    for name, check in checks.items():
         try:
             with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():  # nnU-Net's search prints
                 warnings.simplefilter("ignore")  # other packages' warnings are not findings
@@ -52,6 +53,7 @@ def _command(argv: list[str]) -> int:
             sys.stdout.write(f"{finding.level:8} {name}: {finding.text}\n")
             if finding.fix:
                 sys.stdout.write(f"{'':8} -> {finding.fix}\n")
+        sys.stdout.flush()
     return int(PROBLEM in levels)
 
 
@@ -65,7 +67,19 @@ def _parser() -> argparse.ArgumentParser:
     plans = parser.add_mutually_exclusive_group()
     plans.add_argument("--plans", metavar="FILE", type=Path, help="plans to compare the encoder with")
     plans.add_argument("-d", metavar="ID", type=int, help="dataset whose nnUNetCADSPlans (or nnUNetPlans) to take")
+    parser.add_argument(
+        "--self-test", action="store_true", help="instead: check what this machine computes, and how fast (minutes)"
+    )
+    parser.add_argument(
+        "--device", default="auto", help="of --self-test: cpu, cuda, cuda:1, mps (default: %(default)s)"
+    )
     return parser
+
+
+def _self_tests(device: str) -> dict[str, Callable[[], Iterator[Finding]]]:
+    from nnunetv2_cads.doctor.self_test import self_tests
+
+    return self_tests(device)
 
 
 def _checks(arguments: argparse.Namespace) -> dict[str, Callable[[], Iterator[Finding]]]:
