@@ -257,6 +257,7 @@ class RunConfig(_Section):
     seed: int = _setting(0, "seed of weights, order and views", at_least(0))
     device: str = _setting("auto", "cpu, cuda, cuda:1, ...; auto takes a GPU where there is one")
     amp: str = _setting("none", "autocast of the forward pass; none is float32", one_of("none", "bf16", "fp16"))
+    tf32: bool = _setting(False, "let products of float32 keep 10 bits instead of 23, on GPUs that are faster then")
     accumulate: int = _setting(1, "parts in which each process takes its batch, to save memory", at_least(1))
     compile: bool = _setting(False, "compile student and teacher with torch.compile")
     log_every: int = _setting(10, "steps that one line of metrics.jsonl averages", at_least(1))

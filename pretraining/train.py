@@ -63,7 +63,7 @@ def train(
         opened, device = _open(store, folder.device, processes)
         summary = opened.summary()
         with folder.open(summary, device, processes) as config:
-            prepare_device(device, config.run.amp)
+            prepare_device(device, config.run.tf32)
             stream = ViewStream(opened, config)
             cads = Pretrainer(config, steps_per_epoch(stream, config), device, processes)
             resume_from(output / CHECKPOINT, cads, summary)
@@ -98,7 +98,7 @@ def estimate_run(store: Path, config: PretrainConfig) -> int:
     with no_memory_as_error(), start_processes(config.run.device) as processes:
         processes.broadcast_from_rank0(lambda: check_batch_size(config, processes))
         opened, device = _open(store, config.run.device, processes)
-        prepare_device(device, config.run.amp)
+        prepare_device(device, config.run.tf32)
         result = estimate(config, steps_per_epoch(ViewStream(opened, config), config), device, processes)
         if processes.is_rank0:
             logger.info("%s", result)

@@ -51,7 +51,7 @@ def self_tests(device_name: str) -> dict[str, Check]:
         UserError: there is no such device.
     """
     device = choose_device(device_name)
-    prepare_device(device, amp="none")
+    prepare_device(device)
     precisions = ("none", "bf16") if device.type == "cpu" else ("none", "bf16", "fp16")  # no CPU is fast in fp16
     checks: dict[str, Check] = {"device": lambda: check_device(device)}
     for amp in precisions:

@@ -12,12 +12,12 @@ from pretraining.system.machine import core_count, keep_freed_memory
 from pretraining.system.processes import SINGLE_PROCESS, Processes
 
 
-def prepare_device(device: torch.device, amp: str) -> None:
+def prepare_device(device: torch.device, tf32: bool = False) -> None:
     """Make ``device`` the one that everything of this process uses, and set how exactly and how fast it computes.
 
     Args:
         device: of the run, see `choose_device`.
-        amp: the setting. With "none", float32 keeps its 23 bits: by default, cuDNN's convolutions keep 10 of them.
+        tf32: the setting. Without it, float32 keeps its 23 bits: by default, cuDNN's convolutions keep 10 of them.
     """
     if device.type == "cpu":
         keep_freed_memory()
@@ -25,7 +25,7 @@ def prepare_device(device: torch.device, amp: str) -> None:
         return
     if device.index is not None:  # streams and events without a device are those of the current one
         torch.cuda.set_device(device)
-    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = amp != "none"
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = tf32
     torch.backends.cudnn.benchmark = True  # shapes are the same in every step
 
 

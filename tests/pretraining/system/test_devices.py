@@ -72,23 +72,23 @@ def test_a_run_that_resumes_takes_its_device_from_its_config(small_store, tmp_pa
     assert f"{config}: damaged" in capfd.readouterr().err
 
 
-@pytest.mark.parametrize("amp", ["none", "bf16"])
-def test_float32_is_exact_without_amp(amp):
+@pytest.mark.parametrize("tf32", [False, True])
+def test_float32_is_exact_unless_tf32_is_asked_for(tf32):
     cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
     before = cudnn.allow_tf32, matmul.allow_tf32, cudnn.benchmark
     try:
-        cudnn.allow_tf32 = matmul.allow_tf32 = amp == "none"
-        prepare_device(torch.device("cpu"), amp)
-        assert cudnn.allow_tf32 == matmul.allow_tf32 == (amp == "none")  # as it was
-        prepare_device(torch.device("cuda"), amp)
-        assert cudnn.allow_tf32 == matmul.allow_tf32 == (amp != "none") and cudnn.benchmark
+        cudnn.allow_tf32 = matmul.allow_tf32 = not tf32
+        prepare_device(torch.device("cpu"), tf32)
+        assert cudnn.allow_tf32 == matmul.allow_tf32 == (not tf32)  # as it was
+        prepare_device(torch.device("cuda"), tf32)
+        assert cudnn.allow_tf32 == matmul.allow_tf32 == tf32 and cudnn.benchmark
     finally:
         cudnn.allow_tf32, matmul.allow_tf32, cudnn.benchmark = before
 
 
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
 def test_a_gpu_with_a_number_is_made_the_current_one():
-    prepare_device(torch.device("cuda:1"), "none")
+    prepare_device(torch.device("cuda:1"))
     assert torch.cuda.current_device() == 1
     torch.cuda.set_device(0)
 
