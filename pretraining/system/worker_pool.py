@@ -18,6 +18,8 @@ from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
+from pretraining.system.errors import UserError
+
 logger = logging.getLogger(__name__)
 
 THREAD_VARIABLES = (
@@ -29,6 +31,10 @@ THREAD_VARIABLES = (
     "ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS",
 )
 """Numbers of threads that libraries read once, when they load."""
+CANNOT_START = (
+    "worker processes cannot start (exit code {}, their own message is above): in a script of your own, put the call "
+    'below if __name__ == "__main__":, since workers import the script; otherwise install the module that is missing'
+)
 CRASHES = (signal.SIGSEGV, signal.SIGABRT, signal.SIGFPE, signal.SIGILL)
 _SECONDS_TO_END = 10
 """How long to wait for a killed worker: one that waits for a dead file server ends when the server answers."""
@@ -74,6 +80,9 @@ def run_in_processes(
     Yields:
         Each task when it ends, and its outcome: what the function returned or the exception that it raised,
         or `WorkerDiedError` or `TaskTimeoutError`.
+
+    Raises:
+        UserError: a worker ended by itself before it could take a task, as every other would.
     """
     waiting = deque(tasks)
     busy: dict[Connection, _Worker] = {}
@@ -84,6 +93,8 @@ def run_in_processes(
                 busy[worker.connection] = worker
                 worker.begin(waiting.popleft(), seconds)
             for worker in _ended(busy):
+                if worker.has_only_started():
+                    continue
                 task, outcome = worker.task, worker.outcome()
                 if waiting and not isinstance(outcome, WorkerDiedError | TaskTimeoutError):
                     worker.begin(waiting.popleft(), seconds)
@@ -113,6 +124,7 @@ class _Worker:
         with changed_environment(dict.fromkeys(THREAD_VARIABLES, "1")), _interrupts_blocked():
             self._process.start()
         theirs.close()
+        self._is_started = False
 
     def begin(self, task: Any, seconds: float | None) -> None:
         """Send a task."""
@@ -123,8 +135,22 @@ class _Worker:
         except OSError:
             logger.debug("a worker died between two tasks; `outcome` finds its pipe closed")
 
+    def has_only_started(self) -> bool:
+        """Whether it has sent that it can take a task, and no outcome yet."""
+        if self._is_started or not self.connection.poll():
+            return False
+        try:
+            self._is_started = self.connection.recv()
+        except (EOFError, OSError):
+            return False
+        return not self.connection.poll()
+
     def outcome(self) -> Any:
-        """What the task came to; waits for it until the deadline has passed."""
+        """What the task came to; waits for it until the deadline has passed.
+
+        Raises:
+            UserError: it could not start.
+        """
         try:
             if self._seconds is not None and not self.connection.poll():
                 return TaskTimeoutError(self._seconds)
@@ -132,6 +158,8 @@ class _Worker:
         except (EOFError, OSError):
             self._process.join()
             code = self._process.exitcode
+            if not self._is_started and code >= 0:
+                raise UserError(CANNOT_START.format(code)) from None
             return WorkerDiedError(f"signal {-code}" if code < 0 else f"exit code {code}", -code in CRASHES)
 
     def kill(self) -> None:
@@ -159,6 +187,7 @@ def _work(connection: Connection, function: Callable[[Any], Any]) -> None:
     """A worker's life: take a task, do it, send the outcome, until the other end of the pipe is closed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
     try:
+        connection.send(True)  # that it has started
         while True:
             task = connection.recv()
             try:

@@ -1,12 +1,16 @@
 """The pool of workers: all tasks come back, and one that kills or hangs its worker costs itself alone."""
 
 import os
+import subprocess
 import sys
 import time
 from contextlib import closing
+from pathlib import Path
 
 import pytest
 
+import pretraining
+from pretraining.system.errors import UserError
 from pretraining.system.worker_pool import THREAD_VARIABLES, TaskTimeoutError, WorkerDiedError, run_in_processes
 
 TASKS = """
@@ -88,6 +92,26 @@ def test_a_task_that_hangs_costs_itself_alone(work, tmp_path, workers):
 
 def test_the_limit_is_for_each_task_not_for_all(work):
     assert [outcome for _, outcome in run_in_processes(work, ["nap"] * 12, 1, seconds=8)] == ["nap"] * 12
+
+
+def test_a_worker_that_cannot_start_ends_all_with_the_reason(work, tmp_path, capfd):
+    """Its module is missing there; it is no want of memory."""
+    (tmp_path / "pool_tasks.py").unlink()
+    with pytest.raises(UserError, match=r"cannot start \(exit code 1, .* install the module that is missing"):
+        list(run_in_processes(work, ["ok", "ok"], 1))
+    assert "No module named 'pool_tasks'" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "call", ["list(run_in_processes(abs, [-1], 1))", "sys.exit(len(list(run_in_processes(abs, [1], 1))))"]
+)
+def test_a_script_without_a_guard_is_told_of_it(tmp_path, call):
+    script = tmp_path / "script.py"
+    script.write_text(f"import sys\nfrom pretraining.system.worker_pool import run_in_processes\n{call}\n")
+    environment = {**os.environ, "PYTHONPATH": str(Path(pretraining.__file__).parents[1])}
+    done = subprocess.run([sys.executable, script], env=environment, capture_output=True, encoding="utf-8", timeout=100)
+    assert done.returncode == 1
+    assert 'put the call below if __name__ == "__main__":' in done.stderr.splitlines()[-1]
 
 
 def test_no_tasks(work):
