@@ -5,6 +5,7 @@ import functools
 import logging
 import math
 import shlex
+from collections import Counter
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
@@ -14,7 +15,7 @@ from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from nnunetv2_cads.encoder_file.record import SPACING_MM
-from pretraining.ct.find_scans import find_scans
+from pretraining.ct.find_scans import find_scans, passed_over_text
 from pretraining.ct.scan import Scan, UnusableScanError, printable, reason_of
 from pretraining.store.add_scan import preprocess_scan
 from pretraining.store.duplicates import without_duplicates
@@ -73,12 +74,20 @@ def preprocess(
         with stop_signals_raised():
             writer.check_folder()
             logger.info("searching %s", source)
-            scans, unusable = find_scans(source, writer.path)
+            passed_over: Counter[str] = Counter()
+            scans, unusable = find_scans(source, writer.path, passed_over)
+            others = passed_over_text(passed_over, by_kind=not anonymise)
             if not scans and not unusable:
-                raise UserError(f"{source}: holds no CT scan; put NIfTI, NRRD or MHA files or DICOM series there")
+                found = f" ({others})" if others else ""
+                raise UserError(
+                    f"{source}: holds no CT scan{found}; put NIfTI, NRRD or MHA files or DICOM series there"
+                )
             with store_lock(writer.path, part.number, part.count):
                 add = functools.partial(preprocess_scan, writer=writer, max_spacing_mm=max_spacing_mm)
-                return _add_to_store(writer, source, scans, unusable, part, processes, 60 * scan_minutes, add)
+                code = _add_to_store(writer, source, scans, unusable, part, processes, 60 * scan_minutes, add)
+            if others:
+                logger.info("%s", others)
+            return code
     except StopSignal as stop:
         logger.info(
             "stopped; no finished volume is lost. To resume, give the same command: cads_preprocess %s %s%s%s%s%s",

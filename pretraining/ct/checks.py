@@ -31,6 +31,10 @@ SOFT_TISSUE_HU = (-200, 300)
 MIN_FRACTION = 0.001
 # Inverted CT has the air around the body here. No more than a tenth of a skull is as dense.
 DENSE_ABOVE_HU, MAX_DENSE_FRACTION = 700, 0.3
+MAX_HU = 31000
+"""No CT has more, not even in metal: extended scales end at 30710 HU."""
+# Metal and bone beyond the scale are less than this of a scan, all at its highest value.
+CONSTANT_ABOVE_HU, MAX_CONSTANT_FRACTION = 2000, 0.05
 
 
 def spacing_text(spacing_mm: Sequence[float]) -> str:
@@ -147,6 +151,18 @@ def check_values(values: np.ndarray) -> None:
     if low == high:
         raise UnusableScanError(f"has the same value {low:g} in every voxel; export it again")
     wanted = MIN_FRACTION * values.size
+    beyond = np.count_nonzero(values > MAX_HU) if high > MAX_HU else 0
+    if beyond > wanted:
+        raise UnusableScanError(
+            f"has {beyond / values.size:.1%} of its voxels above {MAX_HU} HU (up to {high:g}), which no CT has: they "
+            "are padding that is not declared, or low values stored without their sign; set them to -1024"
+        )
+    constant = np.count_nonzero(values == values.max()) if high > CONSTANT_ABOVE_HU else 0
+    if constant > MAX_CONSTANT_FRACTION * values.size:
+        raise UnusableScanError(
+            f"has {constant / values.size:.1%} of its voxels at {high:g} HU, which no CT has: they are padding that is "
+            "not declared, or its intensities are inverted; set padding to -1024"
+        )
     if np.count_nonzero(values < AIR_BELOW_HU) < wanted:
         raise UnusableScanError(
             f"has values from {low:g} to {high:g} and no air, so they are not HU; {_advice(low, high)}"

@@ -3,12 +3,12 @@
 import numpy as np
 
 from pretraining.ct.checks import same_spacing
+from pretraining.ct.dicom_grid import uneven_gap
 from pretraining.ct.dicom_series import Slice, numbers
 from pretraining.ct.scan import UnusableScanError
 
 # OT (other): secondary captures, and what converters write. Whether those are CT is seen by their values.
 MODALITIES = ("CT", "OT", "")
-SLICE_GAP_TOLERANCE = 0.1
 MAX_TILT = 0.05
 
 
@@ -21,8 +21,22 @@ def check_series(slices: list[Slice]) -> None:
     for each in slices:
         if each.modality not in MODALITIES:
             raise UnusableScanError(f"is of modality {each.modality}, not CT; leave it out")
+    if len({bool(each.pixels.slope and each.pixels.intercept) for each in slices}) > 1:
+        raise UnusableScanError(
+            "has slices without rescale slope and intercept among others with them; export the original CT series"
+        )
     if len(slices) > 1:
         _check_grid_of(slices)
+
+
+def is_grid(slices: list[Slice]) -> bool:
+    """Whether slices, in order along the patient, lie in one grid."""
+    try:
+        if len(slices) > 1:
+            _check_grid_of(slices)
+    except (UnusableScanError, ValueError):
+        return False
+    return True
 
 
 def _check_grid_of(slices: list[Slice]) -> None:
@@ -41,11 +55,10 @@ def _check_grid_of(slices: list[Slice]) -> None:
     steps = np.diff(positions, axis=0)
     if np.linalg.norm(steps - np.outer(steps @ normal, normal)) > MAX_TILT * np.linalg.norm(steps):
         raise UnusableScanError("was taken with a tilted gantry; straighten it (resample it to upright slices)")
-    gaps = np.abs(steps @ normal)
-    usual = float(np.median(gaps))
-    worst = int(np.argmax(np.abs(gaps - usual)))
-    if not usual > 0 or not abs(gaps[worst] - usual) <= SLICE_GAP_TOLERANCE * usual:  # also where one is NaN
+    worst = uneven_gap(positions, normal)
+    if worst is not None:
+        gaps = np.abs(steps @ normal)
         raise UnusableScanError(
-            f"has slices {usual:g} mm apart but {gaps[worst]:g} mm between slices {worst + 1} and {worst + 2}: slices "
-            "are missing or there twice; export the whole series again"
+            f"has slices {np.median(gaps):g} mm apart but {gaps[worst]:g} mm between slices {worst + 1} and "
+            f"{worst + 2}: slices are missing or there twice; export the whole series again"
         )

@@ -1,23 +1,26 @@
 """Finding the scans below a folder: NIfTI, NRRD and MetaImage files, and DICOM series."""
 
-import hashlib
 import os
-from collections import defaultdict
+import re
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
 from tqdm import tqdm
 
 from pretraining.ct import nifti
-from pretraining.ct.dicom_series import DICOM_SUFFIXES, Slice, read_slice
+from pretraining.ct.dicom_series import DICOM_SUFFIXES, NoSlice, Slice, read_slice
+from pretraining.ct.dicom_volumes import FoundSlice, series_scans
 from pretraining.ct.scan import Scan, UnusableScanError, is_text, volume_id
 from pretraining.system.errors import UserError
 
 VOLUME_SUFFIXES = (*nifti.SUFFIXES, ".nrrd", ".nhdr", ".mha", ".mhd")
 SECONDS_WITHOUT_BAR = 5
+MAX_KINDS = 8
+COPIES = "copies of DICOM slices"
 
 
-def find_scans(source: Path, store: Path) -> tuple[list[Scan], dict[str, str]]:
+def find_scans(source: Path, store: Path, passed_over: Counter[str] | None = None) -> tuple[list[Scan], dict[str, str]]:
     """Every scan in ``source``, a file or a folder with all below it, and what looked like one but cannot be used.
 
     Passed over are hidden files, links that lead round in a circle, the store itself, and whatever is no image.
@@ -25,6 +28,7 @@ def find_scans(source: Path, store: Path) -> tuple[list[Scan], dict[str, str]]:
     Args:
         source: where to search.
         store: the store's folder.
+        passed_over: to count the files that are no scan, by kind; hidden ones are not counted.
 
     Returns:
         The scans, sorted by name, and the reason for each file that looked like a scan and is none.
@@ -45,8 +49,8 @@ def find_scans(source: Path, store: Path) -> tuple[list[Scan], dict[str, str]]:
         raise UserError(f"{source}: cannot be read ({error.strerror}); check its permissions") from None
     scans: list[Scan] = []
     unusable: dict[str, str] = {}
-    # Slices of one series in several folders, or of several sizes, are several series.
-    series: dict[tuple, list[tuple[float, Path, str]]] = defaultdict(list)
+    slices: list[FoundSlice] = []
+    passed_over = Counter() if passed_over is None else passed_over
     files = visible_files(source, store.resolve())
     for path in tqdm(files, desc="searching", unit="file", delay=SECONDS_WITHOUT_BAR, dynamic_ncols=True):
         relative = path.relative_to(source).as_posix()
@@ -57,10 +61,13 @@ def find_scans(source: Path, store: Path) -> tuple[list[Scan], dict[str, str]]:
             continue
         if isinstance(found, Scan):
             scans.append(found)
-        elif found is not None:
-            key = (path.parent, found.series_uid, found.size[:2])
-            series[key].append((found.place_mm, path, found.identifier))
-    scans.extend(_series_scan(source, sorted(slices)) for slices in series.values())
+        elif isinstance(found, Slice):
+            slices.append(FoundSlice(path, found))
+        elif not _is_part_of_scan(path):
+            passed_over[_kind(path, found)] += 1
+    of_series, copies = series_scans(source, slices)
+    scans += of_series
+    passed_over.update({COPIES: copies} if copies else {})
     return sorted(scans, key=lambda scan: scan.name), unusable
 
 
@@ -70,7 +77,7 @@ def _single_scan(source: Path) -> tuple[list[Scan], dict[str, str]]:
         found = _look_at(source, source.name)
     except UnusableScanError as error:
         return [], {source.name: str(error)}
-    if found is None:
+    if isinstance(found, NoSlice):
         with source.open("rb"):  # where it may not be read, that is what to report
             raise UserError(f"{source}: is no CT file; give NIfTI, NRRD, MHA or DICOM, or a folder of them, as INPUT")
     if isinstance(found, Slice):
@@ -78,8 +85,8 @@ def _single_scan(source: Path) -> tuple[list[Scan], dict[str, str]]:
     return [found], {}
 
 
-def _look_at(path: Path, relative: str) -> Scan | Slice | None:
-    """What a file holds, by its suffix or its first bytes; None where it is no image.
+def _look_at(path: Path, relative: str) -> Scan | Slice | NoSlice:
+    """What a file holds, by its suffix or its first bytes.
 
     Raises:
         UnusableScanError: it looks like a scan or slice, but cannot be used.
@@ -88,12 +95,37 @@ def _look_at(path: Path, relative: str) -> Scan | Slice | None:
     stem = _without_suffix(relative)
     if not _may_be_read(path):
         if stem is None and path.suffix.lower() not in DICOM_SUFFIXES:
-            return None
+            return NoSlice.NOT_DICOM
         raise UnusableScanError("is no regular file (a pipe, socket or device); remove it")
     found = read_slice(path) if stem is None else Scan(volume_id(stem), relative, nifti.files_of(path))
-    if found is not None and not is_text(relative):
+    if not isinstance(found, NoSlice) and not is_text(relative):
         raise UnusableScanError("has a name that is not valid UTF-8, which ITK cannot open; rename it")
     return found
+
+
+def _is_part_of_scan(path: Path) -> bool:
+    """Whether a file holds the voxels of a header beside it, which is the scan."""
+    headers = {".raw": (".mhd", ".nhdr"), ".zraw": (".mhd", ".nhdr"), ".img": (".hdr",), ".IMG": (".HDR",)}
+    return any(path.with_suffix(suffix).exists() for suffix in headers.get(path.suffix, ()))
+
+
+def _kind(path: Path, why: NoSlice) -> str:
+    """What to call a file that is no scan: by its suffix, if that is one and no part of a name."""
+    if why is not NoSlice.NOT_DICOM:
+        return why.value
+    suffix = path.suffix.lower()
+    return suffix if re.fullmatch(r"\.(?!\d+$)[a-z0-9]{1,5}", suffix) else f"without suffix ({why.value})"
+
+
+def passed_over_text(passed_over: Counter[str], by_kind: bool = True) -> str:
+    """What `find_scans` has counted, in words: "5 files are no CT: 4 .txt, 1 .json". Kinds may be left out."""
+    counts = Counter({kind: number for kind, number in passed_over.items() if kind != COPIES})
+    kinds = [f"{number} {kind}" for kind, number in counts.most_common(MAX_KINDS)]
+    if len(counts) > MAX_KINDS:
+        kinds.append(f"{sum(sorted(counts.values())[:-MAX_KINDS])} of other kinds")
+    listed = ": " + ", ".join(kinds) if by_kind else ""
+    texts = [f"{counts.total()} file{'s are' if counts.total() > 1 else ' is'} no CT{listed}"] if counts else []
+    return "; ".join(texts + ([f"{passed_over[COPIES]} files are {COPIES}"] if passed_over[COPIES] else []))
 
 
 def _without_suffix(name: str) -> str | None:
@@ -123,20 +155,3 @@ def _may_be_read(path: Path) -> bool:
         return path.is_file() or not path.exists()
     except OSError:  # a link to itself
         return True
-
-
-def _series_scan(source: Path, slices: list[tuple[float, Path, str]]) -> Scan:
-    """The scan that a DICOM series is, whose files are all in one folder.
-
-    Its name has a hash of the series' identifier: the same whatever else comes into the folder, and without anything
-    of the patient.
-
-    Args:
-        source: where the scan was found.
-        slices: place in mm, file and identifier of the series, of each slice in order along the patient.
-    """
-    paths, identifier = tuple(path for _, path, _ in slices), slices[0][2]
-    relative = paths[0].parent.relative_to(source).as_posix()
-    prefix = "" if relative == "." else f"{relative}/"
-    name = f"{prefix}series-{hashlib.sha256(identifier.encode()).hexdigest()[:8]}"
-    return Scan(volume_id(name), name, paths, is_dicom=True)

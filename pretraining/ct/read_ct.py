@@ -1,6 +1,7 @@
 """Reading one scan: voxels as they are, spacing and directions of the axes, all checked.
 
-SimpleITK reads every format but NIfTI (`pretraining.ct.nifti` says why).
+SimpleITK reads the geometry of NRRD and MetaImage, and their voxels (`pretraining.ct.nrrd_mha`). NIfTI is read without
+it (`pretraining.ct.nifti` says why), and DICOM slice by slice (`pretraining.ct.dicom_voxels`).
 """
 
 import errno
@@ -14,7 +15,11 @@ import SimpleITK as sitk
 
 from pretraining.ct import checks
 from pretraining.ct.dicom_checks import check_series
-from pretraining.ct.dicom_series import numbers, read_slice
+from pretraining.ct.dicom_frames import read_frame_headers
+from pretraining.ct.dicom_grid import step_mm
+from pretraining.ct.dicom_passes import check_one_pass
+from pretraining.ct.dicom_series import Slice, numbers, read_slice
+from pretraining.ct.dicom_voxels import read_frames, read_slices
 from pretraining.ct.gantry_tilt import find_tilt
 from pretraining.ct.nifti import SUFFIXES, is_nifti, read_nifti
 from pretraining.ct.nrrd_mha import read_nrrd_or_mha
@@ -92,21 +97,35 @@ def _read_nifti(path: Path) -> CTImage:
 def _read_series(files: tuple[Path, ...]) -> CTImage:
     """Read the slices of a DICOM series, given in order along the patient; the voxels only after the headers."""
     slices = [read_slice(file) for file in files]
-    if None in slices:
+    if not all(isinstance(each, Slice) for each in slices):
         raise ValueError("files have changed since they were found")
+    whole, order = slices[0], []
+    has_frames = whole.size[2] > 1
+    if has_frames:
+        frames = read_frame_headers(files[0], whole)
+        order = sorted(range(len(frames)), key=lambda index: frames[index].place_mm)
+        slices = [frames[index] for index in order]
+    check_one_pass(slices)
     check_series(slices)
-    columns, rows, _ = slices[0].size  # that of all (`find_scans`)
-    size = (columns, rows, sum(slice_.size[2] for slice_ in slices))
-    stated = tuple(numbers(slices[0].pixel_spacing)[::-1]) if slices[0].pixel_spacing else None
-    checks.check_grid(size, (*(stated or (1.0, 1.0)), 1.0))
+    size = (*whole.size[:2], len(slices))  # columns and rows are those of all (`find_scans`)
+    spacing, direction = _grid(slices)
+    checks.check_grid(size, spacing)
     checks.check_stored_bytes(size, sum(file.stat().st_size for file in files))
-    reader = sitk.ImageSeriesReader()
-    reader.SetFileNames([str(file) for file in files])
-    image = reader.Execute()
-    pixel_type = image.GetPixelIDTypeAsString()
-    checks.check_pixels(image.GetDimension(), image.GetSize(), image.GetNumberOfComponentsPerPixel(), pixel_type)
-    spacing = image.GetSpacing()
-    if len(slices) > 1:
-        checks.check_stated_spacing(stated, spacing[:2])
-    checks.check_grid(image.GetSize(), spacing)
-    return CTImage(sitk.GetArrayFromImage(image), spacing, np.array(image.GetDirection()).reshape(3, 3))
+    values = read_frames(files[0], whole, frames, order) if has_frames else read_slices(files, slices)
+    return CTImage(values, spacing, direction)
+
+
+def _grid(slices: list[Slice]) -> tuple[tuple[float, float, float], np.ndarray]:
+    """Voxel edges in mm along x, y, z, and direction cosines, of slices that have passed the checks.
+
+    A single slice has no edge along z; whatever stands there, it is too thin to be used.
+    """
+    if len(slices) == 1:
+        row_mm, column_mm = numbers(slices[0].pixel_spacing or "1\\1")
+        return (float(column_mm), float(row_mm), 1.0), np.eye(3)
+    row_mm, column_mm = numbers(slices[0].pixel_spacing)
+    cosines = numbers(slices[0].orientation)
+    step = step_mm(np.array([numbers(each.position) for each in slices]))
+    length = float(np.linalg.norm(step))
+    direction = np.column_stack([cosines[:3], cosines[3:], step / length])
+    return (float(column_mm), float(row_mm), length), direction

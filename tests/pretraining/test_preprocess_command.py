@@ -50,6 +50,23 @@ def scans(tmp_path, make_body):
     return folder
 
 
+@pytest.mark.parametrize(
+    ("flags", "line"),
+    [([], "3 files are no CT: 2 .txt, 1 without suffix (not DICOM)"), (["--anonymise"], "3 files are no CT")],
+)
+def test_what_is_no_ct_is_counted_at_the_end(scans, tmp_path, flags, line):
+    for name in ("a.txt", "b.txt", "README"):
+        (scans / name).write_text("no CT")
+    code, output = run(scans, tmp_path / "store", "-np", 1, *flags)
+    assert code == 0 and output.splitlines()[-1].endswith(line), output
+
+
+def test_input_without_ct_is_told_what_it_holds(tmp_path):
+    (tmp_path / "a.txt").write_text("no CT")
+    code, output = run(tmp_path, tmp_path / "store")
+    assert code == 2 and "holds no CT scan (1 file is no CT: 1 .txt); put" in output.splitlines()[-1]
+
+
 def test_one_result_for_all_48_orientations(tmp_path, make_body):
     body = make_body(spacing_xyz_mm=(0.8, 1.1, 1.7))
     for index, letters in enumerate(letters for axes in permutations(("RL", "AP", "IS")) for letters in product(*axes)):

@@ -170,7 +170,7 @@ def test_names_tell_nothing_of_the_patient(tmp_path, make_body):
     ("spoil", "reason"),
     [
         (lambda files: files[9].unlink(), "5 mm between slices 9 and 10: slices are missing"),
-        (lambda files: files[3].with_name("copy.dcm").write_bytes(files[3].read_bytes()), "missing or there twice"),
+        (lambda files: files[3].with_name("twin.dcm").write_bytes(files[3].read_bytes()[:-1] + b"x"), "there twice"),
     ],
 )
 def test_series_that_is_not_whole(tmp_path, make_body, spoil, reason):
@@ -179,6 +179,23 @@ def test_series_that_is_not_whole(tmp_path, make_body, spoil, reason):
     ((scan,), _) = scans_of(tmp_path)
     with pytest.raises(UnusableScanError, match=reason):
         read_ct(scan)
+
+
+@pytest.mark.parametrize("is_compressed", [False, True])
+@pytest.mark.parametrize("spacing_xyz_mm", [(1, 1, 1), (0.75, 0.625, 2.5), (0.7, 0.7, 0.8)])
+@pytest.mark.parametrize("orientation", ["1\\0\\0\\0\\1\\0", "0\\1\\0\\-1\\0\\0", "-1\\0\\0\\0\\-1\\0"])
+def test_a_series_is_what_itk_reads(tmp_path, make_body, is_compressed, spacing_xyz_mm, orientation):
+    write_series(tmp_path, make_body(spacing_xyz_mm=spacing_xyz_mm), **{"0020|0037": orientation})
+    if is_compressed:
+        for path in tmp_path.iterdir():
+            header = dcmread(path)
+            header.compress(RLELossless, generate_instance_uid=False)
+            header.save_as(path)
+    ((scan,), _) = scans_of(tmp_path)
+    image, by_itk = read_ct(scan), sitk.ReadImage([str(file) for file in scan.files])
+    np.testing.assert_array_equal(image.values, sitk.GetArrayFromImage(by_itk))
+    np.testing.assert_allclose(image.spacing_xyz_mm, by_itk.GetSpacing(), rtol=1e-12)
+    np.testing.assert_allclose(image.direction, np.reshape(by_itk.GetDirection(), (3, 3)), atol=1e-12)
 
 
 @pytest.mark.parametrize("kept", [300, -1000, -1])
