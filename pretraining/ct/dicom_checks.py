@@ -1,15 +1,16 @@
-"""What makes a DICOM series unusable: another modality, missing slices, a tilted gantry. Judged by headers alone."""
+"""What makes a DICOM series unusable: another modality, missing slices, no common grid. Judged by headers alone."""
 
 import numpy as np
 
 from pretraining.ct.checks import same_spacing
-from pretraining.ct.dicom_grid import uneven_gap
+from pretraining.ct.dicom_grid import step_mm, uneven_gap
 from pretraining.ct.dicom_series import Slice, numbers
 from pretraining.ct.scan import UnusableScanError
 
 # OT (other): secondary captures, and what converters write. Whether those are CT is seen by their values.
 MODALITIES = ("CT", "OT", "")
-MAX_TILT = 0.05
+MAX_TURN = 0.05
+"""How far cosines may differ from slice to slice, and steps from the direction of all, as a fraction."""
 
 
 def check_series(slices: list[Slice]) -> None:
@@ -40,7 +41,7 @@ def is_grid(slices: list[Slice]) -> bool:
 
 
 def _check_grid_of(slices: list[Slice]) -> None:
-    """Refuse slices that are missing or there twice, that differ, or that a tilted gantry has shifted."""
+    """Refuse slices that are missing or there twice, that differ, or that do not follow each other along a line."""
     stated = [(each.position, each.orientation, each.pixel_spacing) for each in slices]
     if not all(text for texts in stated for text in texts):
         raise UnusableScanError(
@@ -49,12 +50,14 @@ def _check_grid_of(slices: list[Slice]) -> None:
     positions, cosines, edges = (np.array([numbers(text) for text in column]) for column in zip(*stated, strict=True))
     if not same_spacing(edges, edges[0]):
         raise UnusableScanError("has slices that differ in pixel spacing; export the whole series again")
-    if not np.allclose(cosines, cosines[0], rtol=0, atol=MAX_TILT):
+    if not np.allclose(cosines, cosines[0], rtol=0, atol=MAX_TURN):
         raise UnusableScanError("has slices that differ in orientation; export each orientation as a series of its own")
     normal = np.cross(cosines[0, :3], cosines[0, 3:])
     steps = np.diff(positions, axis=0)
-    if np.linalg.norm(steps - np.outer(steps @ normal, normal)) > MAX_TILT * np.linalg.norm(steps):
-        raise UnusableScanError("was taken with a tilted gantry; straighten it (resample it to upright slices)")
+    step = step_mm(positions)  # not along the normal where the gantry is tilted
+    sideways = steps - np.outer(steps @ step, step) / max(step @ step, np.finfo(float).tiny)
+    if np.linalg.norm(sideways) > MAX_TURN * np.linalg.norm(steps):
+        raise UnusableScanError("has slices that are shifted against each other; export the original CT series")
     worst = uneven_gap(positions, normal)
     if worst is not None:
         gaps = np.abs(steps @ normal)

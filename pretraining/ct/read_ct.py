@@ -63,6 +63,7 @@ def read_ct(scan: Scan) -> CTImage:
         if "orthonormal" in str(error):
             raise UnusableScanError(checks.SKEWED) from None
         raise UnusableScanError(UNREADABLE) from None
+    find_tilt(image.direction)  # refuses what no gantry does
     checks.check_values(image.values)
     return image
 
@@ -78,7 +79,7 @@ def _read_file(path: Path) -> CTImage:
     pixel_type = sitk.GetPixelIDValueAsString(reader.GetPixelID())
     checks.check_pixels(reader.GetDimension(), size, reader.GetNumberOfComponents(), pixel_type)
     direction = np.array(reader.GetDirection()).reshape(3, 3)
-    checks.check_right_angles(direction)
+    checks.check_right_angles(direction)  # neither format comes from a scanner
     return CTImage(*read_nrrd_or_mha(path, reader), direction)
 
 

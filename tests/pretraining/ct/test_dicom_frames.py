@@ -86,7 +86,7 @@ def with_contents(**values) -> dict:
         (lambda i: groups(i, **with_contents(StackID=str(i % 2))), "several passes"),
         (lambda i: groups(i + (i > 9)), "slices are missing"),
         (lambda i: groups(i // 2), "missing or there twice"),
-        (lambda i: {"PlanePositionSequence": [item(ImagePositionPatient=[0, 0.5 * i, i])]}, "tilted gantry"),
+        (lambda i: {"PlanePositionSequence": [item(ImagePositionPatient=[0, 3 * (i % 2), i])]}, "shifted"),
         (lambda i: {"PlanePositionSequence": []}, "without position"),
         (lambda i: groups(i, PixelMeasuresSequence=[item(PixelSpacing=[1 + i % 2, 1])]), "differ in pixel spacing"),
         (lambda i: groups(i, PlaneOrientationSequence=[item(ImageOrientationPatient=AXES[i % 2])]), "in orientation"),

@@ -6,6 +6,7 @@ from itertools import product
 import nibabel
 import numpy as np
 import pytest
+from dicom_files import write_slices
 
 from pretraining.ct.gantry_tilt import find_tilt
 from pretraining.ct.scan import UnusableScanError
@@ -49,6 +50,18 @@ def write_nifti(path, values, affine_lps):
     image.to_filename(path)
 
 
+def write_dicom(folder, values, affine_lps, decimals=6):
+    """Slices of the same scan, with positions that are rounded."""
+    directions = affine_lps[:, :3] / SPACING_XYZ_MM
+    places = [affine_lps @ [0, 0, index, 1] for index in range(values.shape[2])]
+    write_slices(
+        folder, (values.transpose(2, 1, 0) + 1024).astype(np.uint16), np.zeros(len(places)),
+        each=lambda index: {"ImagePositionPatient": [float(number) for number in places[index].round(decimals)]},
+        ImageOrientationPatient=[float(number) for number in directions[:, :2].T.ravel().round(6)],
+        PixelSpacing=[SPACING_XYZ_MM[1], SPACING_XYZ_MM[0]],
+    )  # fmt: skip
+
+
 def only_volume(archive):
     store = archive.parent / "store"
     assert preprocess([str(archive), str(store), "-np", "1"]) == 0
@@ -79,6 +92,12 @@ def test_a_sheared_sform_is_straightened(archive, degrees):
     angle = np.deg2rad(abs(degrees))
     height, back = 30 * 2.5 + 69 * 1.1 * np.sin(angle), 70 * 1.1 * np.cos(angle)
     np.testing.assert_allclose(volume.shape, (height, back, 60 * 1.3), atol=0.51)
+
+
+@pytest.mark.parametrize(("degrees", "decimals"), [(-20, 6), (2, 6), (0, 6), (25, 1)])
+def test_a_dicom_series_is_straightened(archive, degrees, decimals):
+    write_dicom(archive, *scanned(tilted_axes(degrees)), decimals)
+    assert_is_the_phantom(only_volume(archive))
 
 
 @pytest.mark.parametrize(("order", "flips"), list(product([(0, 1, 2), (1, 0, 2)], product([1, -1], repeat=3))))
