@@ -14,6 +14,7 @@ from pydicom.config import disable_value_validation
 from pydicom.dataset import Dataset
 from pydicom.multival import MultiValue
 
+from pretraining.ct.dicom_file import DAMAGED
 from pretraining.ct.dicom_series import Slice
 from pretraining.ct.scan import UnusableScanError
 
@@ -40,21 +41,29 @@ def read_frame_headers(path: Path, whole: Slice) -> list[Slice]:
     """
     with warnings.catch_warnings(), disable_value_validation():
         warnings.simplefilter("ignore")
-        header = dcmread(path, stop_before_pixels=True, force=True)
-        parts = int(header.get("InConcatenationTotalNumber") or 1)
-        if parts > 1:
-            raise UnusableScanError(f"is one of {parts} files of a concatenation; merge them into one file")
-        groups = list(header.get(PER_FRAME) or ())
-        if not groups:
-            raise UnusableScanError(
-                f"has {whole.size[2]} frames without a position for each; export it as Enhanced CT or a CT series"
-            )
-        if len(groups) != whole.size[2]:
-            raise UnusableScanError(
-                f"claims {whole.size[2]} frames but describes {len(groups)}: frames are missing; export it again"
-            )
-        shared = next(iter(header.get(SHARED) or ()), Dataset())
-        return [_frame(whole, header, group, shared) for group in groups]
+        try:
+            return _frames(dcmread(path, stop_before_pixels=True, force=True), whole)
+        except (UnusableScanError, OSError):
+            raise
+        except Exception:  # pydicom raises all kinds of errors over damaged headers
+            raise UnusableScanError(DAMAGED) from None
+
+
+def _frames(header: Dataset, whole: Slice) -> list[Slice]:
+    parts = int(header.get("InConcatenationTotalNumber") or 1)
+    if parts > 1:
+        raise UnusableScanError(f"is one of {parts} files of a concatenation; merge them into one file")
+    groups = list(header.get(PER_FRAME) or ())
+    if not groups:
+        raise UnusableScanError(
+            f"has {whole.size[2]} frames without a position for each; export it as Enhanced CT or a CT series"
+        )
+    if len(groups) != whole.size[2]:
+        raise UnusableScanError(
+            f"claims {whole.size[2]} frames but describes {len(groups)}: frames are missing; export it again"
+        )
+    shared = next(iter(header.get(SHARED) or ()), Dataset())
+    return [_frame(whole, header, group, shared) for group in groups]
 
 
 def _frame(whole: Slice, header: Dataset, group: Dataset, shared: Dataset) -> Slice:

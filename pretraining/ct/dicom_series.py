@@ -8,10 +8,10 @@ import errno
 import io
 import math
 import re
+import sys
 import warnings
 from dataclasses import dataclass
 from enum import Enum
-from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -65,7 +65,7 @@ class NoSlice(Enum):
     OTHER_OBJECT = "DICOM without slices"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Pixels:
     """How a file stores its pixels.
 
@@ -93,7 +93,7 @@ class Pixels:
     padding: tuple[int, int] | None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Slice:
     """What the header of one DICOM file states. Texts are as in the file, and empty where it states nothing.
 
@@ -121,7 +121,7 @@ class Slice:
     pixel_spacing: str
     pixels: Pixels
 
-    @cached_property
+    @property
     def place_mm(self) -> float:
         """Position along the normal of the slice's plane; infinity where the header does not state it."""
         try:
@@ -228,4 +228,5 @@ def _padding(header: Dataset) -> tuple[int, int] | None:
 
 def _text(header: Dataset, tag: BaseTag) -> str:
     element = header.get_item(tag, keep_deferred=True)
-    return ((element and element.value) or b"").decode("latin-1").strip(" \0")
+    # Most texts are those of all slices of a series, and archives have millions of slices.
+    return sys.intern(((element and element.value) or b"").decode("latin-1").strip(" \0"))

@@ -23,12 +23,13 @@ MIN_SLICES_ALONE = 3
 T = TypeVar("T")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class FoundSlice:
-    """A file and what its header states."""
+    """A file, what its header states, and its place along the patient, which is slow to compute."""
 
     path: Path
     slice: Slice
+    place_mm: float
 
     @property
     def key(self) -> tuple:
@@ -47,7 +48,7 @@ def series_scans(source: Path, found: list[FoundSlice]) -> tuple[list[Scan], int
     """
     scans = []
     for series in _grouped(found, lambda each: each.key).values():
-        for together in _volumes(sorted(series, key=lambda each: (each.slice.place_mm, each.path))):
+        for together in _volumes(sorted(series, key=lambda each: (each.place_mm, each.path))):
             passes = split_passes([each.slice for each in together])
             scans += [_scan(source, [together[index] for index in part], len(passes) > 1) for part in passes]
     return _with_names_of_their_own(scans), len(found) - sum(len(scan.files) for scan in scans)
@@ -77,8 +78,7 @@ def _without_copies(series: list[FoundSlice]) -> list[FoundSlice]:
 
 def _place(found: FoundSlice) -> Hashable:
     """Where a slice lies, however its numbers are written."""
-    place_mm = found.slice.place_mm
-    return round(place_mm, 3) if math.isfinite(place_mm) else found.slice.position
+    return round(found.place_mm, 3) if math.isfinite(found.place_mm) else found.slice.position
 
 
 def _sample(found: FoundSlice) -> Hashable:

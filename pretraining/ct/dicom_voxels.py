@@ -75,9 +75,12 @@ def read_stored(file: Path, header: Slice) -> np.ndarray | None:
     if not (is_plain and pixels.is_grey) or (allocated == 8 and pixels.byte_order == ">"):
         return None
     kind = np.dtype(f"{pixels.byte_order}{'i' if pixels.is_signed else 'u'}{allocated // 8}")
+    needed, row_bytes = frames * rows * columns * kind.itemsize, columns * kind.itemsize
+    if not needed <= pixels.length < needed + row_bytes:  # more would be rows of another length, or other frames
+        raise ValueError(f"{pixels.length} bytes of pixels, not {needed}")
     with file.open("rb") as stream:
         stream.seek(pixels.offset)
-        content = stream.read(frames * rows * columns * kind.itemsize)
+        content = stream.read(needed)
     stored = np.frombuffer(content, kind).reshape(frames, rows, columns)
     return stored if not used or used >= allocated else _without_unused_bits(stored, pixels)
 

@@ -62,7 +62,7 @@ def find_scans(source: Path, store: Path, passed_over: Counter[str] | None = Non
         if isinstance(found, Scan):
             scans.append(found)
         elif isinstance(found, Slice):
-            slices.append(FoundSlice(path, found))
+            slices.append(FoundSlice(path, found, found.place_mm))
         elif not _is_part_of_scan(path):
             passed_over[_kind(path, found)] += 1
     of_series, copies = series_scans(source, slices)

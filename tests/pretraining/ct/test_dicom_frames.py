@@ -11,6 +11,7 @@ from pretraining.ct.read_ct import read_ct
 from pretraining.ct.scan import UnusableScanError
 
 COUNT = 26
+PREAMBLE_BYTES = 132
 LEGACY_CT = "1.2.840.10008.5.1.4.1.1.2.2"
 AXES = ([1, 0, 0, 0, 1, 0], [1, 0, 0, 0, 0, 1])
 ORDER = np.random.default_rng(0).permutation(COUNT)
@@ -125,6 +126,26 @@ def test_frames_without_places_are_refused(tmp_path, stored):
     save(plain_header(stored, NumberOfFrames=COUNT, RescaleSlope=1, RescaleIntercept=-1024), tmp_path / "a.dcm")
     with pytest.raises(UnusableScanError, match="26 frames without a position for each"):
         read_only_scan(tmp_path)
+
+
+def test_a_flipped_bit_in_the_header_is_named_or_does_no_harm(tmp_path, stored):
+    save(enhanced_header(stored, np.arange(COUNT)), tmp_path / "a.dcm")
+    plain = (tmp_path / "a.dcm").read_bytes()
+    random = np.random.default_rng(0)
+    read = 0
+    for place in random.integers(PREAMBLE_BYTES, len(plain) - stored.nbytes, 60):
+        changed = bytearray(plain)
+        changed[place] ^= 1 << random.integers(8)
+        (tmp_path / "a.dcm").write_bytes(changed)
+        for scan in find_scans(tmp_path, tmp_path / "store")[0]:
+            try:
+                values = read_ct(scan).values
+            except UnusableScanError:
+                continue
+            read += 1
+            slope, intercept = np.polyfit(stored.ravel(), values.ravel(), 1)  # which can have changed
+            np.testing.assert_allclose(values, stored * slope + intercept, atol=0.5)
+    assert 20 < read < 60
 
 
 def test_two_files_of_one_series_are_two_volumes(tmp_path, stored):

@@ -132,10 +132,17 @@ def test_values_that_no_ct_has_are_named_where_they_are_not_declared(tmp_path, b
         read_only_scan(tmp_path)
 
 
-@pytest.mark.parametrize("value", [-2000, -3024, -32768])
-def test_low_values_around_the_field_of_view_are_taken_as_they_are(tmp_path, body_hu, outside, value):
+def test_low_values_without_their_sign_are_named(tmp_path, body_hu):
+    write_slices(tmp_path, body_hu.astype("i2").view("u2"), np.arange(COUNT), RescaleIntercept=0)
+    with pytest.raises(UnusableScanError, match=r"above 31000 HU .* low values stored without their sign"):
+        read_only_scan(tmp_path)
+
+
+@pytest.mark.parametrize(("value", "bits"), [(-2000, 16), (-3024, 16), (-32768, 16), (-3024, 12)])
+def test_low_values_around_the_field_of_view_are_taken_as_they_are(tmp_path, body_hu, outside, value, bits):
     body_hu[:, outside] = value
-    write_slices(tmp_path, body_hu.astype("i2"), np.arange(COUNT), RescaleIntercept=0)
+    header = {"RescaleIntercept": 0, "BitsStored": bits, "HighBit": bits - 1}
+    write_slices(tmp_path, body_hu.astype("i2"), np.arange(COUNT), **header)
     np.testing.assert_array_equal(read_only_scan(tmp_path), body_hu)
 
 
