@@ -1,4 +1,5 @@
-"""What our trainers share: settings of variants, mirroring, checked checkpoints, sizes of labels, AdamW and its rates.
+"""What our trainers share: settings of variants, mirroring, splits of few cases, checked checkpoints, sizes of labels,
+AdamW and its rates.
 
 Only nnU-Net's hooks are overridden; data, augmentation, loss, gradient clipping (norm 12, in nnU-Net's training step),
 validation and checkpoints are nnU-Net's.
@@ -8,9 +9,11 @@ import functools
 import locale
 import math
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
+from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
@@ -19,6 +22,17 @@ from nnunetv2_cads.network_architecture.decoder import output_sizes
 from nnunetv2_cads.training.nnunet_checkpoint import NnunetCheckpointError, read_nnunet_checkpoint
 from nnunetv2_cads.training.parameter_groups import parameter_groups
 from nnunetv2_cads.training.schedule import EpochSchedule, sawtooth_factor, warmup_poly_factor
+from nnunetv2_cads.training.split import (
+    NNUNET_FOLDS,
+    ONE_CASE,
+    OUTGROWN,
+    SPLITS_FILE,
+    few_cases_split,
+    folds_in_words,
+    is_outgrown,
+    read_splits,
+)
+from pretraining.system.files import write_json
 
 DEFAULT_DEVICE = torch.device("cuda")
 
@@ -58,6 +72,35 @@ class BaseTrainer(nnUNetTrainer):
         if not self.mirroring:
             self.inference_allowed_mirroring_axes = mirror_axes = None
         return *others, mirror_axes
+
+    def do_split(self) -> tuple[list[str], list[str]]:
+        """nnU-Net's, after a split has been made of fewer cases than its five folds need, where there is none.
+
+        Raises:
+            TrainingCannotStart: there are so few cases, and the fold is none of theirs.
+        """
+        if self.fold != "all":
+            folder = self.preprocessed_dataset_folder
+            cases = infer_dataset_class(folder).get_identifiers(folder)
+            file = Path(self.preprocessed_dataset_folder_base, SPLITS_FILE)
+            if 1 <= len(cases) < NNUNET_FOLDS:
+                self._split_few(cases, file)
+            elif is_outgrown(file, cases):
+                self.print_to_log_file(f"WARNING: {file} {OUTGROWN.format(count=len(cases))}.")
+        return super().do_split()
+
+    def _split_few(self, cases: Sequence[str], file: Path) -> None:
+        """Write the split of fewer than five cases, unless there is one; refuse a fold that it has not."""
+        if not file.exists():
+            write_json(file, few_cases_split(cases))
+        count = len(read_splits(file))
+        if not 0 <= self.fold < count:  # nnU-Net would split at random, with nothing to train on for a single case
+            raise TrainingCannotStart(
+                f"fold {self.fold} does not exist: {file} splits the {len(cases)} labelled cases into "
+                f"{folds_in_words(count)}; give one of these instead (all trains and validates on every case)"
+            )
+        if len(cases) == 1:
+            self.print_to_log_file(f"WARNING: {ONE_CASE}.")
 
     def print_to_log_file(self, *args: Any, **options: bool) -> None:
         """nnU-Net's, with characters that the locale's encoding lacks escaped: they would end the training."""

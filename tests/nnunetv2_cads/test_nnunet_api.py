@@ -30,11 +30,14 @@ FUNCTIONS = {
         "configure_optimizers": SELF,
         "configure_rotation_dummyDA_mirroring_and_inital_patch_size": SELF,
         "on_train_start": SELF,
+        "do_split": SELF,
         "load_checkpoint": (*SELF, "filename_or_checkpoint"),
         "print_to_log_file": (*SELF, "args", "also_print_to_console", "add_timestamp"),
         "_get_deep_supervision_scales": SELF,  # private hooks: nnU-Net has no public ones for the sizes of labels
         "_build_loss": SELF,  # and the weights of outputs
     },
+    "nnunetv2.training.dataloading.nnunet_dataset": {"infer_dataset_class": ("folder",)},
+    "nnunetv2.training.dataloading.nnunet_dataset.nnUNetDatasetBlosc2": {"get_identifiers": ("folder",)},
     "nnunetv2.training.loss.deep_supervision.DeepSupervisionWrapper": {"__init__": (*SELF, "loss", "weight_factors")},
     "nnunetv2.experiment_planning.experiment_planners.default_experiment_planner.ExperimentPlanner": {
         "__init__": (
