@@ -5,7 +5,7 @@ nnU-Net looks for planners only in its own package, so its functions are called 
 
 import argparse
 import functools
-import json
+import shlex
 import shutil
 import sys
 from pathlib import Path
@@ -16,12 +16,14 @@ from nnunetv2.experiment_planning.plan_and_preprocess_api import (
     plan_experiment_dataset,
     preprocess,
 )
+from nnunetv2.experiment_planning.verify_dataset_integrity import verify_dataset_integrity
 from nnunetv2.paths import nnUNet_preprocessed, nnUNet_raw
-from nnunetv2.utilities.dataset_name_id_conversion import find_candidate_datasets
+from nnunetv2.utilities.dataset_name_id_conversion import convert_id_to_dataset_name, find_candidate_datasets
 from nnunetv2.utilities.find_class_by_name import recursive_find_python_class
 
 from nnunetv2_cads.encoder_file.read import ENCODER_VARIABLE, EncoderFileError, record_to_plan_for
 from nnunetv2_cads.experiment_planning.planner import PLANS_NAME, CADSPlanner
+from nnunetv2_cads.experiment_planning.raw_dataset import check_labels, read_description
 from nnunetv2_cads.nnunet_version import require_nnunet
 from pretraining.system.command import positive_int, positive_number, run_command
 from pretraining.system.errors import UserError
@@ -36,9 +38,6 @@ CONFIGURATIONS = (*PROCESSES, "3d_cascade_fullres")
 
 TRAINERS = {"PVT-UNet": "nnUNetTrainerCADS", "CoTr": "nnUNetTrainerCoTr"}
 """The trainer of each network that can be planned for."""
-
-DATASET_KEYS = {"labels", "file_ending", "numTraining"}
-"""What nnU-Net needs in a dataset.json, besides names of channels."""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -79,11 +78,16 @@ def _plan_and_preprocess(arguments: argparse.Namespace) -> None:
         record = record_to_plan_for()
     except EncoderFileError as error:
         raise UserError(f"{ENCODER_VARIABLE} names the encoder to plan for: {error}") from error
+    for dataset in arguments.d:
+        folder = Path(nnUNet_raw.get()) / convert_id_to_dataset_name(dataset)
+        check_labels(folder, arguments.npfp)
+        if arguments.verify_dataset_integrity:
+            _verify_integrity(folder, arguments.npfp)
     extract_fingerprints(
         arguments.d,
         arguments.fpe,
         arguments.npfp,
-        arguments.verify_dataset_integrity,
+        False,
         arguments.clean,
         arguments.verbose,
         show_progress_bar=progress,
@@ -107,9 +111,18 @@ def _plan_and_preprocess(arguments: argparse.Namespace) -> None:
     if not arguments.no_pp:
         processes = arguments.np or [PROCESSES.get(name, 4) for name in arguments.c]
         preprocess(arguments.d, plans_name, arguments.c, processes, arguments.verbose, show_progress_bar=progress)
-        trainer = TRAINERS[arguments.network]
-        training = f"nnUNetv2_train {arguments.d[0]} CONFIGURATION FOLD -tr {trainer} -p {plans_name}"
-        sys.stdout.write(f"train with: {training}\n")
+        configuration = "3d_fullres" if "3d_fullres" in arguments.c else arguments.c[0]
+        of = [str(arguments.d[0]), configuration, "0", "-tr", TRAINERS[arguments.network], "-p", plans_name]
+        sys.stdout.write(f"train with: {shlex.join(['nnUNetv2_train', *of])}\n")
+
+
+def _verify_integrity(folder: Path, processes: int) -> None:
+    """nnU-Net's own check, which prints what it finds."""
+    try:
+        verify_dataset_integrity(str(folder), processes)
+    except (AssertionError, RuntimeError, FileNotFoundError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+        raise UserError(f"{folder}: {reason}; correct what nnU-Net printed above and start again") from error
 
 
 def _check(arguments: argparse.Namespace) -> None:
@@ -133,7 +146,7 @@ def _check(arguments: argparse.Namespace) -> None:
                 f"-d {dataset}: nnU-Net's folders have several datasets of this ID ({', '.join(sorted(names))}); "
                 "rename or remove all but one"
             )
-        _check_description(Path(nnUNet_raw.get()) / names[0] / "dataset.json")
+        read_description(Path(nnUNet_raw.get()) / names[0])
     for flag, name, package in (
         ("-fpe", arguments.fpe, "experiment_planning"),
         ("-preprocessor_name", arguments.preprocessor_name, "preprocessing"),
@@ -144,21 +157,6 @@ def _check(arguments: argparse.Namespace) -> None:
         raise UserError(f"-np {arguments.np}: give one number, or one for each of -c {' '.join(arguments.c)}")
     if arguments.overwrite_target_spacing and len(arguments.overwrite_target_spacing) != 3:
         raise UserError(f"-overwrite_target_spacing {arguments.overwrite_target_spacing}: three numbers are needed")
-
-
-def _check_description(file: Path) -> None:
-    """Refuse a dataset.json that nnU-Net cannot use."""
-    if not file.is_file():
-        raise UserError(f"{file}: there is no such file; describe the dataset in it (nnU-Net's dataset format)")
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-        missing = sorted(DATASET_KEYS - content.keys())
-    except (ValueError, AttributeError) as error:
-        raise UserError(f"{file}: does not describe a dataset in JSON ({error}); write it again") from error
-    if not content.keys() & {"channel_names", "modality"}:
-        missing = ["channel_names", *missing]
-    if missing:
-        raise UserError(f"{file}: has no {', '.join(missing)}; add it as nnU-Net's dataset format says")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -180,7 +178,7 @@ def _parser() -> argparse.ArgumentParser:
     add("-np", type=positive_int, nargs="+", help="processes, for all configurations or for each (default: 8 4 8)")
     add("-fpe", default="DatasetFingerprintExtractor", help="nnU-Net's class that extracts the fingerprint")
     add("-npfp", type=positive_int, default=8, help="processes that extract the fingerprint (default: %(default)s)")
-    add("--verify_dataset_integrity", action="store_true", help="check the dataset first; once per dataset is enough")
+    add("--verify_dataset_integrity", action="store_true", help="check the images, too; once per dataset is enough")
     add("--no_pp", action="store_true", help="plan only")
     add("--clean", action="store_true", help="extract the fingerprint again; needed after the dataset has changed")
     add("-gpu_memory_target", metavar="GB", type=positive_number, help="GPU memory to plan for (default: 8)")

@@ -68,7 +68,16 @@ FUNCTIONS = {
             *("dataset_ids", "plans_identifier", "configurations", "num_processes", "verbose", "show_progress_bar"),
         ),
     },
-    "nnunetv2.utilities.dataset_name_id_conversion": {"find_candidate_datasets": ("dataset_id",)},
+    "nnunetv2.experiment_planning.verify_dataset_integrity": {"verify_dataset_integrity": ("folder", "num_processes")},
+    "nnunetv2.imageio.base_reader_writer.BaseReaderWriter": {"read_seg": (*SELF, "seg_fname")},
+    "nnunetv2.imageio.reader_writer_registry": {
+        "determine_reader_writer_from_dataset_json": ("dataset_json_content",),
+    },
+    "nnunetv2.utilities.utils": {"get_filenames_of_train_images_and_targets": ("raw_dataset_folder", "dataset_json")},
+    "nnunetv2.utilities.dataset_name_id_conversion": {
+        "find_candidate_datasets": ("dataset_id",),
+        "convert_id_to_dataset_name": ("dataset_id",),
+    },
     "nnunetv2.utilities.find_objects": {"recursive_find_trainer_class_by_name": ("trainer_name",)},
     "nnunetv2.utilities.find_class_by_name": {
         "recursive_find_python_class": ("folder", "class_name", "current_module"),
