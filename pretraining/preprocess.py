@@ -90,8 +90,8 @@ def preprocess(
             return code
     except StopSignal as stop:
         logger.info(
-            "stopped; no finished volume is lost. To resume, give the same command: cads_preprocess %s %s%s%s%s%s",
-            shlex.quote(str(source)), shlex.quote(str(store)), part, " --anonymise" if anonymise else "",
+            "stopped; no finished volume is lost. To resume, give the same command: %s%s%s%s%s",
+            shlex.join(["cads_preprocess", str(source), str(store)]), part, " --anonymise" if anonymise else "",
             f" --spacing-mm {spacing_mm:.10g}" if spacing_mm != SPACING_MM else "",
             f" --max-spacing-mm {max_spacing_mm:.10g}" if max_spacing_mm != math.inf else "",
         )  # fmt: skip

@@ -3,6 +3,7 @@
 import argparse
 import logging
 import math
+import shlex
 import sys
 import time
 from collections.abc import Mapping
@@ -16,9 +17,10 @@ from pretraining.config import PretrainConfig
 from pretraining.flags import add_setting_flags, check_use
 from pretraining.method.pretrainer import Pretrainer
 from pretraining.presets import PRESETS
+from pretraining.run.beforehand import report_start
 from pretraining.run.checkpoint import encoder_record, resume_from, save_encoder
 from pretraining.run.estimate import estimate
-from pretraining.run.folder import CHECKPOINT, ENCODER, METRICS, PROGRESS, RunFolder, check_batch_size
+from pretraining.run.folder import CHECKPOINT, ENCODER, RunFolder, check_batch_size
 from pretraining.run.saving_and_stopping import open_run
 from pretraining.store.store import Store
 from pretraining.system.command import run_command
@@ -31,8 +33,6 @@ from pretraining.views.loader import Sample, ViewStream, make_loader, steps_per_
 
 EXAMPLES = 4
 """Samples in a run's pictures."""
-SMALL_BATCH = 64
-"""Below it, CADS has collapsed in our trials unless its heads have batch norm."""
 
 logger = logging.getLogger("pretraining.train")  # under torchrun -m, __name__ is "__main__"
 
@@ -67,7 +67,7 @@ def train(
             stream = ViewStream(opened, config)
             cads = Pretrainer(config, steps_per_epoch(stream, config), device, processes)
             resume_from(output / CHECKPOINT, cads, summary)
-            _log_start(cads, stream, output)
+            report_start(cads, stream, output)
             examples = _examples(stream, processes)
             loader = make_loader(stream, config, cads.step, cads.total_steps, device, processes)
             deadline = started + 3600 * config.run.max_hours if config.run.max_hours else math.inf
@@ -113,12 +113,13 @@ def _open(store: Path, device: str, processes: Processes) -> tuple[Store, torch.
 def _how_to_resume(store: Path, output: Path, processes: Processes) -> str:
     if processes.world_size > 1:
         return "resume with the same torchrun command and --c, on any number of processes"
-    return f"resume with: cads_pretrain {store} {output} --c"
+    return f"resume with: {shlex.join(['cads_pretrain', str(store), str(output), '--c'])}"
 
 
 def _save_encoder(path: Path, cads: Pretrainer, spacing_mm: float) -> None:
     save_encoder(path, cads.teacher.backbone.state_dict(), encoder_record(cads.config, cads.step, spacing_mm))
-    logger.info("encoder: %s\nfine-tune from it with: export nnUNet_cads_encoder=%s", path, path.absolute())
+    quoted = shlex.quote(str(path.absolute()))
+    logger.info("encoder: %s\nfine-tune from it with: export nnUNet_cads_encoder=%s", path, quoted)
 
 
 def _examples(stream: ViewStream, processes: Processes) -> Sample:
@@ -129,33 +130,6 @@ def _examples(stream: ViewStream, processes: Processes) -> Sample:
     if config.has_points:
         pair = processes.broadcast_from_rank0(lambda: join([stream.pair(n) for n in range(EXAMPLES)]))
     return Sample(None, None, None, crop, pair)
-
-
-def _log_start(cads: Pretrainer, stream: ViewStream, output: Path) -> None:
-    if not cads.processes.is_rank0:
-        return
-    config, size = cads.config, cads.processes.world_size
-    logger.info(
-        "%s%d sub-volumes of %d volumes, %d steps of %d sub-volumes (%d epochs), %.1f M parameters, %s, %s",
-        f"resuming at step {cads.step}: " if cads.step else "",
-        len(stream.subvolumes), len(stream.store.ids), cads.total_steps, config.optim.batch_size, config.optim.epochs,
-        sum(p.numel() for p in cads.student.parameters() if p.requires_grad) / 1e6,
-        f"{size} processes on {cads.device.type}" if size > 1 else cads.device,
-        "float32" if config.run.amp == "none" else config.run.amp,
-    )  # fmt: skip
-    if config.distils and config.optim.batch_size < SMALL_BATCH and not config.model.head_batch_norm:
-        logger.warning(
-            "warning: CADS with batches of %d and no batch norm in its heads has collapsed in our trials; --preset "
-            "cads has --head-batch-norm and --head-out-dim 512 for small batches",
-            config.optim.batch_size,
-        )
-    if cads.device.type == "cpu" and config.run.amp == "bf16" and not _cpu_has_bf16():
-        logger.warning("this CPU has no bf16 arithmetic: --amp none is many times faster here")
-    logger.info("metrics: %s, curves: %s", output / METRICS, output / PROGRESS)
-
-
-def _cpu_has_bf16() -> bool:
-    return torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -178,7 +152,11 @@ def _command(argv: list[str]) -> int:
     )
     parser.add_argument("--estimate", action="store_true", help="report what the run would cost, and write nothing")
     parser.add_argument("--plain", action="store_true", help="train with plain CADS, written to be read: slow, no --c")
-    presets = "CADS: published (default), cads (for a CPU). Contrast of points: small (one GPU), demo (CPU)"
+    presets = (
+        "CADS: published (default; the paper's, for four GPUs), cads (small, for a CPU). Contrast of points, which "
+        "raised Dice in our trials: small (for one GPU), demo (for a CPU). On a CPU, small and published take days to "
+        "months; the hours are reported before the first step"
+    )
     parser.add_argument("--preset", choices=sorted(PRESETS), help=presets)
     add_setting_flags(parser)
     arguments = vars(parser.parse_args(argv))

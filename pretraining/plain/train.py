@@ -5,6 +5,7 @@ import json
 import logging
 import os
 import random
+import shlex
 import time
 from pathlib import Path
 
@@ -119,4 +120,5 @@ def save_encoder(path: Path, trainer: PlainTrainer, spacing_mm: float) -> None:
     )
     with atomic_path(path) as temporary:
         write_encoder_file(temporary, trainer.teacher.backbone.state_dict(), record, path.suffix)
-    logger.info("encoder: %s\nfine-tune from it with: export nnUNet_cads_encoder=%s", path, path.absolute())
+    quoted = shlex.quote(str(path.absolute()))
+    logger.info("encoder: %s\nfine-tune from it with: export nnUNet_cads_encoder=%s", path, quoted)

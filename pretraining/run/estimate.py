@@ -47,14 +47,13 @@ class Estimate:
 
     def __str__(self) -> str:
         seconds = self.total_steps * self.step_seconds
-        duration = f"{seconds / 3600:.1f} hours" if seconds >= 3600 else f"{seconds / 60:.1f} minutes"
         each = " in each process" if self.world_size > 1 else ""
         speed = self.flops_per_step / self.step_seconds
         return (
             f"{self.parameters / 1e6:.1f} M trained parameters\n"
             f"{self.flops_per_step / 1e9:.0f} GFLOP per step, {speed / 1e9:.0f} GFLOP/s\n"
             f"{self.memory_bytes / 2**30:.1f} GiB at the peak{each}, without the processes that prepare views\n"
-            f"{self.step_seconds:.2f} s per step, {self.total_steps} steps: {duration}"
+            f"{self.step_seconds:.2f} s per step, {self.total_steps} steps: {duration(seconds)}"
         )
 
 
@@ -110,19 +109,55 @@ def random_sample(config: PretrainConfig, count: int) -> Sample:
 
 def flops_per_step(pretrainer: Pretrainer) -> float:
     """Multiplications and additions of a step over all ranks: forward counted, backward taken as twice of it."""
-    config, flops = pretrainer.config, 0
+    return _step_cost(pretrainer, forward_flops)
+
+
+def predicted_seconds(pretrainer: Pretrainer) -> float:
+    """About what the steps that are left take on the CPU, from forward passes of one sample; the run stays as it is."""
+    networks = (pretrainer.student, pretrainer.teacher)
+    modes = {module: module.training for network in networks for module in network.modules()}
+    amp = pretrainer.config.run.amp
+    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(amp, torch.float32)
+    with torch.random.fork_rng(devices=[]), torch.autocast("cpu", dtype, enabled=amp != "none"):
+        for network in networks:
+            network.eval()  # running statistics stay as they are
+        try:
+            seconds = _step_cost(pretrainer, forward_seconds)
+        finally:
+            for module, training in modes.items():
+                module.training = training
+    return (pretrainer.total_steps - pretrainer.step) * seconds
+
+
+def _step_cost(pretrainer: Pretrainer, cost: Callable[..., float]) -> float:
+    """What a step over all ranks costs: ``cost(function, *inputs)`` of forward passes, and twice that of backward."""
+    config, total = pretrainer.config, 0.0
     inputs = iter([torch.randn(shape, device=pretrainer.device) for shape in input_shapes(config, 1)])
     if config.distils:
         ct, xray = Shown(torch.cat([next(inputs), next(inputs)])), Shown(next(inputs))
-        flops += forward_flops(pretrainer.teacher, ct) + 3 * forward_flops(pretrainer.student, ct, xray)
+        total += cost(pretrainer.teacher, ct) + 3 * cost(pretrainer.student, ct, xray)
     if config.restores:
         crop, xray = next(inputs), next(inputs) if config.place.ray_weight else None
-        of_places = forward_flops(pretrainer.teacher.backbone, crop) if config.has_places else 0
-        of_xray = 0 if xray is None else forward_flops(pretrainer.student.backbone, xray)
-        flops += of_places + 3 * (forward_flops(pretrainer.student.restore, crop) + of_xray)
+        of_places = cost(pretrainer.teacher.backbone, crop) if config.has_places else 0
+        of_xray = 0 if xray is None else cost(pretrainer.student.backbone, xray)
+        total += of_places + 3 * (cost(pretrainer.student.restore, crop) + of_xray)
     if config.has_points:
-        flops += 3 * forward_flops(pretrainer.student.point_maps, torch.cat([next(inputs), next(inputs)]))
-    return config.optim.batch_size * flops
+        total += 3 * cost(pretrainer.student.point_maps, torch.cat([next(inputs), next(inputs)]))
+    return config.optim.batch_size * total
+
+
+def forward_seconds(function: Callable[..., Any], *inputs: torch.Tensor) -> float:
+    """Seconds of ``function(*inputs)`` on the CPU, the second time."""
+    with torch.no_grad():
+        function(*inputs)
+        start = time.perf_counter()
+        function(*inputs)
+        return time.perf_counter() - start
+
+
+def duration(seconds: float) -> str:
+    """In hours, or in minutes where it is less than one."""
+    return f"{seconds / 3600:.1f} hours" if seconds >= 3600 else f"{seconds / 60:.1f} minutes"
 
 
 def forward_flops(function: Callable[..., Any], *inputs: torch.Tensor) -> int:

@@ -33,8 +33,11 @@ def plot_progress(lines: Iterable[dict[str, Any]], config: PretrainConfig, path:
 
     def curve(axes: Axes, name: str, label: str, style: str = "-", scale: float = 1.0) -> None:
         if name in lines[-1]:
-            values = [math.nan if line.get(name) is None else scale * line[name] for line in lines]
-            axes.plot(steps, values, style, lw=0.8 if name.startswith("loss_stage") else 1.5, label=label)
+            values = np.array([math.nan if line.get(name) is None else scale * line[name] for line in lines])
+            known = np.pad(np.isfinite(values), 1)
+            alone = np.flatnonzero(known[1:-1] & ~known[:-2] & ~known[2:]).tolist()  # no line would show these
+            width = 0.8 if name.startswith("loss_stage") else 1.5
+            axes.plot(steps, values, style, marker="o" if alone else "", markevery=alone, lw=width, label=label)
 
     distils = "mutual_information" in lines[-1]
     panels = ["loss", *(["restoration"] if "loss_restoration" in lines[-1] else [])]
