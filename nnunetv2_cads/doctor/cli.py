@@ -17,9 +17,17 @@ import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from nnunetv2_cads.doctor.dataset import check_dataset, cost_of_spacing
 from nnunetv2_cads.doctor.finding import OK, PROBLEM, WARNING, Finding
+from nnunetv2_cads.doctor.folders import check_folders
 from nnunetv2_cads.doctor.memory import NOT_PLANS, check_gpu, check_ram, plan_command
-from nnunetv2_cads.encoder_file.record import INTENSITIES, SPACING, EncoderRecord, preprocessing_differences
+from nnunetv2_cads.encoder_file.record import (
+    INTENSITIES,
+    SPACING,
+    EncoderRecord,
+    completed,
+    preprocessing_differences,
+)
 from nnunetv2_cads.nnunet_version import OLDEST_NNUNET, version_numbers
 from pretraining.system.command import run_command
 
@@ -90,6 +98,7 @@ def _checks(arguments: argparse.Namespace) -> dict[str, Callable[[], Iterator[Fi
         "nnU-Net": check_nnunet,
         "trainer": check_trainer,
         "folders": check_folders,
+        "dataset": lambda: check_dataset(arguments.d, arguments.encoder, plans_file),
         "plans": lambda: check_plans(plans_file),
         "encoder": lambda: check_encoder(arguments.encoder, plans_file),
         "GPU": lambda: check_gpu(plans_file),
@@ -153,21 +162,6 @@ def check_trainer() -> Iterator[Finding]:
         yield Finding(PROBLEM, "nnU-Net does not find nnUNetTrainerCADS", fix)
     else:
         yield Finding(OK, "nnU-Net finds nnUNetTrainerCADS")
-
-
-def check_folders() -> Iterator[Finding]:
-    """nnU-Net's three folders: set, existing, writable."""
-    for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
-        value = os.environ.get(name)
-        if not value:
-            yield Finding(PROBLEM, f"{name} is not set", f'export {name}="$HOME/{name}"')
-        elif not Path(value).is_dir():
-            yield Finding(PROBLEM, f"{name}: {value} is not a folder", f"mkdir -p {shlex.quote(value)}")
-        elif not os.access(value, os.W_OK):
-            level = WARNING if name == "nnUNet_raw" else PROBLEM
-            yield Finding(level, f"{name}: {value} is not writable", f"chmod u+w {shlex.quote(value)}")
-        else:
-            yield Finding(OK, f"{name}: {value}")
 
 
 def check_encoder(encoder_file: str | None, plans_file: Path | None) -> Iterator[Finding]:
@@ -238,7 +232,10 @@ def _compare(record: EncoderRecord, plans_file: Path, named: str) -> Iterator[Fi
         return  # `check_plans` reports it
     for difference in differences:
         if difference.kind in _FLAGS:
-            text = f"{difference.text}; to show it the same, plan again and train with -p nnUNetCADSPlans"
+            cost = ""
+            if difference.kind == SPACING:
+                cost = f" ({cost_of_spacing(configuration['spacing'], completed(record).spacing_mm)})"
+            text = f"{difference.text}; to show it the same, plan again{cost} and train with -p nnUNetCADSPlans"
             yield Finding(WARNING, text, named + plan_command(plans_file, *_FLAGS[difference.kind]))
         else:
             yield Finding(WARNING, difference.text)

@@ -88,7 +88,8 @@ def test_a_sound_environment_has_no_problem(sound, capsys):
     ("variable", "value", "said"),
     [
         ("nnUNet_raw", None, "-> export nnUNet_raw="),
-        ("nnUNet_results", "/no/such/folder", "-> mkdir -p /no/such/folder"),
+        ("nnUNet_raw", "/no/such/folder", "-> mkdir -p /no/such/folder"),
+        ("nnUNet_results", "/dev/null/results", "-> mkdir -p /dev/null/results"),
         ("nnUNet_extTrainer", "", "-> export nnUNet_extTrainer="),
         ("nnUNet_cads_encoder", "/no/such/file", "there is no such file"),
     ],
@@ -97,6 +98,12 @@ def test_broken_variables(variable, value, said, sound, monkeypatch, capsys):
     monkeypatch.delenv(variable) if value is None else monkeypatch.setenv(variable, value)
     assert said in report_of(capsys)
     assert doctor.main([]) == 1
+
+
+def test_folders_that_nnunet_makes_need_not_exist(sound, monkeypatch, capsys):
+    monkeypatch.setenv("nnUNet_results", str(sound / "new" / "results"))
+    assert doctor.main([]) == 0
+    assert f"ok       folders: nnUNet_results: {sound / 'new' / 'results'} will be made\n" in report_of(capsys)
 
 
 @pytest.mark.parametrize(("record", "drop"), [({**RECORD, "format_version": 99}, 0), (RECORD, 3)])
@@ -114,6 +121,7 @@ def test_other_intensities_and_spacing_are_warnings_with_both_values(sound, caps
     assert "-> cads_plan_and_preprocess -d 7 --pretraining-spacing\n" in out
     assert "(HU - 77) / 1024" in out and "(HU - 0) / 1024" in out
     assert "2.5 x 0.8 x 0.8 mm" in out and "1 x 1 x 1 mm" in out
+    assert "plan again (1.6 times as many voxels, so the disk, preprocessing and prediction take so many" in out
 
 
 def test_plans_that_do_not_exist(sound, capsys):
