@@ -9,10 +9,10 @@ import torch
 from nnunetv2_cads.comparison.arms import NNSSL, Arm, check_encoder_file
 from nnunetv2_cads.comparison.dataset import Dataset
 from nnunetv2_cads.comparison.design import Design
-from nnunetv2_cads.comparison.leaks import leaked_cases
 from nnunetv2_cads.comparison.networks import plans_of_arm
 from nnunetv2_cads.encoder_file.read import EncoderFileError, read_encoder_file, report_on
 from nnunetv2_cads.encoder_file.record import preprocessing_differences
+from pretraining.store.search import search_store
 from pretraining.system.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -33,18 +33,24 @@ def check_arms(arms: Iterable[Arm], dataset: Dataset) -> None:
 
 
 def check_leaks(design: Design, dataset: Dataset, store: Path) -> None:
-    """Whether test cases were pre-trained on.
+    """Whether test cases were pre-trained on; warns of those of which it cannot be told.
 
     Raises:
         UserError: some were.
     """
-    leaked = leaked_cases(dataset, design.test, store)
+    answer = search_store({case: dataset.images(case) for case in design.test}, store)
+    leaked = [f"{case} is {match}" for case, match in answer.found.items() if match.is_sure]
     if leaked:
-        case, volume = next(iter(leaked.items()))
         raise UserError(
-            f"{store}: {len(leaked)} of {len(design.test)} test cases were pre-trained on ({case} is volume {volume}); "
+            f"{store}: {len(leaked)} of {len(design.test)} test cases were pre-trained on ({leaked[0]}); "
             "give --test with other cases, or an encoder that has not seen them"
         )
+    for case, match in answer.found.items():
+        logger.warning("warning: test case %s is %s", case, match)
+    for case, reason in answer.unknown.items():
+        logger.warning("warning: test case %s: whether it was pre-trained on cannot be told: %s", case, reason)
+    for volume in answer.empty:
+        logger.warning("warning: volume %s of %s shows too little of a body to be recognised", volume, store)
 
 
 def check_device(device: str) -> None:

@@ -20,6 +20,7 @@ from pathlib import Path
 from nnunetv2_cads.doctor.dataset import check_dataset, cost_of_spacing
 from nnunetv2_cads.doctor.finding import OK, PROBLEM, WARNING, Finding
 from nnunetv2_cads.doctor.folders import check_folders
+from nnunetv2_cads.doctor.leaks import check_leaks
 from nnunetv2_cads.doctor.memory import NOT_PLANS, check_gpu, check_ram, plan_command
 from nnunetv2_cads.encoder_file.record import (
     INTENSITIES,
@@ -81,6 +82,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--device", default="auto", help="of --self-test: cpu, cuda, cuda:1, mps (default: %(default)s)"
     )
+    parser.add_argument("--store", metavar="STORE", type=Path, help="of the pre-training: is a case of -d ID in it?")
     return parser
 
 
@@ -103,6 +105,7 @@ def _checks(arguments: argparse.Namespace) -> dict[str, Callable[[], Iterator[Fi
         "encoder": lambda: check_encoder(arguments.encoder, plans_file),
         "GPU": lambda: check_gpu(plans_file),
         "memory": lambda: check_ram(plans_file),
+        **({"leaks": lambda: check_leaks(arguments.d, arguments.store)} if arguments.store else {}),
     }
 
 

@@ -35,6 +35,8 @@ MAX_HU = 31000
 """No CT has more, not even in metal: extended scales end at 30710 HU."""
 # Metal and bone beyond the scale are less than this of a scan, all at its highest value.
 CONSTANT_ABOVE_HU, MAX_CONSTANT_FRACTION = 2000, 0.05
+MAX_NORMALISED_RANGE = 20
+"""Largest difference of two values that is taken for a mask's, or for normalised intensities."""
 
 
 def spacing_text(spacing_mm: Sequence[float]) -> str:
@@ -137,12 +139,16 @@ def check_extent(shape: tuple[int, int, int], spacing_mm: float) -> None:
         )
 
 
-def check_values(values: np.ndarray) -> None:
+def check_values(values: np.ndarray, may_be_clipped: bool = False) -> None:
     """Raise `UnusableScanError` unless the voxels can be HU of a body in or with air.
 
     HU are recognised by air (below -200 HU: around the body, in lungs and bowel) and soft tissue (-200 to 300 HU),
     each in at least a thousandth of the voxels. Label maps, MR, 8-bit pictures, normalised intensities and CT stored
     with an offset of 1024 have no voxel as low as air.
+
+    Args:
+        values: of all voxels.
+        may_be_clipped: accept what was clipped to any window that begins below 0 HU, too.
     """
     low, high = float(values.min()), float(values.max())  # NaN where one voxel is NaN
     if not (np.isfinite(low) and np.isfinite(high)):
@@ -150,6 +156,8 @@ def check_values(values: np.ndarray) -> None:
         raise UnusableScanError(f"has {count} voxels that are NaN or infinite; write a number there, -1024 for air")
     if low == high:
         raise UnusableScanError(f"has the same value {low:g} in every voxel; export it again")
+    if may_be_clipped and low < 0 and high - low > MAX_NORMALISED_RANGE:
+        return
     wanted = MIN_FRACTION * values.size
     beyond = np.count_nonzero(values > MAX_HU) if high > MAX_HU else 0
     if beyond > wanted:
@@ -182,7 +190,7 @@ def check_values(values: np.ndarray) -> None:
 
 def _advice(low: float, high: float) -> str:
     """What values without air most likely are, and what to do about it."""
-    if high - low <= 20:
+    if high - low <= MAX_NORMALISED_RANGE:
         return "they look like a mask or normalised: leave it out or give the original scan"
     if low >= 0 and high <= 255:
         return "they look like labels or an 8-bit picture: leave it out or give the original scan"

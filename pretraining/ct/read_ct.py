@@ -45,8 +45,12 @@ class CTImage:
     direction: np.ndarray
 
 
-def read_ct(scan: Scan) -> CTImage:
+def read_ct(scan: Scan, may_be_clipped: bool = False) -> CTImage:
     """Read one scan.
+
+    Args:
+        scan: its files.
+        may_be_clipped: accept one that was clipped to a window (`checks.check_values`), which no store takes.
 
     Raises:
         UnusableScanError: it cannot be read, or is no CT volume in HU of a possible size and spacing.
@@ -64,7 +68,7 @@ def read_ct(scan: Scan) -> CTImage:
             raise UnusableScanError(checks.SKEWED) from None
         raise UnusableScanError(UNREADABLE) from None
     find_tilt(image.direction)  # refuses what no gantry does
-    checks.check_values(image.values)
+    checks.check_values(image.values, may_be_clipped)
     return image
 
 

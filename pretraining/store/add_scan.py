@@ -52,9 +52,15 @@ def preprocess_scan(scan: Scan, writer: StoreWriter, max_spacing_mm: float = mat
 
 
 def read_volume(
-    scan: Scan, spacing_mm: float, max_spacing_mm: float = math.inf
+    scan: Scan, spacing_mm: float, max_spacing_mm: float = math.inf, may_be_clipped: bool = False
 ) -> tuple[np.ndarray, tuple[int, ...], tuple[float, ...]]:
-    """A scan as a store has it; arguments as for `preprocess_scan`.
+    """A scan as a store has it.
+
+    Args:
+        scan: its files.
+        spacing_mm: of the store.
+        max_spacing_mm: a scan with a longer voxel edge is left out.
+        may_be_clipped: as in `read_ct`.
 
     Returns:
         The volume (z, y, x) in HU, int16, in cubic voxels of ``spacing_mm``; the shape (z, y, x) of the scan itself,
@@ -63,7 +69,7 @@ def read_volume(
     Raises:
         UnusableScanError: the scan cannot be used.
     """
-    image = read_ct(scan)
+    image = read_ct(scan, may_be_clipped)
     shape, spacing_xyz_mm = image.values.shape, tuple(float(edge) for edge in image.spacing_xyz_mm)
     if max(spacing_xyz_mm) > max_spacing_mm:
         raise UnusableScanError(
