@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import warnings
 
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
@@ -17,7 +18,9 @@ def find_trainer(name: str) -> type[nnUNetTrainer]:
         UserError: there is none.
     """
     try:
-        with contextlib.redirect_stdout(io.StringIO()):  # the search prints
+        # the search prints, and imports all of nnU-Net's trainers with what they need, which warns
+        with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
             return recursive_find_trainer_class_by_name(name)
     except RuntimeError as error:
         raise UserError(f"{name}: nnU-Net finds no trainer of this name, and no --encoder has it") from error
