@@ -3,8 +3,8 @@
     python benchmarks/evidence.py FOLDER [--ct DIR] [--hours H] [--arms ...] [--quick] [--out docs/evidence]
 
 Makes the archive, its store and the labelled tasks in FOLDER, pre-trains (CADS, its ablations, the peers), fine-tunes
-every arm on every label budget and seed, scores on held-out cases, and writes `results.json`, `table.md` and
-`evidence.png` to --out.
+every arm on every label budget and seed, scores on held-out cases, and writes `results.json`, `table.md`,
+`evidence.png` and the torsos' rows of `summary.json` to --out.
 
 The same command resumes: finished pre-trainings and fine-tunings are kept, an unfinished pre-training resumes from its
 checkpoint, and fine-tunings in --out's `results.json` are taken over. Run it several times at once to share the work:
@@ -26,9 +26,12 @@ from few_labels.arms import ARMS, DRAWN, PRETRAININGS
 from few_labels.data import StudyFolder
 from few_labels.experiment import FULL, PROBES, QUICK, RANDOM, Experiment
 from few_labels.figure import draw, lines_of_torsos
+from few_labels.finetune import Schedule
 from few_labels.pretrain import pretraining_cost
-from few_labels.report import report
+from few_labels.report import gains_of_torsos, report
 from few_labels.results import read_results, read_runs, restore, write_results
+from few_labels.summary import SUMMARY, write_summary
+from few_labels.tasks import TORSOS
 
 from pretraining.system.machine import keep_freed_memory
 
@@ -56,7 +59,7 @@ def restore_results(experiment: Experiment, path: Path) -> dict[str, Any]:
 
 
 def write_all(experiment: Experiment, earlier: dict[str, Any], out: Path) -> None:
-    """Write `results.json` of what is done so far, and from it `table.md` and `evidence.png`."""
+    """Write `results.json` of what is done so far, and from it `table.md`, `summary.json` and `evidence.png`."""
     runs_folder, size = experiment.folder.runs, experiment.size
     done = [name for name in PRETRAININGS if (runs_folder / name / "study.json").exists()]
     costs = {name: pretraining_cost(name, runs_folder, size.recipe) for name in done}
@@ -68,6 +71,8 @@ def write_all(experiment: Experiment, earlier: dict[str, Any], out: Path) -> Non
     results, budgets = read_results(out / RESULTS), list(size.budgets)
     text = report(results, budgets)
     (out / "table.md").write_text(text, encoding="utf-8")
+    schedule = Schedule(**size.schedule)
+    write_summary(out / SUMMARY, TORSOS, gains_of_torsos(results["runs"], schedule.epochs * schedule.iterations))
     draw(out / "evidence.png", lines_of_torsos(results["runs"], DRAWN, budgets), "torsos", budgets[0])
     print(text)
 

@@ -10,6 +10,8 @@ SUPERVISED = "supervised"
 """An encoder that was fine-tuned from random weights on all labelled cases."""
 SCRATCH = "CADS_scratch"
 """The arm that every other one is compared with."""
+SCRATCH_IN_WINDOW = "CADS_scratch_in_window"
+"""The same for arms that see `SOFT_TISSUE`."""
 MAIN_ARMS = ("nnUNetTrainer", "ResEncM", SCRATCH, "CADS")
 """The arms that are run first."""
 REAL_ARMS = (*MAIN_ARMS, "CADS_no_sampling_2x_slow")
@@ -126,7 +128,7 @@ ARMS = {
     "CADS_scratch_long": Arm("nnUNetTrainerCADS_scratch", budgets=(1,), length=3.0),
     "CADS_long": Arm("nnUNetTrainerCADS", pretraining="CADS", budgets=(1,), length=3.0),
     **{name: Arm("nnUNetTrainerCADS", pretraining=name, budgets=FEW_BUDGETS) for name in FINETUNED},
-    "CADS_scratch_in_window": Arm("nnUNetTrainerCADS_scratch", budgets=FEW_BUDGETS, window=SOFT_TISSUE),
+    SCRATCH_IN_WINDOW: Arm("nnUNetTrainerCADS_scratch", budgets=FEW_BUDGETS, window=SOFT_TISSUE),
     "points": Arm("nnUNetTrainerCADS", pretraining="points", budgets=FEW_BUDGETS, window=SOFT_TISSUE),
     "CADS_scratch_frozen": Arm("nnUNetTrainerCADS_scratch", budgets=(1,), frozen=True),
     **{f"{name}_frozen": Arm("nnUNetTrainerCADS", pretraining=name, budgets=(1,), frozen=True) for name in FROZEN},
@@ -147,7 +149,7 @@ COMPARISONS = (
     ("CADS_half", "CADS_scratch"),
     ("CADS_long", "CADS_scratch_long"),
     *(("CADS", name) for name in FINETUNED),
-    ("points", "CADS_scratch_in_window"),
+    ("points", SCRATCH_IN_WINDOW),
     *((f"{name}_frozen", "CADS_scratch_frozen") for name in FROZEN),
     *((f"{name}_slow", "CADS_scratch_slow") for name in SLOW),
     *(("CADS_no_sampling_2x", other) for other in ("nnUNetTrainer", "nnUNetTrainer_AdamW", "ResEncM", "oracle")),

@@ -6,11 +6,20 @@ from typing import Any
 import numpy as np
 from tables import markdown_table
 
-from few_labels.arms import ARMS, COMPARISONS, REAL_ARMS, SCRATCH
+from few_labels.arms import (
+    ARMS,
+    COMPARISONS,
+    PRETRAININGS,
+    REAL_ARMS,
+    SCRATCH,
+    SCRATCH_IN_WINDOW,
+    SUPERVISED,
+)
 from few_labels.results import Runs
 from few_labels.scores import difference, iterations_to_reach, scores_of
+from few_labels.summary import Gain
 from few_labels.tasks import REAL_SOURCES, TORSOS
-from nnunetv2_cads.comparison.gains import mean_and_sd
+from nnunetv2_cads.comparison.gains import gain_over, mean_and_sd
 
 
 def report(results: dict[str, Any], budgets: list[int]) -> str:
@@ -27,6 +36,25 @@ def report(results: dict[str, Any], budgets: list[int]) -> str:
     of_torsos = [run for run in runs if run["task"] == TORSOS]  # all of one patch size
     parts += [cost_table(of_torsos, results["pretraining"]), probe_table(results["probes"])]
     return "\n\n".join(parts) + "\n"
+
+
+def gains_of_torsos(runs: Runs, iterations: int) -> list[Gain]:
+    """What every pre-training adds to random weights in the same window, in trainings of whole length.
+
+    Args:
+        runs: fine-tunings.
+        iterations: their length.
+    """
+    dice, found = scores_of(runs, TORSOS), []
+    for name, arm in ARMS.items():
+        kind = PRETRAININGS[arm.pretraining].method if arm.pretraining else SUPERVISED
+        if kind == SUPERVISED or arm.frozen or arm.length != 1 or arm.encoder_lr:
+            continue
+        for labels in arm.budgets:
+            if gain := gain_over(dice, SCRATCH_IN_WINDOW if arm.window else SCRATCH, name, labels):
+                numbers = gain.mean, gain.gain, gain.low, gain.high, gain.seeds_ahead, gain.seeds
+                found.append(Gain(TORSOS, name, arm.window, iterations, labels, *numbers))
+    return found
 
 
 def table(runs: Runs, task: str, arms: Iterable[str], budgets: Iterable[int], baseline: str) -> str:

@@ -15,7 +15,7 @@ from few_labels.head_and_neck import pretrainings
 from few_labels.head_and_neck.benchmark import Benchmark, schedule_of
 from few_labels.head_and_neck.cases import LARGEST_RIM, make_split
 from few_labels.head_and_neck.data import make_task, read_resampled, read_resampled_labels, write_compared_dataset
-from few_labels.head_and_neck.gains import gains, summary, variant_gains
+from few_labels.head_and_neck.gains import gains, variant_gains
 from few_labels.head_and_neck.pretrainings import (
     CADS,
     PRETRAININGS,
@@ -35,6 +35,7 @@ from few_labels.head_and_neck.tables import (
 )
 from few_labels.head_and_neck.trainings import EPOCH, NETWORKS, RANDOM, TUNING, VARIANTS, Training, comparison
 from few_labels.pretrain import flops_per_sample
+from few_labels.summary import Gain, summary, write_summary
 from few_labels.tasks import Task
 from nnunetv2.training.nnUNetTrainer.variants.optimizer.nnUNetTrainerAdam import nnUNetTrainerAdam
 
@@ -226,8 +227,19 @@ def test_gains_are_paired_by_seed_and_their_interval_widens_with_the_spread_of_t
     assert found.seeds_ahead == 1
     assert gain_table([found]).endswith("| x | nnU-Net's | 25 | 2 | 58.5 | +4.0 | -13.2 to +21.2 | 1 of 3 |")
     smaller = dataclasses.replace(found, start="y", gain=3.9)
-    rows = summary([smaller, found])
-    assert [(row["start"], row["pretraining"], row["gain"]) for row in rows] == [("y", "y", 3.9), ("best", "x", 4.0)]
+    rarely = dataclasses.replace(found, start="z", gain=9.0)
+    more = [dataclasses.replace(gain, labels=labels) for gain in (smaller, found) for labels in (4, 8)]
+    rows = summary([smaller, found, rarely, *more])
+    named = [(row["start"], row["pretraining"], row["gain"]) for row in rows[:3]]
+    assert named == [("y", "y", 3.9), ("best", "x", 4.0), ("z", "z", 9.0)]
+
+
+def test_a_summary_keeps_the_rows_of_other_tasks(tmp_path):
+    gain = Gain("torsos", "x", None, 100, 1, 50.0, 4.0, 1.0, 7.0, 3, 3)
+    file = tmp_path / "summary.json"
+    for task, added in (("torsos", 4.0), ("head_and_neck", 5.0), ("torsos", 6.0)):
+        write_summary(file, task, [dataclasses.replace(gain, task=task, gain=added)])
+    assert [(row["task"], row["gain"]) for row in json.loads(file.read_text())] == [("head_and_neck", 5), ("torsos", 6)]
 
 
 def test_variants_are_paired_with_the_own_way_of_the_same_start_on_validation_cases():

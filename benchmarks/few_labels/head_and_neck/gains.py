@@ -2,48 +2,13 @@
 
 from collections import defaultdict
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
 from typing import Any
-
-import numpy as np
 
 from few_labels.head_and_neck.data import TASK
 from few_labels.head_and_neck.trainings import RANDOM
+from few_labels.summary import Gain
 from nnunetv2_cads.comparison.gains import Gain as ArmGain
 from nnunetv2_cads.comparison.gains import Scores, case_scores, gain_over
-
-BEST = "best"
-
-
-@dataclass(frozen=True)
-class Gain:
-    """Of a start at a budget, over the seeds that it and random weights have both; in points of Dice.
-
-    Attributes:
-        task: name.
-        start: name of the pre-training.
-        window: HU that the network sees; None: as nnU-Net plans.
-        iterations: length of the fine-tunings.
-        labels: budget.
-        mean: Dice of the start.
-        gain: over random weights.
-        low: lower end of the gain's 95% interval.
-        high: its upper end.
-        seeds_ahead: on how many seeds the gain is above 0.
-        seeds: their number.
-    """
-
-    task: str
-    start: str
-    window: tuple[float, float] | None
-    iterations: int
-    labels: int
-    mean: float
-    gain: float
-    low: float
-    high: float
-    seeds_ahead: int
-    seeds: int
 
 
 def gains(runs: Iterable[dict[str, Any]]) -> list[Gain]:
@@ -91,15 +56,3 @@ def _by_setting(runs: Iterable[dict[str, Any]], arm: str, cases: str) -> dict[tu
         setting = *names.values(), tuple(run["window"] or ()), run["iterations"], run["labels"], rates
         of_setting[setting].append(run | {"arm": arm_name, "budget": run["labels"], "scores": run[cases]})
     return {setting: case_scores(trainings, "dice") for setting, trainings in sorted(of_setting.items())}
-
-
-def summary(found: Iterable[Gain]) -> list[dict[str, Any]]:
-    """As plain rows, numbers to two digits; ``start`` of the one that gains most, over its budgets, is `BEST`."""
-    of_start = defaultdict(list)
-    for gain in (found := list(found)):
-        of_start[gain.start].append(gain.gain)
-    best = max(of_start, key=lambda start: np.mean(of_start[start]), default=None)
-    rows = [{k: round(v, 2) if isinstance(v, float) else v for k, v in asdict(gain).items()} for gain in found]
-    return [
-        row | {"start": BEST if row["start"] == best else row["start"], "pretraining": row["start"]} for row in rows
-    ]

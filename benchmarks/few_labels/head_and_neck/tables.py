@@ -11,9 +11,10 @@ from tables import markdown_table
 
 from few_labels.figure import Line, draw, mean_curve
 from few_labels.head_and_neck.cases import LARGEST_RIM
-from few_labels.head_and_neck.gains import ArmGain, Gain, gains, summary, variant_gains
+from few_labels.head_and_neck.data import TASK
+from few_labels.head_and_neck.gains import ArmGain, gains, variant_gains
 from few_labels.head_and_neck.trainings import RANDOM
-from pretraining.system.files import write_json
+from few_labels.summary import Gain, write_summary
 
 DRAWN_LABELS = 2
 """Labelled cases of the trainings in the right half of the figure."""
@@ -24,7 +25,7 @@ def print_tables(records: Path, gains_file: Path | None = None, figure: Path | N
 
     Args:
         records: folder of the records.
-        gains_file: takes the gains as JSON.
+        gains_file: takes the gains as JSON, in place of its rows of this task.
         figure: takes a PNG, see `draw_head_and_neck`.
     """
     runs = read_records(records)
@@ -36,7 +37,7 @@ def print_tables(records: Path, gains_file: Path | None = None, figure: Path | N
         print("\n" + dice_table(tested))
         print("\n" + gain_table(found := gains(tested)))
         if gains_file:
-            write_json(gains_file, summary(found))
+            write_summary(gains_file, TASK, found)
     if figure:
         draw_head_and_neck(figure, runs)
 
