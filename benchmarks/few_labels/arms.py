@@ -157,7 +157,7 @@ COMPARISONS = (
 """Pairs of arms that answer a question of the study, beside each arm against random weights."""
 
 DRAWN = (
-    *("nnUNetTrainer", "nnUNetTrainer_AdamW", "ResEncM", "CADS_scratch", "CADS", "CADS_no_sampling_2x"),
-    *("MoCo_v3", "MAE", "oracle"),
+    *("nnUNetTrainer", "nnUNetTrainer_AdamW", "ResEncM", "CADS_scratch", "CADS"),
+    *("MoCo_v3", "MAE", "oracle", SCRATCH_IN_WINDOW, "points"),
 )
-"""The arms in the figure, which all would fill."""
+"""The arms in the figure, which all would fill; it has ten colours."""
