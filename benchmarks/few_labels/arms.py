@@ -12,6 +12,8 @@ SCRATCH = "CADS_scratch"
 """The arm that every other one is compared with."""
 SCRATCH_IN_WINDOW = "CADS_scratch_in_window"
 """The same for arms that see `SOFT_TISSUE`."""
+LENGTHS = {0.5: "_half", 1.0: "", 3.0: "_long"}
+"""Length of a fine-tuning, as a part of the schedule's -> end of the arm's name."""
 MAIN_ARMS = ("nnUNetTrainer", "ResEncM", SCRATCH, "CADS")
 """The arms that are run first."""
 REAL_ARMS = (*MAIN_ARMS, "CADS_no_sampling_2x_slow")

@@ -9,6 +9,7 @@ from tables import markdown_table
 from few_labels.arms import (
     ARMS,
     COMPARISONS,
+    LENGTHS,
     PRETRAININGS,
     REAL_ARMS,
     SCRATCH,
@@ -39,21 +40,23 @@ def report(results: dict[str, Any], budgets: list[int]) -> str:
 
 
 def gains_of_torsos(runs: Runs, iterations: int) -> list[Gain]:
-    """What every pre-training adds to random weights in the same window, in trainings of whole length.
+    """What every pre-training adds to random weights in the same window, after trainings of the same length.
 
     Args:
         runs: fine-tunings.
-        iterations: their length.
+        iterations: their length, where an arm has no other.
     """
     dice, found = scores_of(runs, TORSOS), []
     for name, arm in ARMS.items():
         kind = PRETRAININGS[arm.pretraining].method if arm.pretraining else SUPERVISED
-        if kind == SUPERVISED or arm.frozen or arm.length != 1 or arm.encoder_lr:
+        if kind == SUPERVISED or arm.frozen or arm.encoder_lr:
             continue
+        baseline = (SCRATCH_IN_WINDOW if arm.window else SCRATCH) + LENGTHS[arm.length]
         for labels in arm.budgets:
-            if gain := gain_over(dice, SCRATCH_IN_WINDOW if arm.window else SCRATCH, name, labels):
+            if gain := gain_over(dice, baseline, name, labels):
                 numbers = gain.mean, gain.gain, gain.low, gain.high, gain.seeds_ahead, gain.seeds
-                found.append(Gain(TORSOS, name, arm.window, iterations, labels, *numbers))
+                length = round(iterations * arm.length)
+                found.append(Gain(TORSOS, arm.pretraining, arm.window, length, labels, *numbers))
     return found
 
 

@@ -49,14 +49,12 @@ class Gain:
 def summary(found: Iterable[Gain]) -> list[dict[str, Any]]:
     """As plain rows, numbers to two digits; ``start`` of the one that gains most is `BEST`.
 
-    That is, in the mean over its rows, of those starts that have at least half as many rows as any: a single lucky
-    setting makes no start the best.
+    That is, in the mean over its rows, of those starts that have several: one lucky setting makes no start the best.
     """
     of_start = defaultdict(list)
     for gain in (found := list(found)):
         of_start[gain.start].append(gain.gain)
-    most = max(map(len, of_start.values()), default=0)
-    tried = {start: np.mean(values) for start, values in of_start.items() if 2 * len(values) >= most}
+    tried = {start: np.mean(values) for start, values in of_start.items() if len(values) > 1}
     best = max(tried, key=tried.get, default=None)
     rows = [{k: round(v, 2) if isinstance(v, float) else v for k, v in asdict(gain).items()} for gain in found]
     return [
