@@ -3,7 +3,7 @@
 import numpy as np
 
 from pretraining.ct.checks import same_spacing
-from pretraining.ct.dicom_grid import step_mm, uneven_gap
+from pretraining.ct.dicom_grid import rounding_mm, step_mm, uneven_gap
 from pretraining.ct.dicom_series import Slice, numbers
 from pretraining.ct.scan import UnusableScanError
 
@@ -56,7 +56,7 @@ def _check_grid_of(slices: list[Slice]) -> None:
     steps = np.diff(positions, axis=0)
     step = step_mm(positions)  # not along the normal where the gantry is tilted
     sideways = steps - np.outer(steps @ step, step) / max(step @ step, np.finfo(float).tiny)
-    if np.linalg.norm(sideways) > MAX_TURN * np.linalg.norm(steps):
+    if np.linalg.norm(sideways) > MAX_TURN * np.linalg.norm(steps) + 2 * rounding_mm(positions) * len(steps) ** 0.5:
         raise UnusableScanError("has slices that are shifted against each other; export the original CT series")
     worst = uneven_gap(positions, normal)
     if worst is not None:

@@ -19,12 +19,15 @@ from pretraining.ct.dicom_series import Slice
 from pretraining.ct.scan import UnusableScanError
 
 SHARED, PER_FRAME = "SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"
-# In the order of `PASS_KEYWORDS`: phase, time after the heart's beat, echo (CT has none), kind of image, acquisition.
+# In the order of `PASS_KEYWORDS`: phase, time after the heart's beat, echo (CT has none), kind of image, series,
+# contrast, acquisition.
 PASSES = (
     ("FrameContentSequence", "TemporalPositionIndex"),
     ("CardiacSynchronizationSequence", "NominalCardiacTriggerDelayTime"),
     ("FrameContentSequence", "StackID"),
     ("CTImageFrameTypeSequence", "FrameType"),
+    ("FrameContentSequence", "SeriesNumber"),  # of the whole file
+    ("ContrastBolusUsageSequence", "ContrastBolusAgentNumber"),
     ("FrameContentSequence", "FrameAcquisitionNumber"),
 )
 

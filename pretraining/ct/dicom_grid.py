@@ -4,6 +4,8 @@ import numpy as np
 
 GAP_TOLERANCE = 0.1
 """How far a gap may be from the usual one, as a fraction."""
+LARGEST_UNIT = 0.81
+"""Of rounding, as a part of the spacing: with a larger one, a missing slice beside an end passes for rounding."""
 MAX_DECIMALS = 3
 NUMBER_TOLERANCE_MM = 1e-4
 
@@ -12,6 +14,11 @@ def step_mm(positions: np.ndarray) -> np.ndarray:
     """The vector from slice to slice, (3,) in mm: of all positions, (slices, 3) in order, by least squares."""
     index = np.arange(len(positions)) - (len(positions) - 1) / 2
     return index @ (positions - positions[0]) / (index @ index)
+
+
+def rounding_mm(positions: np.ndarray) -> float:
+    """How far rounding to the decimals that the positions have can move one from where it was."""
+    return float(np.linalg.norm(_rounded_to(positions))) / 2
 
 
 def uneven_gap(positions: np.ndarray, normal: np.ndarray) -> int | None:
@@ -62,7 +69,7 @@ def _is_rounded_line(places: np.ndarray, unit: float) -> bool:
     middle = float(np.polyfit(index, places, 1)[0])
     # Rounded multiples of one number are apart by one of two neighbouring multiples of the unit.
     most = unit + NUMBER_TOLERANCE_MM
-    if not 0 < unit <= (1 - GAP_TOLERANCE) * abs(middle) or np.ptp(np.diff(places)) > most:
+    if not 0 < unit <= LARGEST_UNIT * abs(middle) or np.ptp(np.diff(places)) > most:
         return False
     # The spread is convex in the spacing.
     best = minimize_scalar(spread, bounds=(middle - unit, middle + unit), method="bounded", options={"xatol": 1e-9})

@@ -38,10 +38,14 @@ TEXTS = {
         "Modality", "SequenceName", "SliceThickness", "SeriesInstanceUID", "SeriesNumber", "ImagePositionPatient",
         "ImageOrientationPatient", "NumberOfFrames", "PixelSpacing", "SOPClassUID", "PatientID",
         "StudyInstanceUID", "FrameOfReferenceUID", "AcquisitionNumber", "TemporalPositionIdentifier", "TriggerTime",
-        "EchoNumbers", "ImageType", "RescaleSlope", "RescaleIntercept", "PhotometricInterpretation",
+        "EchoNumbers", "ImageType", "ContrastBolusAgent", "RescaleSlope", "RescaleIntercept",
+        "PhotometricInterpretation",
     )
 }  # fmt: skip
-PASS_KEYWORDS = ("TemporalPositionIdentifier", "TriggerTime", "EchoNumbers", "ImageType", "AcquisitionNumber")
+PASS_KEYWORDS = (
+    "TemporalPositionIdentifier", "TriggerTime", "EchoNumbers", "ImageType", "SeriesNumber", "ContrastBolusAgent",
+    "AcquisitionNumber",
+)  # fmt: skip
 """What tells the passes of one series apart, the surest first."""
 PIXELS = Tag("PixelData")
 LAST_TAG = int(PIXELS)  # tags compare slowly

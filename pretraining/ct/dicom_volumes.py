@@ -8,18 +8,22 @@ import hashlib
 import math
 import os
 from collections import defaultdict
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
+import numpy as np
+
 from pretraining.ct.dicom_checks import is_grid
 from pretraining.ct.dicom_passes import split_passes
-from pretraining.ct.dicom_series import UNDEFINED_LENGTH, Slice
+from pretraining.ct.dicom_series import UNDEFINED_LENGTH, Slice, numbers
 from pretraining.ct.scan import Scan, volume_id
 
 SAMPLE_BYTES = 4096
 MIN_SLICES_ALONE = 3
+SAME_NUMBER = 1e-3
+"""How far cosines and mm of one plane may be apart."""
 T = TypeVar("T")
 
 
@@ -33,10 +37,13 @@ class FoundSlice:
 
     @property
     def key(self) -> tuple:
-        """What slices of one series share. Multi-frame files are volumes of their own."""
+        """What slices of one scan share, so that a picture in its series does not spoil it.
+
+        Multi-frame files are volumes of their own.
+        """
         uid = self.slice.series_uid
         alone = self.path if self.slice.size[2] > 1 else None
-        return (uid or self.path.parent, self.slice.size[:2], alone)
+        return (uid or self.path.parent, self.slice.size[:2], self.slice.pixels.is_grey, alone)
 
 
 def series_scans(source: Path, found: list[FoundSlice]) -> tuple[list[Scan], int]:
@@ -47,7 +54,7 @@ def series_scans(source: Path, found: list[FoundSlice]) -> tuple[list[Scan], int
         found: all slices.
     """
     scans = []
-    for series in _grouped(found, lambda each: each.key).values():
+    for series in _by_owner(_grouped(found, lambda each: each.key).values()):
         for together in _volumes(sorted(series, key=lambda each: (each.place_mm, each.path))):
             passes = split_passes([each.slice for each in together])
             scans += [_scan(source, [together[index] for index in part], len(passes) > 1) for part in passes]
@@ -59,6 +66,14 @@ def _grouped(items: Iterable[T], key: Callable[[T], Hashable]) -> dict[Hashable,
     for item in items:
         groups[key(item)].append(item)
     return groups
+
+
+def _by_owner(groups: Iterable[list[FoundSlice]]) -> Iterator[list[FoundSlice]]:
+    """The slices of each patient, study and frame of reference; where one is not stated, it is that of the others."""
+    for series in groups:
+        owners = [set(column) - {""} for column in zip(*(each.slice.whose for each in series), strict=True)]
+        telling = [index for index, values in enumerate(owners) if len(values) > 1]
+        yield from _grouped(series, lambda each: tuple(each.slice.whose[index] for index in telling)).values()  # noqa: B023
 
 
 def _without_copies(series: list[FoundSlice]) -> list[FoundSlice]:
@@ -85,7 +100,7 @@ def _sample(found: FoundSlice) -> Hashable:
     """What copies have in common, read quickly: how the pixels are stored, and some of them."""
     pixels = found.slice.pixels
     stored = (pixels.length, pixels.byte_order, pixels.bits, pixels.is_signed, pixels.slope, pixels.intercept)
-    return stored, _pixel_bytes(found, SAMPLE_BYTES)
+    return found.slice.passes, stored, _pixel_bytes(found, SAMPLE_BYTES)
 
 
 def _content(found: FoundSlice) -> Hashable:
@@ -119,16 +134,24 @@ def _volumes(series: list[FoundSlice]) -> list[list[FoundSlice]]:
 def _belong_together(series: list[FoundSlice], folders: list[list[FoundSlice]]) -> bool:
     """Whether folders hold parts of one scan.
 
-    They do not where patient, study, frame of reference or the planes of the slices differ, where they clash (one
-    place, different content), or where each is evenly spaced and all together are not.
+    They do not where the planes of the slices differ, where they clash (one place, different content), or where each
+    is evenly spaced and all together are not.
     """
-    stated = {(each.slice.whose, each.slice.orientation, each.slice.pixel_spacing) for each in series}
-    if len(stated) > 1 or len(set(map(_place, series))) < len(series):
+    if not _have_one_plane(series) or len(set(map(_place, series))) < len(series):
         return False
     slices = [each.slice for each in series]
     if all(is_grid([slices[index] for index in part]) for part in split_passes(slices)):
         return True
     return not all(len(folder) >= MIN_SLICES_ALONE and is_grid([each.slice for each in folder]) for folder in folders)
+
+
+def _have_one_plane(series: list[FoundSlice]) -> bool:
+    """Whether orientation and pixel spacing of all are the same, however their numbers are written."""
+    try:
+        stated = [numbers(f"{each.slice.orientation}\\{each.slice.pixel_spacing}") for each in series]
+    except ValueError:
+        return False
+    return len({values.shape for values in stated}) == 1 and np.allclose(stated, stated[0], rtol=0, atol=SAME_NUMBER)
 
 
 def _scan(source: Path, found: list[FoundSlice], is_pass: bool) -> Scan:

@@ -90,12 +90,24 @@ def _without_unused_bits(stored: np.ndarray, pixels: Pixels) -> np.ndarray:
 
     They are where those bits are used without holding overlays: of signed numbers they repeat the sign, and padding
     can be beyond the stored bits.
+
+    Raises:
+        UnusableScanError: what unsigned numbers have there is neither.
     """
     used = pixels.bits[1]
     unsigned = stored.view(f"{stored.dtype.byteorder}u{stored.dtype.itemsize}")
     if pixels.has_overlay:
         unsigned = unsigned & ((1 << used) - 1)
-    elif not pixels.is_signed or unsigned.max(initial=0) >> used:
+    elif not pixels.is_signed:
+        beyond = stored[stored >> used > 0]
+        low, high = pixels.padding or (1, 0)
+        if not ((beyond >= low) & (beyond <= high)).all():
+            raise UnusableScanError(
+                f"has values beyond the {used} bits that its header calls stored, which are neither declared padding "
+                "nor declared overlays; export the original CT series"
+            )
+        return stored
+    elif unsigned.max(initial=0) >> used:
         return stored
     if not pixels.is_signed:
         return unsigned

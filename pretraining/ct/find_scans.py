@@ -125,7 +125,7 @@ def passed_over_text(passed_over: Counter[str], by_kind: bool = True) -> str:
         kinds.append(f"{sum(sorted(counts.values())[:-MAX_KINDS])} of other kinds")
     listed = ": " + ", ".join(kinds) if by_kind else ""
     texts = [f"{counts.total()} file{'s are' if counts.total() > 1 else ' is'} no CT{listed}"] if counts else []
-    return "; ".join(texts + ([f"{passed_over[COPIES]} files are {COPIES}"] if passed_over[COPIES] else []))
+    return "; ".join(texts + ([f"{COPIES}: {passed_over[COPIES]}"] if passed_over[COPIES] else []))
 
 
 def _without_suffix(name: str) -> str | None:

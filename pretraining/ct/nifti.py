@@ -35,6 +35,8 @@ HEADERS = {348: Nifti1Header, 540: Nifti2Header}
 """By their length, which is their first number."""
 MAGIC = (b"n+1", b"n+2")
 PAIR_MAGIC = (b"ni1", b"ni2")
+DCM2NIIX = b"Time="
+"""In descriptions that dcm2niix writes ("TE=0;Time=101500.000;mb=30")."""
 SCANNER = 1
 """Code of an sform by which the scanner's own axes run; others come from registrations, which can shear, too."""
 MAX_EXCESS_BYTES = 64 * 2**20
@@ -53,11 +55,13 @@ class NiftiImage:
         values: (z, y, x), as stored, or float32 where the header has a slope and intercept to scale them by.
         spacing_xyz_mm: voxel edges along x, y, z, as the header states them.
         direction: 3 x 3; column i is the direction of index i in the patient (left, back, head).
+        is_of_dcm2niix: whether the header's description is of the kind that dcm2niix writes.
     """
 
     values: np.ndarray
     spacing_xyz_mm: tuple[float, float, float]
     direction: np.ndarray
+    is_of_dcm2niix: bool
 
 
 def is_nifti(path: Path) -> bool:
@@ -85,7 +89,8 @@ def read_nifti(path: Path) -> NiftiImage:
         check_grid(size_xyz, spacing_xyz_mm)
         direction = _direction(header)
         check_stored_bytes(size_xyz, _file_of_voxels(path).stat().st_size)
-        return NiftiImage(_read_values(voxels, header, size_xyz), spacing_xyz_mm, direction)
+        values, is_of_dcm2niix = _read_values(voxels, header, size_xyz), DCM2NIIX in bytes(header["descrip"])
+        return NiftiImage(values, spacing_xyz_mm, direction, is_of_dcm2niix)
 
 
 def read_voxels(path: Path, has_spacing: bool = False) -> np.ndarray:

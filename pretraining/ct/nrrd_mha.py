@@ -17,6 +17,8 @@ from pretraining.ct.checks import check_grid, check_stated_spacing
 from pretraining.ct.scan import UnusableScanError
 
 MAX_HEADER_BYTES = 2**20
+SPACES = (*("left-posterior-superior", "lps", "right-anterior-superior", "ras", "left-anterior-superior", "las"),)
+"""NRRD's names of axes in a patient."""
 BLOCK_BYTES = 2**20
 GZIP_OR_ZLIB = 47  # zlib's way to ask for either, by what the stream begins with
 _VECTOR = re.compile(r"\(([^)]*)\)")
@@ -43,6 +45,11 @@ def read_nrrd_or_mha(path: Path, reader: sitk.ImageFileReader) -> tuple[np.ndarr
     check_grid(reader.GetSize(), spacing)
     header = read_header(path)
     check_stated_spacing(stated_spacing(header), spacing)
+    if not states_orientation(header):
+        raise UnusableScanError(
+            "states no orientation (NRRD: space and space directions; MetaImage: TransformMatrix), so where its head "
+            "is, is not known; convert it again from DICOM"
+        )
     values = sitk.GetArrayFromImage(reader.Execute())
     _check_packed(header, values.nbytes)
     return _in_stated_units(values, header), spacing
@@ -75,6 +82,14 @@ def stated_spacing(header: TextHeader) -> list[float] | None:
     else:
         edges = _numbers(fields.get("spacings", ""))
     return edges[:3] if len(edges) >= 3 else None  # a fourth axis of length 1 is dropped
+
+
+def states_orientation(header: TextHeader) -> bool:
+    """Whether a header states where the axes run in the patient; ITK takes left, back and head where it does not."""
+    fields = header.fields
+    if header.is_nrrd:
+        return fields.get("space", "").lower().removesuffix("-time") in SPACES and "space directions" in fields
+    return any(fields.get(key) for key in ("TransformMatrix", "Orientation", "Rotation"))
 
 
 def _in_stated_units(values: np.ndarray, header: TextHeader) -> np.ndarray:

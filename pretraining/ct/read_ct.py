@@ -88,15 +88,33 @@ def _read_file(path: Path) -> CTImage:
 
 
 def _read_nifti(path: Path) -> CTImage:
-    """Read a NIfTI file. dcm2niix writes a scan with a tilted gantry as it is, and once more corrected: one patient."""
+    """Read a NIfTI file.
+
+    dcm2niix writes a scan with a tilted gantry, or with uneven slices, as it is, and once more corrected: one patient.
+    The former it gives the distance between slices across their planes, where an affine has that along the table
+    (measured with 1.0.20260724; other versions may differ), so of its own tilted files the truth is not known.
+    """
     image = read_nifti(path)
     name = next(path.name[: -len(suffix)] for suffix in SUFFIXES if path.name.lower().endswith(suffix))
-    corrected = sorted(path.parent.glob(f"{glob.escape(name)}_Tilt_*.nii*"))
-    if corrected and find_tilt(image.direction) is not None:
+    is_tilted = find_tilt(image.direction) is not None
+    for mark, what in (("_Tilt_", "was taken with a tilted gantry"), ("_Eq_", "has uneven slices")):
+        corrected = sorted(path.parent.glob(f"{glob.escape(name)}{mark}*.nii*"))
+        if corrected and (is_tilted or mark != "_Tilt_"):
+            raise UnusableScanError(f"{what}, and {corrected[0].name} is the same scan, corrected; leave this one out")
+    if is_tilted and (image.is_of_dcm2niix or _is_of_dcm2niix(path.with_name(f"{name}.json"))):
         raise UnusableScanError(
-            f"was taken with a tilted gantry, and {corrected[0].name} is the same scan, corrected; leave this one out"
+            "was taken with a tilted gantry, and dcm2niix does not state for sure how far its slices are apart; give "
+            "the DICOM series, or dcm2niix's corrected file (_Tilt_)"
         )
     return CTImage(image.values, image.spacing_xyz_mm, image.direction)
+
+
+def _is_of_dcm2niix(sidecar: Path) -> bool:
+    """Whether the file of metadata beside a NIfTI file says that dcm2niix has written it."""
+    try:
+        return "dcm2niix" in sidecar.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return False
 
 
 def _read_series(files: tuple[Path, ...]) -> CTImage:

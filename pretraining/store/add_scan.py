@@ -16,6 +16,9 @@ from pretraining.ct.scan import Scan, UnusableScanError
 from pretraining.store.writer import Source, StoreWriter
 from pretraining.system.errors import environment_error, is_environment_error
 
+ROUNDING = 1e-4
+"""Of a spacing in a header, as a fraction."""
+
 
 def preprocess_scan(scan: Scan, writer: StoreWriter, max_spacing_mm: float = math.inf) -> None:
     """Read one scan, bring it to the canonical grid, project it, and add both to the store.
@@ -71,7 +74,7 @@ def read_volume(
     """
     image = read_ct(scan, may_be_clipped)
     shape, spacing_xyz_mm = image.values.shape, tuple(float(edge) for edge in image.spacing_xyz_mm)
-    if max(spacing_xyz_mm) > max_spacing_mm:
+    if max(spacing_xyz_mm) > max_spacing_mm * (1 + ROUNDING):
         raise UnusableScanError(
             f"has a voxel spacing of {spacing_text(spacing_xyz_mm)}, coarser than --max-spacing-mm {max_spacing_mm:g}"
         )
@@ -81,6 +84,7 @@ def read_volume(
     del image
     if tilt is not None:
         volume, old_spacing_mm = straighten(volume, old_spacing_mm, tilt, spacing_mm)
+        check_extent(resampled_shape(volume.shape, old_spacing_mm, spacing_mm), spacing_mm)
     resampled = resample_hu(volume, old_spacing_mm, spacing_mm)
     del volume
     return np.rint(resampled, out=resampled).astype(np.int16), shape, spacing_xyz_mm

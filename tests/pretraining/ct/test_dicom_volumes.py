@@ -6,7 +6,7 @@ import shutil
 import numpy as np
 import pytest
 import SimpleITK as sitk
-from dicom_files import SERIES_UID, write_slices
+from dicom_files import SERIES_UID, slice_header, write_slices
 
 from pretraining.ct.find_scans import find_scans
 from pretraining.ct.read_ct import CTImage, read_ct
@@ -45,6 +45,8 @@ PASSES = [
     {"TriggerTime": (100, 500)},
     {"EchoNumbers": (1, 2)},
     {"ImageType": (["ORIGINAL", "PRIMARY", "AXIAL"], ["DERIVED", "PRIMARY", "AXIAL"])},
+    {"SeriesNumber": (1, 2)},
+    {"ContrastBolusAgent": ("", "Iohexol")},
 ]
 
 
@@ -160,6 +162,67 @@ def test_two_patients_scans_that_would_fit_stay_apart(tmp_path, make_stored, hea
     write_slices(tmp_path / "a", body, np.arange(COUNT))
     write_slices(tmp_path / "b", body, np.arange(COUNT) + COUNT, **header)
     assert [scan.name for scan in scans_of(tmp_path)] == [f"a/{name_of()}", f"b/{name_of()}"]
+
+
+@pytest.mark.parametrize("shift_mm", [0.5, COUNT])
+@pytest.mark.parametrize("header", [{"PatientID": "2"}, {"StudyInstanceUID": "1.3"}, {"FrameOfReferenceUID": "1.2.8"}])
+def test_two_patients_scans_in_one_folder_are_two_volumes(tmp_path, make_stored, shift_mm, header):
+    """One between the other, or on top of it."""
+    bodies = [make_stored(seed=seed) for seed in (1, 2)]
+    for number, body in enumerate(bodies):
+        write_slices(tmp_path, body, np.arange(COUNT) + number * shift_mm, f"{number}_", **(header if number else {}))
+    images = [read_ct(scan) for scan in scans_of(tmp_path)]
+    assert len(images) == 2
+    assert sorted(next(n for n in (0, 1) if matches(image, bodies[n], 1)) for image in images) == [0, 1]
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        {"ImageOrientationPatient": ["1.0", "-0", "0.000001", "0", "1.00", "0"]},
+        {"PixelSpacing": ["1.0", "1.000"]},
+        {"FrameOfReferenceUID": ""},
+    ],
+)
+def test_a_series_is_one_however_its_folders_write_numbers(tmp_path, make_stored, header):
+    body = make_stored()
+    write_slices(tmp_path / "even", body[::2], np.arange(0, COUNT, 2))
+    write_slices(tmp_path / "odd", body[1::2], np.arange(1, COUNT, 2), **header)
+    (scan,) = scans_of(tmp_path)
+    assert matches(read_ct(scan), body, 1)
+
+
+def test_equal_slices_of_two_phases_are_no_copies(tmp_path, make_stored):
+    bodies = [make_stored(seed=seed) for seed in (1, 2)]
+    for number, body in enumerate(bodies):
+        body[[0, COUNT // 2, COUNT - 1]] = 24
+        write_slices(tmp_path, body, np.arange(COUNT), f"{number}_", AcquisitionNumber=number)
+    images = [read_ct(scan) for scan in scans_of(tmp_path)]
+    assert sorted(next(n for n in (0, 1) if matches(image, bodies[n], 1)) for image in images) == [0, 1]
+
+
+def test_a_colour_picture_in_a_series_does_not_spoil_it(tmp_path, make_stored):
+    body = make_stored()
+    write_slices(tmp_path, body, np.arange(COUNT))
+    picture = np.zeros((body.shape[1], 3 * body.shape[2]), np.uint8)
+    header = slice_header(picture, 9.5, SamplesPerPixel=3, PhotometricInterpretation="RGB", PlanarConfiguration=0)
+    header.Columns = body.shape[2]
+    header.save_as(tmp_path / "picture.dcm", enforce_file_format=True)
+    images = [scan for scan in scans_of(tmp_path) if len(scan.files) > 1]
+    assert len(images) == 1 and matches(read_ct(images[0]), body, 1)
+
+
+def test_rounded_positions_of_an_oblique_series(tmp_path, make_stored):
+    body, normal = make_stored(), np.array([np.sin(0.2), 0, np.cos(0.2)])
+    write_slices(
+        tmp_path, body, np.zeros(COUNT),
+        each=lambda index: {"ImagePositionPatient": [float(number) for number in (1.5 * index * normal).round(1)]},
+        ImageOrientationPatient=[round(float(np.cos(0.2)), 6), 0, round(-float(np.sin(0.2)), 6), 0, 1, 0],
+    )  # fmt: skip
+    (scan,) = scans_of(tmp_path)
+    image = read_ct(scan)
+    np.testing.assert_array_equal(image.values, hu(body))
+    assert image.spacing_xyz_mm[2] == pytest.approx(1.5, abs=0.01)
 
 
 def test_an_altered_copy_of_a_series_is_a_series_of_its_own(tmp_path, make_stored):

@@ -76,6 +76,15 @@ def test_padding_of_more_bits_than_are_stored(tmp_path, body_hu, outside):
     np.testing.assert_array_equal(values[:, ~outside], stored[:, ~outside].astype(int) - 1024)
 
 
+def test_bits_beyond_those_stored_that_nothing_declares(tmp_path, body_hu):
+    """As overlays leave them, whose description was removed."""
+    stored = (body_hu + 1024).clip(0).astype("u2")
+    stored[:, ::7] |= 1 << 12
+    write_slices(tmp_path, stored, np.arange(COUNT), BitsStored=12, HighBit=11)
+    with pytest.raises(UnusableScanError, match="values beyond the 12 bits"):
+        read_only_scan(tmp_path)
+
+
 def test_a_range_of_padding(tmp_path, body_hu, outside):
     stored = (body_hu + 1024).clip(0).astype("u2")
     stored[:, outside] = np.random.default_rng(0).integers(60000, 65536, np.count_nonzero(outside))

@@ -100,9 +100,9 @@ def test_what_is_passed_over_is_counted_by_kind(tmp_path):
     assert [scan.name for scan in scans] == ["copy/series-" + scans[0].name[-8:], "v.mhd"] and not unusable
     assert passed_over_text(passed_over) == (
         "10 files are no CT: 3 without suffix (not DICOM), 2 .txt, 2 DICOM without slices, 1 DICOMDIR, 1 .json, "
-        "1 .raw; 3 files are copies of DICOM slices"
+        "1 .raw; copies of DICOM slices: 3"
     )
-    assert passed_over_text(passed_over, by_kind=False) == "10 files are no CT; 3 files are copies of DICOM slices"
+    assert passed_over_text(passed_over, by_kind=False) == "10 files are no CT; copies of DICOM slices: 3"
 
 
 @given(st.lists(st.text(min_size=1), min_size=1, max_size=4))

@@ -123,6 +123,37 @@ def test_a_scan_and_its_correction_are_one_patient(archive):
     assert Store.open(store).ids == ["7_head_Tilt_1", "8_head", "8_head_Tilt_1"]
 
 
+def test_a_scan_with_uneven_slices_and_its_correction_are_one_patient(archive):
+    write_nifti(archive / "7.nii.gz", *scanned(np.eye(3)))
+    write_nifti(archive / "7_Eq_1.nii.gz", *scanned(np.eye(3), (60, 70, 31)))
+    store = archive.parent / "store"
+    assert preprocess([str(archive), str(store), "-np", "1"]) == 1
+    (failed,) = json.loads((store / "failed.json").read_text())
+    assert failed["reason"] == "has uneven slices, and 7_Eq_1.nii.gz is the same scan, corrected; leave this one out"
+
+
+@pytest.mark.parametrize("by", ["sidecar", "description"])
+def test_a_tilted_file_of_dcm2niix_is_refused(archive, by):
+    """It states the distance between the planes of slices as if it were along the table."""
+    values, affine = scanned(tilted_axes(20))
+    write_nifti(archive / "head.nii.gz", values, affine)
+    if by == "sidecar":
+        (archive / "head.json").write_text('{"ConversionSoftware": "dcm2niix"}')
+    else:
+        image = nibabel.load(archive / "head.nii.gz")
+        image.header["descrip"] = "Time=0.000;mb=30"
+        nibabel.Nifti1Image(values, image.affine, image.header).to_filename(archive / "head.nii.gz")
+    assert preprocess([str(archive), str(archive.parent / "store"), "-np", "1"]) == 2
+    reason = (archive.parent / "store" / "failed.json").read_text()
+    assert "dcm2niix does not state for sure how far its slices are apart" in reason
+
+
+def test_what_is_too_short_when_it_is_straight_is_refused(archive):
+    write_nifti(archive / "head.nii.gz", *scanned(tilted_axes(30), (60, 24, 30)))
+    assert preprocess([str(archive), str(archive.parent / "store"), "-np", "1"]) == 2
+    assert "every edge must have at least 24 mm" in (archive.parent / "store" / "failed.json").read_text()
+
+
 @pytest.mark.parametrize(
     "columns",
     [

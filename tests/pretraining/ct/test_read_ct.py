@@ -186,6 +186,30 @@ def test_not_ct_in_hu(tmp_path, make_body, change, reason):
     assert reason in refusal(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("name", "line", "changed"),
+    [
+        ("a.mha", rb"TransformMatrix = [^\n]*\n", b""),
+        ("a.nrrd", rb"space: [^\n]*\n", b"space dimension: 3\n"),
+        ("a.nrrd", rb"space: [^\n]*\n", b"space: scanner-xyz\n"),
+    ],
+)
+def test_without_an_orientation_it_is_not_known_where_the_head_is(tmp_path, make_body, name, line, changed):
+    path = tmp_path / name
+    sitk.WriteImage(make_body(), str(path))
+    before, *_, after = re.split(line, path.read_bytes())
+    path.write_bytes(before + changed + after)
+    assert "states no orientation" in refusal(tmp_path)
+
+
+def test_nrrd_with_spacings_alone_has_no_orientation(tmp_path, make_body):
+    values = sitk.GetArrayFromImage(make_body())
+    sizes = " ".join(map(str, values.shape[::-1]))
+    header = f"NRRD0004\ntype: short\ndimension: 3\nsizes: {sizes}\nspacings: 1 1 1\nendian: little\nencoding: raw\n\n"
+    (tmp_path / "a.nrrd").write_bytes(header.encode() + values.astype("<i2").tobytes())
+    assert "states no orientation" in refusal(tmp_path)
+
+
 def test_skewed_axes(tmp_path, make_body):
     path = tmp_path / "a.nrrd"
     sitk.WriteImage(make_body(), str(path))
