@@ -7,7 +7,7 @@ has given the same identifier, but that hold different scans, stay apart.
 import hashlib
 import math
 import os
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Hashable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -69,10 +69,16 @@ def _grouped(items: Iterable[T], key: Callable[[T], Hashable]) -> dict[Hashable,
 
 
 def _by_owner(groups: Iterable[list[FoundSlice]]) -> Iterator[list[FoundSlice]]:
-    """The slices of each patient, study and frame of reference; where one is not stated, it is that of the others."""
+    """The slices of each patient, study and frame of reference; where one is not stated, it is that of the others.
+
+    An identifier that hardly two slices share is of the slice, as some writers make a new one for each file.
+    """
     for series in groups:
-        owners = [set(column) - {""} for column in zip(*(each.slice.whose for each in series), strict=True)]
-        telling = [index for index, values in enumerate(owners) if len(values) > 1]
+        telling = []
+        for index, column in enumerate(zip(*(each.slice.whose for each in series), strict=True)):
+            counts = Counter(value for value in column if value)
+            if len(counts) > 1 and np.median(list(counts.values())) >= MIN_SLICES_ALONE:
+                telling.append(index)
         yield from _grouped(series, lambda each: tuple(each.slice.whose[index] for index in telling)).values()  # noqa: B023
 
 

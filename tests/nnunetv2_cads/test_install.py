@@ -20,7 +20,8 @@ def test_the_wheel_holds_the_packages_and_the_start_up_files_only(wheel, source_
         names = {name for name in archive.namelist() if ".dist-info/" not in name}
         metadata = archive.read(next(n for n in archive.namelist() if n.endswith("METADATA"))).decode()
         record = archive.read(next(n for n in archive.namelist() if n.endswith("RECORD"))).decode()
-    modules = [path for package in ("nnunetv2_cads", "pretraining") for path in (source_tree / package).rglob("*.py")]
+    packages = [source_tree / name for name in ("nnunetv2_cads", "pretraining")]
+    modules = [path for package in packages for kind in ("*.py", "*.json") for path in package.rglob(kind)]
     expected = {path.relative_to(source_tree).as_posix() for path in modules}
     assert names == expected | {"nnunetv2_cads.pth"}
     assert "License-Expression: Apache-2.0" in metadata

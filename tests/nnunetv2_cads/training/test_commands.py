@@ -60,8 +60,9 @@ def test_a_zipped_model_needs_the_installed_package_alone(trained, nnunet_projec
     done = nnunet_project.run(installed.python, "nnUNetv2_predict", *arguments, **elsewhere)
     assert done.returncode == 0, done.stdout + done.stderr
     before, after = (np.load(file)["probabilities"] for file in (known, tmp_path / "out" / known.name))
-    # nnU-Net adds logits up in half precision, whose steps of 0.004 between 4 and 8 are 0.001 of a probability
-    np.testing.assert_allclose(after, before, atol=2e-3)
+    # nnU-Net adds logits up in half precision, whose steps of 0.004 between 4 and 8 are 0.001 of a probability, tile by
+    # tile: some such steps can add up
+    np.testing.assert_allclose(after, before, atol=4e-3)
     segmentation = sitk.GetArrayFromImage(sitk.ReadImage(str(tmp_path / "out" / f"{known.stem}.nii.gz")))
     assert (segmentation == before.argmax(0)).mean() > 0.999
 

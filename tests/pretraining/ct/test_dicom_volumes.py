@@ -176,6 +176,14 @@ def test_two_patients_scans_in_one_folder_are_two_volumes(tmp_path, make_stored,
     assert sorted(next(n for n in (0, 1) if matches(image, bodies[n], 1)) for image in images) == [0, 1]
 
 
+def test_a_study_identifier_for_each_slice_tells_nothing(tmp_path, make_stored):
+    """As writers of single files make them."""
+    body = make_stored()
+    write_slices(tmp_path, body, np.arange(COUNT), each=lambda index: {"StudyInstanceUID": f"1.2.{index}"})
+    (scan,) = scans_of(tmp_path)
+    assert scan.name == name_of() and matches(read_ct(scan), body, 1)
+
+
 @pytest.mark.parametrize(
     "header",
     [

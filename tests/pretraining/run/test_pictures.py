@@ -1,5 +1,6 @@
 """What the curves of a run show: of a run's first epoch as of its last."""
 
+import matplotlib
 import matplotlib.image
 import numpy as np
 import pytest
@@ -32,5 +33,8 @@ def line(step: int, **values) -> dict:
     ids=["one line", "three lines", "a point between gaps"],
 )
 def test_a_value_without_neighbours_is_a_point(lines, panels, tmp_path):
-    plot_progress(lines, PretrainConfig().replace(point_weight=1.0, distillation_weight=0.0), tmp_path / "progress.png")
+    config = PretrainConfig().replace(point_weight=1.0, distillation_weight=0.0)
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()  # nnU-Net's pictures change the colours of a process
+        plot_progress(lines, config, tmp_path / "progress.png")
     assert points_drawn(tmp_path / "progress.png") == 2 * len(panels)  # in the panel, and in its legend
