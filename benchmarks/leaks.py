@@ -179,8 +179,12 @@ def main() -> None:
     for name, patterns in {"whole": volumes, CROPPED: changed[CROPPED], ALL: changed[ALL]}.items():
         pairs = [pair for pair in itertools.product(patterns, volumes) if pair[0] != pair[1]]
         drawn = np.random.default_rng(SEED).permutation(len(pairs))[: arguments.pairs]
+        values = alarms[f"{name}, and another"] = []
         start = time.process_time()
-        alarms[f"{name}, and another"] = [correlation(patterns[pairs[i][0]], volumes[pairs[i][1]]) for i in drawn]
+        for first, second in (pairs[i] for i in drawn):
+            values.append(correlation(patterns[first], volumes[second]))
+            if values[-1] >= PERHAPS:  # to be looked at: a collection may hold a patient twice
+                print(f"{name}: {first.name} and {second.name}: {values[-1]:.3f}")
         print(f"{name}, and another: {(time.process_time() - start) / len(drawn):.4f} s per pair", flush=True)
     print(markdown_table(heads, [[name, *shares(values)] for name, values in alarms.items()]), flush=True)
     measure_cost()

@@ -23,12 +23,12 @@ SIGMAS_FINE, SIGMAS_COARSE = (1.0, 3.0), (0.7, 2.0)
 """Of the difference of Gaussians, in voxels of 4 and of 8 mm."""
 BODY_ABOVE_HU = -150
 """Means of 4 mm that are part of the body, within the window."""
-LEAST_BODY_ML, LEAST_COMMON_ML = 550, 500
+LEAST_BODY_ML, LEAST_COMMON_ML = 1100, 1000
 """Of what each of two scans shows, and of what they have in common: less is alike by chance. The second is smaller,
 since voxels of 4 mm on the rim are body in one scan and not in the other."""
 WORTH_A_LOOK = 0.7
 """Correlation at 8 mm above which 4 mm decides."""
-SAME_SCAN, PERHAPS = 0.82, 0.78
+SAME_SCAN, PERHAPS = 0.84, 0.8
 """Correlation at 4 mm from which two volumes are the same scan, and from which it cannot be told."""
 LEAST_SHARE = 0.4
 """Of the energy of one of the two patterns, that must be where they overlap."""

@@ -421,7 +421,7 @@ def test_test_cases_of_the_pretraining_are_refused(compare, nnunet_project, tmp_
     (tmp_path / "test.txt").write_text("case_2\ncase_4\n", encoding="utf-8")
     code, text = compare(*flags, "--test", tmp_path / "test.txt")
     assert code == 0 and "pre-trained on (" not in text
-    assert text.count("whether it was pre-trained on cannot be told: case_") == 2  # 170 ml are too little
+    assert text.count("whether it was pre-trained on cannot be told: case_") == 2  # bodies of 170 ml are too small
 
 
 def test_regions_and_ignored_voxels_are_scored_as_nnunet_trains_them(tmp_path, compare):
