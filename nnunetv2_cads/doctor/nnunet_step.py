@@ -96,6 +96,7 @@ def _relative(found: Tensor, truth: Tensor) -> float:
 
 
 def main() -> int:
+    """The process of one check of `cads_doctor --self-test`."""
     device, folder = sys.argv[1:]
     os.environ.update(dict.fromkeys(("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"), folder))
     os.environ["nnUNet_compile"] = "f"

@@ -4,7 +4,6 @@ Each check is a line of the doctor's report: ok, slower than expected, or wrong,
 """
 
 import json
-import os
 import subprocess
 import sys
 import tempfile
@@ -185,7 +184,7 @@ def _run(module_and_arguments: list[str]) -> str:
         RuntimeError: it has failed; the last line says why.
     """
     command = [sys.executable, "-m", *module_and_arguments]
-    process = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS, env=os.environ)
+    process = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS)
     if process.returncode:
         raise RuntimeError((process.stderr.strip().splitlines() or ["no message"])[-1])
     return process.stdout

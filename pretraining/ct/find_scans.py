@@ -11,7 +11,7 @@ from tqdm import tqdm
 from pretraining.ct import nifti
 from pretraining.ct.dicom_series import DICOM_SUFFIXES, NoSlice, Slice, read_slice
 from pretraining.ct.dicom_volumes import FoundSlice, series_scans
-from pretraining.ct.scan import Scan, UnusableScanError, is_text, volume_id
+from pretraining.ct.scan import Scan, UnusableScanError, is_text, volume_id, without_suffix
 from pretraining.system.errors import UserError
 
 VOLUME_SUFFIXES = (*nifti.SUFFIXES, ".nrrd", ".nhdr", ".mha", ".mhd")
@@ -92,7 +92,7 @@ def _look_at(path: Path, relative: str) -> Scan | Slice | NoSlice:
         UnusableScanError: it looks like a scan or slice, but cannot be used.
         UserError: no more files can be opened.
     """
-    stem = _without_suffix(relative)
+    stem = without_suffix(relative, VOLUME_SUFFIXES)
     if not _may_be_read(path):
         if stem is None and path.suffix.lower() not in DICOM_SUFFIXES:
             return NoSlice.NOT_DICOM
@@ -126,14 +126,6 @@ def passed_over_text(passed_over: Counter[str], by_kind: bool = True) -> str:
     listed = ": " + ", ".join(kinds) if by_kind else ""
     texts = [f"{counts.total()} file{'s are' if counts.total() > 1 else ' is'} no CT{listed}"] if counts else []
     return "; ".join(texts + ([f"{COPIES}: {passed_over[COPIES]}"] if passed_over[COPIES] else []))
-
-
-def _without_suffix(name: str) -> str | None:
-    """The name without the suffix of a volume's file; None where it has none."""
-    for suffix in VOLUME_SUFFIXES:
-        if name.lower().endswith(suffix):
-            return name[: -len(suffix)]
-    return None
 
 
 def visible_files(source: Path, without: Path | None = None) -> Iterator[Path]:

@@ -23,7 +23,7 @@ from pretraining.ct.dicom_voxels import read_frames, read_slices
 from pretraining.ct.gantry_tilt import find_tilt
 from pretraining.ct.nifti import SUFFIXES, is_nifti, read_nifti
 from pretraining.ct.nrrd_mha import read_nrrd_or_mha
-from pretraining.ct.scan import Scan, UnusableScanError
+from pretraining.ct.scan import Scan, UnusableScanError, without_suffix
 from pretraining.system.errors import environment_error
 
 UNREADABLE = "cannot be read, it is truncated, damaged or not what its suffix says; copy or export it again"
@@ -95,7 +95,7 @@ def _read_nifti(path: Path) -> CTImage:
     (measured with 1.0.20260724; other versions may differ), so of its own tilted files the truth is not known.
     """
     image = read_nifti(path)
-    name = next(path.name[: -len(suffix)] for suffix in SUFFIXES if path.name.lower().endswith(suffix))
+    name = without_suffix(path.name, SUFFIXES)
     is_tilted = find_tilt(image.direction) is not None
     for mark, what in (("_Tilt_", "was taken with a tilted gantry"), ("_Eq_", "has uneven slices")):
         corrected = sorted(path.parent.glob(f"{glob.escape(name)}{mark}*.nii*"))

@@ -4,6 +4,7 @@ import hashlib
 import os
 import re
 import unicodedata
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -74,6 +75,11 @@ def is_text(name: str) -> bool:
 def printable(name: str) -> str:
     """A file's name for one line of a log: control characters and what is not valid text are escaped."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in name)
+
+
+def without_suffix(name: str, suffixes: Iterable[str]) -> str | None:
+    """A file's name without the first of these suffixes that it has, in any case; None where it has none."""
+    return next((name[: -len(suffix)] for suffix in suffixes if name.lower().endswith(suffix)), None)
 
 
 def volume_id(relative: str) -> str:

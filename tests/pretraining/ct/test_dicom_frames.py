@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 from dicom_files import ENHANCED_CT, enhanced_header, item, plain_header
+from one_scan import read_only
 from pydicom.uid import RLELossless
 
 from pretraining.ct.find_scans import find_scans
@@ -22,12 +23,6 @@ def stored(make_body) -> np.ndarray:
     return (sitk.GetArrayFromImage(make_body((COUNT, 30, 34))) + 1024).clip(0).astype("u2")
 
 
-def read_only_scan(folder):
-    (scan,), unusable = find_scans(folder, folder / "store")
-    assert not unusable
-    return read_ct(scan)
-
-
 def save(dataset, path, compress=False):
     if compress:
         dataset.compress(RLELossless, generate_instance_uid=False)
@@ -40,7 +35,7 @@ def test_frames_are_sorted_by_their_places(tmp_path, stored, sop_class, is_compr
     dataset = enhanced_header(stored[ORDER], 2.5 * ORDER - 40)
     dataset.SOPClassUID = dataset.file_meta.MediaStorageSOPClassUID = sop_class
     save(dataset, tmp_path / "a.dcm", is_compressed)
-    image = read_only_scan(tmp_path)
+    image = read_only(tmp_path)
     np.testing.assert_array_equal(image.values, stored.astype(int) - 1024)
     assert image.spacing_xyz_mm == (1, 1, 2.5)
     np.testing.assert_array_equal(image.direction, np.eye(3))
@@ -60,7 +55,7 @@ def test_each_frame_has_its_own_rescale_and_padding(tmp_path, stored):
         return groups(index, PixelValueTransformationSequence=[scale])
 
     save(enhanced_header(stored, np.arange(COUNT), each, PixelPaddingValue=65000), tmp_path / "a.dcm")
-    values = read_only_scan(tmp_path).values
+    values = read_only(tmp_path).values
     expected = stored.astype(int) + intercepts[:, None, None]
     expected[:, :6, :6] = -1024
     np.testing.assert_array_equal(values, expected)
@@ -73,7 +68,7 @@ def test_compressed_frames_that_differ_in_rescale_are_refused(tmp_path, stored):
 
     save(enhanced_header(stored, np.arange(COUNT), each), tmp_path / "a.dcm", compress=True)
     with pytest.raises(UnusableScanError, match="compressed frames that differ in rescale"):
-        read_only_scan(tmp_path)
+        read_only(tmp_path)
 
 
 def with_contents(**values) -> dict:
@@ -96,13 +91,13 @@ def with_contents(**values) -> dict:
 def test_frames_that_are_no_volume_are_refused_with_the_reason(tmp_path, stored, each, reason):
     save(enhanced_header(stored, np.arange(COUNT), each), tmp_path / "a.dcm")
     with pytest.raises(UnusableScanError, match=reason):
-        read_only_scan(tmp_path)
+        read_only(tmp_path)
 
 
 def test_stacks_that_continue_each_other_are_one_volume(tmp_path, stored):
     each = lambda i: groups(i, **with_contents(StackID=str(i // 13), FrameAcquisitionNumber=i // 5))  # noqa: E731
     save(enhanced_header(stored, np.arange(COUNT), each), tmp_path / "a.dcm")
-    np.testing.assert_array_equal(read_only_scan(tmp_path).values, stored.astype(int) - 1024)
+    np.testing.assert_array_equal(read_only(tmp_path).values, stored.astype(int) - 1024)
 
 
 @pytest.mark.parametrize(
@@ -118,14 +113,14 @@ def test_parts_of_volumes_are_refused(tmp_path, stored, header, reason):
         setattr(dataset, keyword, value)
     save(dataset, tmp_path / "a.dcm")
     with pytest.raises(UnusableScanError, match=reason):
-        read_only_scan(tmp_path)
+        read_only(tmp_path)
 
 
 def test_frames_without_places_are_refused(tmp_path, stored):
     """ITK takes them to be 1 mm apart."""
     save(plain_header(stored, NumberOfFrames=COUNT, RescaleSlope=1, RescaleIntercept=-1024), tmp_path / "a.dcm")
     with pytest.raises(UnusableScanError, match="26 frames without a position for each"):
-        read_only_scan(tmp_path)
+        read_only(tmp_path)
 
 
 def test_a_flipped_bit_in_the_header_is_named_or_does_no_harm(tmp_path, stored):

@@ -4,12 +4,11 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 from dicom_files import write_slices
+from one_scan import read_only
 from pydicom import dcmread
 from pydicom.dataelem import DataElement
 from pydicom.uid import RLELossless
 
-from pretraining.ct.find_scans import find_scans
-from pretraining.ct.read_ct import read_ct
 from pretraining.ct.scan import UnusableScanError
 
 COUNT = 30
@@ -30,9 +29,7 @@ def outside(body_hu) -> np.ndarray:
 
 
 def read_only_scan(folder) -> np.ndarray:
-    (scan,), unusable = find_scans(folder, folder / "store")
-    assert not unusable
-    return read_ct(scan).values
+    return read_only(folder).values
 
 
 @pytest.mark.parametrize(

@@ -7,11 +7,10 @@ import nibabel
 import numpy as np
 import pytest
 import SimpleITK as sitk
+from one_scan import read_only, refusal
 from scipy.spatial.transform import Rotation
 
 from pretraining.ct.find_scans import find_scans
-from pretraining.ct.read_ct import read_ct
-from pretraining.ct.scan import UnusableScanError
 
 ONE_MM = np.diag([-1.0, -1.0, 1.0, 1.0])
 
@@ -19,18 +18,6 @@ ONE_MM = np.diag([-1.0, -1.0, 1.0, 1.0])
 @pytest.fixture
 def values(make_body):
     return sitk.GetArrayFromImage(make_body())
-
-
-def read_only(folder):
-    scans, unusable = find_scans(folder, folder / "store")
-    assert len(scans) == 1 and not unusable
-    return read_ct(scans[0])
-
-
-def refusal(folder) -> str:
-    with pytest.raises(UnusableScanError) as error:
-        read_only(folder)
-    return str(error.value)
 
 
 def with_codes(path, values, sform=ONE_MM, sform_code=1, qform=ONE_MM, qform_code=1):

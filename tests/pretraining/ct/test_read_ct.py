@@ -7,25 +7,10 @@ import nibabel
 import numpy as np
 import pytest
 import SimpleITK as sitk
+from one_scan import read_only, refusal
 
 from pretraining.ct.checks import check_extent, check_grid
-from pretraining.ct.find_scans import find_scans
-from pretraining.ct.read_ct import read_ct
 from pretraining.ct.scan import UnusableScanError
-
-
-def read_only(folder):
-    """Read the one scan of a folder."""
-    scans, unusable = find_scans(folder, folder / "store")
-    assert len(scans) == 1 and not unusable
-    return read_ct(scans[0])
-
-
-def refusal(folder) -> str:
-    with pytest.raises(UnusableScanError) as error:
-        read_only(folder)
-    assert "\n" not in str(error.value)
-    return str(error.value)
 
 
 @pytest.mark.parametrize("name", ["a.nii", "a.nii.gz", "A.NII.GZ", "a.nrrd", "a.nhdr", "a.mha", "a.mhd"])
