@@ -63,39 +63,28 @@ def preprocess(
         max_spacing_mm: scans with a longer voxel edge are left out.
 
     Returns:
-        The exit code: 0 all scans of the part are in the store, 1 some could not be used, 130 / 143 stopped by a
-        signal.
+        The exit code: 0 all scans of the part are in the store, 1 some could not be used.
 
     Raises:
         UserError: nothing could be done.
+        StopSignal: SIGINT or SIGTERM; what is finished is kept.
     """
     writer = StoreWriter(store, anonymise, spacing_mm)
-    try:
-        with stop_signals_raised():
-            writer.check_folder()
-            logger.info("searching %s", source)
-            passed_over: Counter[str] = Counter()
-            scans, unusable = find_scans(source, writer.path, passed_over)
-            others = passed_over_text(passed_over, by_kind=not anonymise)
-            if not scans and not unusable:
-                found = f" ({others})" if others else ""
-                raise UserError(
-                    f"{source}: holds no CT scan{found}; put NIfTI, NRRD or MHA files or DICOM series there"
-                )
-            with store_lock(writer.path, part.number, part.count):
-                add = functools.partial(preprocess_scan, writer=writer, max_spacing_mm=max_spacing_mm)
-                code = _add_to_store(writer, source, scans, unusable, part, processes, 60 * scan_minutes, add)
-            if others:
-                logger.info("%s", others)
-            return code
-    except StopSignal as stop:
-        logger.info(
-            "stopped; no finished volume is lost. To resume, give the same command: %s%s%s%s%s",
-            shlex.join(["cads_preprocess", str(source), str(store)]), part, " --anonymise" if anonymise else "",
-            f" --spacing-mm {spacing_mm:.10g}" if spacing_mm != SPACING_MM else "",
-            f" --max-spacing-mm {max_spacing_mm:.10g}" if max_spacing_mm != math.inf else "",
-        )  # fmt: skip
-        return stop.exit_code
+    with stop_signals_raised():
+        writer.check_folder()
+        logger.info("searching %s", source)
+        passed_over: Counter[str] = Counter()
+        scans, unusable = find_scans(source, writer.path, passed_over)
+        others = passed_over_text(passed_over, by_kind=not anonymise)
+        if not scans and not unusable:
+            found = f" ({others})" if others else ""
+            raise UserError(f"{source}: holds no CT scan{found}; put NIfTI, NRRD or MHA files or DICOM series there")
+        with store_lock(writer.path, part.number, part.count):
+            add = functools.partial(preprocess_scan, writer=writer, max_spacing_mm=max_spacing_mm)
+            code = _add_to_store(writer, source, scans, unusable, part, processes, 60 * scan_minutes, add)
+        if others:
+            logger.info("%s", others)
+        return code
 
 
 def _add_to_store(
@@ -266,7 +255,12 @@ def _command(argv: list[str]) -> int:
         raise UserError(f"-part_id {number}: needs -num_parts as well, how many parts there are")
     if number is not None and not 0 <= number < parts:
         raise UserError(f"-part_id {number}: must be from 0 to {parts - 1}, for -num_parts is {parts}")
-    return preprocess(
-        arguments.input, arguments.store, arguments.np, Part(number or 0, parts), arguments.anonymise,
-        arguments.scan_minutes, arguments.spacing_mm, arguments.max_spacing_mm,
-    )  # fmt: skip
+    try:
+        return preprocess(
+            arguments.input, arguments.store, arguments.np, Part(number or 0, parts), arguments.anonymise,
+            arguments.scan_minutes, arguments.spacing_mm, arguments.max_spacing_mm,
+        )  # fmt: skip
+    except StopSignal as stop:
+        command = shlex.join(["cads_preprocess", *argv])
+        logger.info("stopped; no finished volume is lost. To resume, give the same command: %s", command)
+        return stop.exit_code

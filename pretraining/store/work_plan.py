@@ -14,9 +14,6 @@ class Part:
     number: int = 0
     count: int = 1
 
-    def __str__(self) -> str:
-        return f" -num_parts {self.count} -part_id {self.number}" if self.count > 1 else ""
-
     @property
     def is_all(self) -> bool:
         """Whether there are no other parts."""

@@ -26,7 +26,7 @@ def stop_signals_raised() -> Iterator[None]:
 
     def stop(number: int) -> None:
         for each in STOP_SIGNALS:
-            signal.signal(each, signal.SIG_IGN)
+            signal.signal(each, _ignore)
         raise StopSignal(number)
 
     with _stops_handled(stop):
@@ -50,6 +50,10 @@ def stop_signals_collected(note: str) -> Iterator[list[int]]:
 
     with _stops_handled(remember):
         yield received
+
+
+def _ignore(_number: int, _frame: object) -> None:
+    """Handle a signal by nothing. With `signal.SIG_IGN`, Python reports one that came with the first as an error."""
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -273,7 +274,8 @@ def test_goes_on_after_a_stop(tmp_path, make_body, signum, whole_group, code):
     source.mkdir()
     for index in range(6):
         sitk.WriteImage(make_body((60, 120, 120), (1.0, 1.2, 1.3), seed=index), str(source / f"{index}.nii"))
-    process = start(source, store, "-np", 2, start_new_session=True)
+    flags = ("-np", 2, "--scan-minutes", 9)
+    process = start(source, store, *flags, start_new_session=True)
     entries = store / "volumes"
     wait_for(lambda: len(list(entries.glob("*.json"))) >= 1)
     (os.killpg if whole_group else os.kill)(process.pid, signum)
@@ -281,7 +283,8 @@ def test_goes_on_after_a_stop(tmp_path, make_body, signum, whole_group, code):
     assert process.returncode == code, output
     wait_for(lambda: not living(process.pid))
     if signum != signal.SIGKILL:
-        assert "To resume, give the same command" in output and "Traceback" not in output
+        command = shlex.join(["cads_preprocess", *map(str, (source, store, *flags))])
+        assert f"To resume, give the same command: {command}\n" in output and "Traceback" not in output
         assert not list(store.rglob(".*.tmp"))
     with pytest.raises(UserError, match="not finished"):
         Store.open(store)

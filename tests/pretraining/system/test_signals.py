@@ -27,6 +27,19 @@ try:
 except StopSignal as stop:
     sys.exit(stop.exit_code)
 """
+TOGETHER = """
+import os, signal, sys
+from pretraining.system.signals import STOP_SIGNALS, StopSignal, stop_signals_raised
+print("ready", flush=True)
+signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+try:
+    with stop_signals_raised():
+        for number in STOP_SIGNALS:
+            os.kill(os.getpid(), number)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
+except StopSignal as stop:
+    sys.exit(stop.exit_code)
+"""
 COLLECTED = """
 import sys
 from pretraining.system.signals import stop_signals_collected
@@ -67,6 +80,12 @@ def test_the_first_is_raised_and_further_ones_do_not_disturb_the_tidying(start, 
     time.sleep(0.2)
     output, errors = process.communicate("\n", timeout=30)
     assert (output, errors, process.returncode) == ("tidied\n", "", code)
+
+
+def test_two_that_come_together_are_one(start):
+    process = start(TOGETHER)
+    output, errors = process.communicate(timeout=30)
+    assert (output, errors, process.returncode) == ("", "", 130)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
