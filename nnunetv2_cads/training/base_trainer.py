@@ -8,6 +8,7 @@ validation and checkpoints are nnU-Net's.
 import functools
 import locale
 import math
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from typing import Any
 import torch
 from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from nnunetv2.utilities.dataset_name_id_conversion import convert_dataset_name_to_id
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -72,6 +74,21 @@ class BaseTrainer(nnUNetTrainer):
         if not self.mirroring:
             self.inference_allowed_mirroring_axes = mirror_axes = None
         return *others, mirror_axes
+
+    def initialize(self) -> None:
+        """nnU-Net's, after a check that there are preprocessed cases.
+
+        Raises:
+            TrainingCannotStart: there are none.
+        """
+        folder = Path(self.preprocessed_dataset_folder)
+        if next(folder.glob("*.pkl"), None) is None:
+            plans = self.plans_manager
+            dataset = convert_dataset_name_to_id(plans.dataset_name)
+            data = self.configuration_name.replace("_cascade", "")  # the cascade reads the data of 3d_fullres
+            command = ["nnUNetv2_preprocess", "-d", str(dataset), "-plans_name", plans.plans_name, "-c", data]
+            raise TrainingCannotStart(f"{folder}: holds no preprocessed case; run first: {shlex.join(command)}")
+        super().initialize()
 
     def do_split(self) -> tuple[list[str], list[str]]:
         """nnU-Net's, after a split has been made of fewer cases than its five folds need, where there is none.

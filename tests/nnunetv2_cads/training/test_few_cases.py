@@ -69,6 +69,21 @@ def test_each_of_few_cases_is_left_out_once(count, few, nnunet_project, tmp_path
     assert ("WARNING: there is one labelled case" in printed) == (count == 1)
 
 
+@pytest.mark.parametrize("folder_is_there", [True, False])
+def test_data_that_are_not_preprocessed_end_with_the_command_to_run(folder_is_there, few, nnunet_project, tmp_path):
+    data = few(0) / DATA
+    if not folder_is_there:
+        data.rmdir()
+    here = {f"nnUNet_{kind}": str(tmp_path / kind) for kind in ("preprocessed", "results")}
+    here["nnUNet_extTrainer"] = str(nnunet_project.trainer_folder)
+    here["nnUNet_cads_encoder"] = str(nnunet_project.encoder_file)
+    arguments = (1, "3d_fullres", 0, "-tr", "OneStepTrainerCADS", "-device", "cpu")
+    with pytest.raises(TrainingCannotStart) as ended:
+        nnunet_project.call("nnUNetv2_train", *arguments, **here)
+    command = "nnUNetv2_preprocess -d 1 -plans_name nnUNetPlans -c 3d_fullres"
+    assert str(ended.value) == f"{data}: holds no preprocessed case; run first: {command}"
+
+
 @pytest.mark.parametrize(("count", "fold", "folds"), [(3, 3, "folds 0 to 2 and fold all"), (1, 1, "fold 0 and fold")])
 def test_a_fold_that_few_cases_do_not_have_ends_with_one_sentence(count, fold, folds, few, make_trainer_of):
     folder = few(count)
