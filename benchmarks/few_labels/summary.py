@@ -65,4 +65,5 @@ def summary(found: Iterable[Gain]) -> list[dict[str, Any]]:
 def write_summary(file: Path, task: str, found: Iterable[Gain]) -> None:
     """Replace the rows of a task in a file; those of others stay."""
     rows = json.loads(file.read_text(encoding="utf-8")) if file.exists() else []
-    write_json(file, [row for row in rows if row["task"] != task] + summary(found))
+    others = [row for row in rows if row["task"] != task]
+    write_json(file, sorted(others + summary(found), key=lambda row: row["task"]))  # stable: a task's order stays
