@@ -8,7 +8,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from pretraining.ct import nifti
+from pretraining.ct import nifti, nrrd_mha
 from pretraining.ct.dicom_series import DICOM_SUFFIXES, NoSlice, Slice, read_slice
 from pretraining.ct.dicom_volumes import FoundSlice, series_scans
 from pretraining.ct.scan import Scan, UnusableScanError, is_text, volume_id, without_suffix
@@ -50,6 +50,7 @@ def find_scans(source: Path, store: Path, passed_over: Counter[str] | None = Non
     scans: list[Scan] = []
     unusable: dict[str, str] = {}
     slices: list[FoundSlice] = []
+    others: list[tuple[Path, NoSlice]] = []
     passed_over = Counter() if passed_over is None else passed_over
     files = visible_files(source, store.resolve())
     for path in tqdm(files, desc="searching", unit="file", delay=SECONDS_WITHOUT_BAR, dynamic_ncols=True):
@@ -63,8 +64,10 @@ def find_scans(source: Path, store: Path, passed_over: Counter[str] | None = Non
             scans.append(found)
         elif isinstance(found, Slice):
             slices.append(FoundSlice(path, found, found.place_mm))
-        elif not _is_part_of_scan(path):
-            passed_over[_kind(path, found)] += 1
+        else:
+            others.append((path, found))
+    parts = {file for scan in scans for file in scan.files}  # voxels beside their header
+    passed_over.update(_kind(path, why) for path, why in others if path not in parts)
     of_series, copies = series_scans(source, slices)
     scans += of_series
     passed_over.update({COPIES: copies} if copies else {})
@@ -97,16 +100,11 @@ def _look_at(path: Path, relative: str) -> Scan | Slice | NoSlice:
         if stem is None and path.suffix.lower() not in DICOM_SUFFIXES:
             return NoSlice.NOT_DICOM
         raise UnusableScanError("is no regular file (a pipe, socket or device); remove it")
-    found = read_slice(path) if stem is None else Scan(volume_id(stem), relative, nifti.files_of(path))
+    files_of = nifti.files_of if nifti.is_nifti(path) else nrrd_mha.files_of
+    found = read_slice(path) if stem is None else Scan(volume_id(stem), relative, files_of(path))
     if not isinstance(found, NoSlice) and not is_text(relative):
         raise UnusableScanError("has a name that is not valid UTF-8, which ITK cannot open; rename it")
     return found
-
-
-def _is_part_of_scan(path: Path) -> bool:
-    """Whether a file holds the voxels of a header beside it, which is the scan."""
-    headers = {".raw": (".mhd", ".nhdr"), ".zraw": (".mhd", ".nhdr"), ".img": (".hdr",), ".IMG": (".HDR",)}
-    return any(path.with_suffix(suffix).exists() for suffix in headers.get(path.suffix, ()))
 
 
 def _kind(path: Path, why: NoSlice) -> str:

@@ -7,6 +7,7 @@ scan is stored (method, section 1). The published code does not do this.
 from itertools import permutations
 
 import numpy as np
+from scipy.sparse import csr_array
 
 from nnunetv2_cads.encoder_file.record import CLIP_HU
 
@@ -135,11 +136,20 @@ def spline_matrix(size: int, positions: np.ndarray) -> np.ndarray:
         (n, size) float64; rows sum to 1.
     """
     # B-splines do not pass through their coefficients: the samples are the spline's values at 0 .. size - 1.
-    return np.linalg.solve(_b_splines(size, np.arange(size)).T, _b_splines(size, positions).T).T
+    at_samples, at_positions = (b_splines(size, places).toarray() for places in (np.arange(size), positions))
+    return np.linalg.solve(at_samples.T, at_positions.T).T
 
 
-def _b_splines(size: int, positions: np.ndarray) -> np.ndarray:
-    """Values at ``positions`` of the cubic B-splines centred on 0 .. size - 1, mirrored at both ends: (n, size)."""
+def b_splines(size: int, positions: np.ndarray) -> csr_array:
+    """Values of cubic B-splines, by which their coefficients become the values of a spline.
+
+    Args:
+        size: number of splines, centred on 0 .. size - 1 and mirrored at both ends.
+        positions: (n,) where to evaluate.
+
+    Returns:
+        (n, size), four of a row at most not 0.
+    """
     nearest = np.floor(positions).astype(int)
     offset = positions - nearest
     weights = (
@@ -149,8 +159,7 @@ def _b_splines(size: int, positions: np.ndarray) -> np.ndarray:
         offset**3 / 6,
     )
     period = max(1, 2 * (size - 1))
-    matrix = np.zeros((len(positions), size))
-    for tap, weight in enumerate(weights, start=-1):
-        index = (nearest + tap) % period
-        np.add.at(matrix, (np.arange(len(positions)), np.minimum(index, period - index) % size), weight)
-    return matrix
+    index = (nearest[:, None] + np.arange(-1, 3)) % period
+    columns = np.minimum(index, period - index) % size
+    rows = np.repeat(np.arange(len(positions)), len(weights))
+    return csr_array((np.stack(weights, 1).ravel(), (rows, columns.ravel())), shape=(len(positions), size))

@@ -4,9 +4,11 @@ Where a header states no spacing, or one that it cannot compute with, ITK takes 
 could unpack of damaged MetaImage voxels, and compares no checksum of NRRD.
 """
 
+import os
 import re
 import zlib
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import BinaryIO
 
@@ -17,6 +19,10 @@ from pretraining.ct.checks import check_grid, check_stated_spacing
 from pretraining.ct.scan import UnusableScanError
 
 MAX_HEADER_BYTES = 2**20
+MAX_FILES = 10**4
+"""Of the voxels of one scan."""
+DATA_FILE = ("data file", "datafile", "ElementDataFile")
+"""What names the files of voxels that are not in the file of their header."""
 SPACES = (*("left-posterior-superior", "lps", "right-anterior-superior", "ras", "left-anterior-superior", "las"),)
 """NRRD's names of axes in a patient."""
 BLOCK_BYTES = 2**20
@@ -26,12 +32,16 @@ _VECTOR = re.compile(r"\(([^)]*)\)")
 
 @dataclass(frozen=True)
 class TextHeader:
-    """The header of a file: its lines, by what is before the separator, and the byte after it, where voxels begin."""
+    """The header of a file: its lines, by what is before the separator, and the byte after it, where voxels begin.
+
+    Where the files of the voxels are a list, which ends the header, these are its lines.
+    """
 
     path: Path
     is_nrrd: bool
     fields: dict[str, str]
     end: int
+    listed: tuple[str, ...] = ()
 
 
 def read_nrrd_or_mha(path: Path, reader: sitk.ImageFileReader) -> tuple[np.ndarray, tuple[float, float, float]]:
@@ -65,9 +75,42 @@ def read_header(path: Path) -> TextHeader:
             key = key.strip()
             if separated:
                 found.setdefault(key, value.strip())
+            if key in DATA_FILE and value.strip().upper().startswith("LIST"):
+                lines = file.read(MAX_HEADER_BYTES).decode("latin-1").splitlines()
+                return TextHeader(path, is_nrrd, found, file.tell(), tuple(filter(None, map(str.strip, lines))))
             if key == "ElementDataFile" or file.tell() > MAX_HEADER_BYTES:
                 break
         return TextHeader(path, is_nrrd, found, file.tell())
+
+
+def files_of(path: Path) -> tuple[Path, ...]:
+    """A file, and those of its voxels where it has some of their own and they are there."""
+    try:
+        return (path, *(file for file in voxel_files(read_header(path)) if file.is_file()))
+    except OSError:
+        return (path,)
+
+
+def check_voxel_files(path: Path) -> None:
+    """Raise `UnusableScanError` where a header names a file of voxels that is not there."""
+    for file in voxel_files(read_header(path)):
+        if not file.exists():
+            raise UnusableScanError(f"is a header without {file.name}, the file of its voxels; copy that, too")
+
+
+def voxel_files(header: TextHeader) -> list[Path]:
+    """The files that a header names as those of its voxels, by a name, a list, or a pattern with its numbers."""
+    name = next((header.fields[key] for key in DATA_FILE if key in header.fields), "LOCAL")
+    pattern, *rest = name.split() or [""]
+    names = list(header.listed) or ([] if name.upper() == "LOCAL" else [name])
+    if "%" in pattern and len(rest) >= 3:
+        try:
+            first, last, step = map(int, rest[:3])
+            names = [pattern % number for number in islice(range(first, last + 1, step), MAX_FILES)]
+        except (ValueError, TypeError):
+            pass  # no pattern, but a name
+    paths = (Path(os.path.normpath(header.path.parent / name)) for name in names)
+    return [path for path in paths if path != header.path]
 
 
 def stated_spacing(header: TextHeader) -> list[float] | None:
@@ -147,13 +190,10 @@ def _packed_file(header: TextHeader) -> Path | None:
         is_packed = (
             fields.get("encoding", "").lower() in ("gzip", "gz") and not {"line skip", "byte skip"} & fields.keys()
         )
-        name = fields.get("data file") or fields.get("datafile") or header.path.name
     else:
         is_packed = fields.get("CompressedData", "").lower().startswith(("t", "1"))
-        name = fields.get("ElementDataFile", "LOCAL")
-        name = header.path.name if name.lower() == "local" else name
-    file = header.path.parent / name
-    return file if is_packed and file.is_file() else None
+    file, *others = voxel_files(header) or [header.path]
+    return file if is_packed and not others and file.is_file() else None
 
 
 def _unpack(stream: BinaryIO, nbytes: int) -> int:

@@ -20,9 +20,9 @@ from pretraining.ct.dicom_grid import step_mm
 from pretraining.ct.dicom_passes import check_one_pass
 from pretraining.ct.dicom_series import Slice, numbers, read_slice
 from pretraining.ct.dicom_voxels import read_frames, read_slices
-from pretraining.ct.gantry_tilt import find_tilt
+from pretraining.ct.gantry_tilt import Shear, find_tilt
 from pretraining.ct.nifti import SUFFIXES, is_nifti, read_nifti
-from pretraining.ct.nrrd_mha import read_nrrd_or_mha
+from pretraining.ct.nrrd_mha import check_voxel_files, read_nrrd_or_mha
 from pretraining.ct.scan import Scan, UnusableScanError, without_suffix
 from pretraining.system.errors import environment_error
 
@@ -37,12 +37,14 @@ class CTImage:
         values: HU, (z, y, x) in SimpleITK's order of the axes, in the file's own number type where it can be.
         spacing_xyz_mm: voxel edges along x, y, z.
         direction: 3 x 3; column i is the direction of index i in the patient (left, back, head). At right angles, or
-            sheared by a tilted gantry (`pretraining.ct.gantry_tilt`).
+            sheared by a tilted gantry.
+        tilt: the shears of such a gantry (`pretraining.ct.gantry_tilt`); empty where the axes are at right angles.
     """
 
     values: np.ndarray
     spacing_xyz_mm: tuple[float, float, float]
     direction: np.ndarray
+    tilt: tuple[Shear, ...] = ()
 
 
 def read_ct(scan: Scan, may_be_clipped: bool = False) -> CTImage:
@@ -67,7 +69,6 @@ def read_ct(scan: Scan, may_be_clipped: bool = False) -> CTImage:
         if "orthonormal" in str(error):
             raise UnusableScanError(checks.SKEWED) from None
         raise UnusableScanError(UNREADABLE) from None
-    find_tilt(image.direction)  # refuses what no gantry does
     checks.check_values(image.values, may_be_clipped)
     return image
 
@@ -76,6 +77,7 @@ def _read_file(path: Path) -> CTImage:
     """Read a NIfTI, NRRD or MetaImage file; the voxels only after the header has passed the checks."""
     if is_nifti(path):
         return _read_nifti(path)
+    check_voxel_files(path)
     reader = sitk.ImageFileReader()
     reader.SetFileName(str(path))
     reader.ReadImageInformation()
@@ -96,17 +98,17 @@ def _read_nifti(path: Path) -> CTImage:
     """
     image = read_nifti(path)
     name = without_suffix(path.name, SUFFIXES)
-    is_tilted = find_tilt(image.direction) is not None
+    tilt = find_tilt(image.direction)
     for mark, what in (("_Tilt_", "was taken with a tilted gantry"), ("_Eq_", "has uneven slices")):
         corrected = sorted(path.parent.glob(f"{glob.escape(name)}{mark}*.nii*"))
-        if corrected and (is_tilted or mark != "_Tilt_"):
+        if corrected and (tilt or mark != "_Tilt_"):
             raise UnusableScanError(f"{what}, and {corrected[0].name} is the same scan, corrected; leave this one out")
-    if is_tilted and (image.is_of_dcm2niix or _is_of_dcm2niix(path.with_name(f"{name}.json"))):
+    if tilt and (image.is_of_dcm2niix or _is_of_dcm2niix(path.with_name(f"{name}.json"))):
         raise UnusableScanError(
             "was taken with a tilted gantry, and dcm2niix does not state for sure how far its slices are apart; give "
             "the DICOM series, or dcm2niix's corrected file (_Tilt_)"
         )
-    return CTImage(image.values, image.spacing_xyz_mm, image.direction)
+    return CTImage(image.values, image.spacing_xyz_mm, image.direction, tilt)
 
 
 def _is_of_dcm2niix(sidecar: Path) -> bool:
@@ -132,10 +134,11 @@ def _read_series(files: tuple[Path, ...]) -> CTImage:
     check_series(slices)
     size = (*whole.size[:2], len(slices))  # columns and rows are those of all (`find_scans`)
     spacing, direction = _grid(slices)
+    tilt = find_tilt(direction)
     checks.check_grid(size, spacing)
     checks.check_stored_bytes(size, sum(file.stat().st_size for file in files))
     values = read_frames(files[0], whole, frames, order) if has_frames else read_slices(files, slices)
-    return CTImage(values, spacing, direction)
+    return CTImage(values, spacing, direction, tilt)
 
 
 def _grid(slices: list[Slice]) -> tuple[tuple[float, float, float], np.ndarray]:

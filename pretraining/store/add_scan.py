@@ -8,7 +8,7 @@ import math
 import numpy as np
 
 from pretraining.ct.checks import check_extent, spacing_text
-from pretraining.ct.gantry_tilt import find_tilt, straighten
+from pretraining.ct.gantry_tilt import straight_shape, straighten
 from pretraining.ct.geometry import resample_hu, resampled_shape, to_canonical
 from pretraining.ct.radiograph import ConstantRadiographError, frontal_radiograph
 from pretraining.ct.read_ct import read_ct
@@ -79,12 +79,13 @@ def read_volume(
             f"has a voxel spacing of {spacing_text(spacing_xyz_mm)}, coarser than --max-spacing-mm {max_spacing_mm:g}"
         )
     volume, old_spacing_mm = to_canonical(image.values, image.spacing_xyz_mm, image.direction)
-    tilt = find_tilt(image.direction)
-    check_extent(resampled_shape(volume.shape, old_spacing_mm, spacing_mm), spacing_mm)
+    tilt = image.tilt
     del image
-    if tilt is not None:
-        volume, old_spacing_mm = straighten(volume, old_spacing_mm, tilt, spacing_mm)
-        check_extent(resampled_shape(volume.shape, old_spacing_mm, spacing_mm), spacing_mm)
-    resampled = resample_hu(volume, old_spacing_mm, spacing_mm)
+    check_extent(resampled_shape(volume.shape, old_spacing_mm, spacing_mm), spacing_mm)
+    if tilt:
+        check_extent(straight_shape(volume.shape, old_spacing_mm, tilt, spacing_mm), spacing_mm)
+        resampled = straighten(volume, old_spacing_mm, tilt, spacing_mm)
+    else:
+        resampled = resample_hu(volume, old_spacing_mm, spacing_mm)
     del volume
     return np.rint(resampled, out=resampled).astype(np.int16), shape, spacing_xyz_mm

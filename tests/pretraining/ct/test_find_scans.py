@@ -95,6 +95,7 @@ def test_what_is_passed_over_is_counted_by_kind(tmp_path):
         plain_header(np.zeros((1, 1), "u2"), sop_class).save_as(tmp_path / name, enforce_file_format=True)
     touch(tmp_path, "a.txt", "b/a.TXT", "c.json", "DICOMDIR", "README", "scan.DOE^JANE", "1.2.840", ".hidden.txt")
     touch(tmp_path, "v.mhd", "v.raw", "lonely.raw")
+    (tmp_path / "v.mhd").write_text("ElementDataFile = v.raw\n")
     passed_over = Counter()
     scans, unusable = find_scans(tmp_path, tmp_path / "store", passed_over)
     assert [scan.name for scan in scans] == ["copy/series-" + scans[0].name[-8:], "v.mhd"] and not unusable
@@ -103,6 +104,27 @@ def test_what_is_passed_over_is_counted_by_kind(tmp_path):
         "1 .raw; copies of DICOM slices: 3"
     )
     assert passed_over_text(passed_over, by_kind=False) == "10 files are no CT; copies of DICOM slices: 3"
+
+
+DETACHED = [
+    ("a.nhdr", "data file: voxels/b.raw.gz", ["voxels/b.raw.gz"]),
+    ("a.nhdr", "datafile: ./b.raw", ["b.raw"]),
+    ("a.nhdr", "data file: b%02d.raw 1 3 1", ["b01.raw", "b02.raw", "b03.raw"]),
+    ("a.nrrd", "data file: LIST\nb.raw\nc.raw", ["b.raw", "c.raw"]),
+    ("a.mhd", "ElementDataFile = 100% b.zraw", ["100% b.zraw"]),
+    ("a.mhd", "ElementDataFile = b%d.raw 2 4 2", ["b2.raw", "b4.raw"]),
+    ("a.mhd", "ElementDataFile = LIST\nb.raw\nc.raw", ["b.raw", "c.raw"]),
+]
+
+
+@pytest.mark.parametrize(("name", "line", "voxels"), DETACHED)
+def test_voxels_beside_their_header_are_part_of_the_scan(tmp_path, name, line, voxels):
+    touch(tmp_path, *voxels, "lonely.raw.gz")
+    (tmp_path / name).write_text(f"{line}\n")
+    passed_over = Counter()
+    ((scan,), _) = find_scans(tmp_path, tmp_path / "store", passed_over)
+    assert scan.files == tuple(tmp_path / file for file in (name, *voxels))
+    assert passed_over == {".gz": 1}
 
 
 @given(st.lists(st.text(min_size=1), min_size=1, max_size=4))

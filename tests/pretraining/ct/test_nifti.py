@@ -1,7 +1,10 @@
 """What NIfTI files state of themselves: which of them are read, and the sentence that the others get."""
 
 import bz2
+import gzip
+import re
 import struct
+from collections import Counter
 
 import nibabel
 import numpy as np
@@ -44,15 +47,28 @@ def test_versions_and_compressions_read_alike(tmp_path, values, kind, name):
 
 
 @pytest.mark.parametrize("kind", [nibabel.Nifti1Pair, nibabel.Nifti2Pair])
-def test_a_header_with_voxels_beside_it(tmp_path, values, kind):
-    kind(values.T, ONE_MM).to_filename(tmp_path / "a.hdr")
-    scans, _ = find_scans(tmp_path, tmp_path / "store")
-    assert [file.name for file in scans[0].files] == ["a.hdr", "a.img"]
+@pytest.mark.parametrize(
+    ("header", "voxels"),
+    [
+        *[("a.hdr", "a.img"), ("a.hdr.gz", "a.img.gz"), ("a.hdr.bz2", "a.img.bz2"), ("A.HDR.GZ", "A.IMG.GZ")],
+        *[("a.hdr", "a.img.gz"), ("a.hdr.gz", "a.img")],  # as the NIfTI library's own tools find them
+    ],
+)
+def test_a_header_with_voxels_beside_it(tmp_path, values, kind, header, voxels):
+    kind(values.T, ONE_MM).to_filename(tmp_path / "plain.hdr")
+    for plain, name in (("plain.hdr", header), ("plain.img", voxels)):
+        packer = {".gz": gzip.compress, ".bz2": bz2.compress}.get((tmp_path / name.lower()).suffix, bytes)
+        (tmp_path / name).write_bytes(packer((tmp_path / plain).read_bytes()))
+        (tmp_path / plain).unlink()
+    passed_over = Counter()
+    scans, _ = find_scans(tmp_path, tmp_path / "store", passed_over)
+    assert [file.name for file in scans[0].files] == [header, voxels] and not passed_over
+    assert scans[0].volume_id.lower() == "a"
     np.testing.assert_array_equal(read_only(tmp_path).values, values)
-    (tmp_path / "a.img").write_bytes((tmp_path / "a.img").read_bytes()[:-1])
+    (tmp_path / voxels).write_bytes((tmp_path / voxels).read_bytes()[:-1])
     assert "truncated" in refusal(tmp_path)
-    (tmp_path / "a.img").unlink()
-    assert "without a.img" in refusal(tmp_path)
+    (tmp_path / voxels).unlink()
+    assert re.search(r"without a\.img", refusal(tmp_path), re.IGNORECASE)
 
 
 def test_analyze_has_no_orientation(tmp_path, values):

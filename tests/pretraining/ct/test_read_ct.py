@@ -76,6 +76,18 @@ def test_a_bit_flipped_in_compressed_voxels(tmp_path, make_body, name, packed, p
     assert "truncated, damaged" in refusal(tmp_path)
 
 
+@pytest.mark.parametrize(("name", "voxels"), [("a.nhdr", "a.raw.gz"), ("a.mhd", "a.zraw")])
+def test_voxels_in_another_folder_and_none_at_all(tmp_path, make_body, name, voxels):
+    sitk.WriteImage(make_body(), str(tmp_path / name), useCompression=True)
+    (tmp_path / "voxels").mkdir()
+    (tmp_path / voxels).rename(tmp_path / "voxels" / voxels)
+    text = (tmp_path / name).read_text()
+    (tmp_path / name).write_text(text.replace(voxels, f"voxels/{voxels}"))
+    np.testing.assert_array_equal(read_only(tmp_path).values, sitk.GetArrayFromImage(make_body()))
+    (tmp_path / "voxels" / voxels).unlink()
+    assert f"is a header without {voxels}, the file of its voxels" in refusal(tmp_path)
+
+
 @pytest.mark.parametrize("line", [b"CompressedDataSize = 1\n", b""])
 def test_a_metaimage_file_that_does_not_say_how_long_its_voxels_are(tmp_path, make_body, line):
     path = tmp_path / "a.mha"
