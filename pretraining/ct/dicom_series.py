@@ -135,6 +135,12 @@ class Slice:
             return math.inf
         return place if math.isfinite(place) else math.inf
 
+    @property
+    def is_localizer(self) -> bool:
+        """Whether the header names it a localizer (scout), as value 3 of ImageType."""
+        words = self.passes[PASS_KEYWORDS.index("ImageType")].split("\\")
+        return len(words) > 2 and words[2].strip().upper() == "LOCALIZER"
+
 
 def numbers(text: str) -> np.ndarray:
     """The numbers of a header's element, float64.

@@ -20,8 +20,11 @@ from pretraining.ct.dicom_passes import split_passes
 from pretraining.ct.dicom_series import UNDEFINED_LENGTH, Slice, numbers
 from pretraining.ct.scan import Scan, volume_id
 
+COPIES, LOCALIZERS = "copies of DICOM slices", "DICOM localizers"
 SAMPLE_BYTES = 4096
 MIN_SLICES_ALONE = 3
+MAX_LOCALIZERS = 3
+"""In places of their own, with one orientation; more could be the slices of a CT, whatever they are called."""
 SAME_NUMBER = 1e-3
 """How far cosines and mm of one plane may be apart."""
 T = TypeVar("T")
@@ -46,19 +49,33 @@ class FoundSlice:
         return (uid or self.path.parent, self.slice.size[:2], self.slice.pixels.is_grey, alone)
 
 
-def series_scans(source: Path, found: list[FoundSlice]) -> tuple[list[Scan], int]:
-    """The scans that DICOM slices make, and the number of slices that are copies of others.
+def series_scans(source: Path, found: list[FoundSlice]) -> tuple[list[Scan], Counter[str]]:
+    """The scans that DICOM slices make, and how many slices are `COPIES` of others and how many `LOCALIZERS`.
 
     Args:
         source: where they were found.
         found: all slices.
     """
-    scans = []
+    scans, localizers = [], 0
     for series in _by_owner(_grouped(found, lambda each: each.key).values()):
-        for together in _volumes(sorted(series, key=lambda each: (each.place_mm, each.path))):
-            passes = split_passes([each.slice for each in together])
-            scans += [_scan(source, [together[index] for index in part], len(passes) > 1) for part in passes]
-    return _with_names_of_their_own(scans), len(found) - sum(len(scan.files) for scan in scans)
+        parts = _grouped(series, lambda each: each.slice.is_localizer)
+        if len(scouts := parts.get(True, [])) and not _could_be_a_volume(scouts):
+            localizers += len(parts.pop(True))
+        for part in parts.values():
+            for together in _volumes(sorted(part, key=lambda each: (each.place_mm, each.path))):
+                passes = [[together[index] for index in one] for one in split_passes([each.slice for each in together])]
+                has_others = len(passes) > 1 or (part is scouts and len(parts) > 1)
+                scans += [_scan(source, one, has_others) for one in passes]
+    copies = len(found) - localizers - sum(len(scan.files) for scan in scans)
+    return _with_names_of_their_own(scans), Counter({COPIES: copies, LOCALIZERS: localizers})
+
+
+def _could_be_a_volume(localizers: list[FoundSlice]) -> bool:
+    """Whether slices that are called localizers are so many that they could be a CT with a wrong ImageType."""
+    if localizers[0].slice.size[2] > 1:
+        return True  # only its frames tell
+    alike = _grouped(localizers, lambda each: each.slice.orientation).values()
+    return max(len(set(map(_place, each))) for each in alike) > MAX_LOCALIZERS
 
 
 def _grouped(items: Iterable[T], key: Callable[[T], Hashable]) -> dict[Hashable, list[T]]:
@@ -169,7 +186,7 @@ def _scan(source: Path, found: list[FoundSlice], is_pass: bool) -> Scan:
     Args:
         source: where the slices were found.
         found: in order along the patient.
-        is_pass: whether the series has others.
+        is_pass: whether the series has others, or slices beside localizers.
     """
     paths = tuple(each.path for each in found)
     relative = Path(os.path.commonpath([path.parent for path in paths])).relative_to(source).as_posix()

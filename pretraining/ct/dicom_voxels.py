@@ -14,8 +14,7 @@ from pretraining.ct.dicom_series import Pixels, Slice
 from pretraining.ct.scan import UnusableScanError
 
 AIR_HU = -1024
-SURE_AIR_HU = -900
-"""Padding up to here is air already, or becomes it where HU are clipped."""
+"""What padding becomes; what is below becomes it where HU are clipped."""
 CORNER_VOXELS = 3
 PLAIN_BITS = (8, 16, 32)
 
@@ -68,11 +67,22 @@ def read_frames(file: Path, whole: Slice, frames: list[Slice], order: list[int])
 
 
 def read_stored(file: Path, header: Slice) -> np.ndarray | None:
-    """Stored values, (frames, rows, columns); None where they are not plain numbers, or in colour."""
+    """Stored values, (frames, rows, columns); None where they are not plain numbers, or in colour.
+
+    Raises:
+        UnusableScanError: the header contradicts the values, or leaves open where their bits are.
+        OSError, ValueError: the file cannot be read, or is too short.
+    """
     pixels, (columns, rows, frames) = header.pixels, header.size
     allocated, used, high = pixels.bits
-    is_plain = pixels.byte_order and allocated in PLAIN_BITS and (used or allocated) == (high or allocated - 1) + 1
-    if not (is_plain and pixels.is_grey) or (allocated == 8 and pixels.byte_order == ">"):
+    is_plain = pixels.byte_order and allocated in PLAIN_BITS and not (allocated == 8 and pixels.byte_order == ">")
+    below = high + 1 - used if used and high else 0  # unused bits; since 2011 the standard allows none
+    if below and pixels.is_grey and not (is_plain and 0 < below <= allocated - used):
+        raise UnusableScanError(
+            f"states {used} stored bits up to bit {high} (HighBit), which must be {used - 1} here; correct its header, "
+            "or export the original CT series"
+        )
+    if not (is_plain and pixels.is_grey):
         return None
     kind = np.dtype(f"{pixels.byte_order}{'i' if pixels.is_signed else 'u'}{allocated // 8}")
     needed, row_bytes = frames * rows * columns * kind.itemsize, columns * kind.itemsize
@@ -82,7 +92,26 @@ def read_stored(file: Path, header: Slice) -> np.ndarray | None:
         stream.seek(pixels.offset)
         content = stream.read(needed)
     stored = np.frombuffer(content, kind).reshape(frames, rows, columns)
+    if below:
+        stored = _without_bits_below(stored, below, pixels)
     return stored if not used or used >= allocated else _without_unused_bits(stored, pixels)
+
+
+def _without_bits_below(stored: np.ndarray, below: int, pixels: Pixels) -> np.ndarray:
+    """Stored values of which the header says that they begin above the lowest bits, as some wrote them until 2011.
+
+    GDCM would take the lowest bits for them.
+
+    Raises:
+        UnusableScanError: those bits are used, so that the values may be there, and HighBit wrong.
+    """
+    if not pixels.has_overlay and (stored & ((1 << below) - 1)).any():
+        _, used, high = pixels.bits
+        raise UnusableScanError(
+            f"states {used} stored bits up to bit {high} (HighBit), but uses the {below} bits below them, too; "
+            f"set HighBit to {used - 1} if you know that its values are in the lowest bits, or export the original CT"
+        )
+    return stored >> below  # keeps the sign
 
 
 def _without_unused_bits(stored: np.ndarray, pixels: Pixels) -> np.ndarray:
@@ -149,7 +178,7 @@ def _in_hu(values: np.ndarray, pixels: Pixels, is_rescaled: bool = False) -> np.
     if padding is None:
         return values
     low, high = sorted(slope * end + intercept for end in padding)
-    if high <= SURE_AIR_HU:
+    if high <= AIR_HU:
         return values
     tolerance = abs(slope) / 2
     is_padding = (values > low - tolerance) & (values < high + tolerance)

@@ -10,14 +10,13 @@ from tqdm import tqdm
 
 from pretraining.ct import nifti, nrrd_mha
 from pretraining.ct.dicom_series import DICOM_SUFFIXES, NoSlice, Slice, read_slice
-from pretraining.ct.dicom_volumes import FoundSlice, series_scans
+from pretraining.ct.dicom_volumes import COPIES, LOCALIZERS, FoundSlice, series_scans
 from pretraining.ct.scan import Scan, UnusableScanError, is_text, volume_id, without_suffix
 from pretraining.system.errors import UserError
 
 VOLUME_SUFFIXES = (*nifti.SUFFIXES, ".nrrd", ".nhdr", ".mha", ".mhd")
 SECONDS_WITHOUT_BAR = 5
 MAX_KINDS = 8
-COPIES = "copies of DICOM slices"
 
 
 def find_scans(source: Path, store: Path, passed_over: Counter[str] | None = None) -> tuple[list[Scan], dict[str, str]]:
@@ -68,9 +67,9 @@ def find_scans(source: Path, store: Path, passed_over: Counter[str] | None = Non
             others.append((path, found))
     parts = {file for scan in scans for file in scan.files}  # voxels beside their header
     passed_over.update(_kind(path, why) for path, why in others if path not in parts)
-    of_series, copies = series_scans(source, slices)
+    of_series, set_aside = series_scans(source, slices)
     scans += of_series
-    passed_over.update({COPIES: copies} if copies else {})
+    passed_over.update(+set_aside)  # without what is 0
     return sorted(scans, key=lambda scan: scan.name), unusable
 
 
@@ -117,13 +116,13 @@ def _kind(path: Path, why: NoSlice) -> str:
 
 def passed_over_text(passed_over: Counter[str], by_kind: bool = True) -> str:
     """What `find_scans` has counted, in words: "5 files are no CT: 4 .txt, 1 .json". Kinds may be left out."""
-    counts = Counter({kind: number for kind, number in passed_over.items() if kind != COPIES})
+    counts = Counter({kind: number for kind, number in passed_over.items() if kind not in (COPIES, LOCALIZERS)})
     kinds = [f"{number} {kind}" for kind, number in counts.most_common(MAX_KINDS)]
     if len(counts) > MAX_KINDS:
         kinds.append(f"{sum(sorted(counts.values())[:-MAX_KINDS])} of other kinds")
     listed = ": " + ", ".join(kinds) if by_kind else ""
     texts = [f"{counts.total()} file{'s are' if counts.total() > 1 else ' is'} no CT{listed}"] if counts else []
-    return "; ".join(texts + ([f"{COPIES}: {passed_over[COPIES]}"] if passed_over[COPIES] else []))
+    return "; ".join(texts + [f"{kind}: {passed_over[kind]}" for kind in (COPIES, LOCALIZERS) if passed_over[kind]])
 
 
 def visible_files(source: Path, without: Path | None = None) -> Iterator[Path]:

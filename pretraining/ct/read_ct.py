@@ -128,7 +128,8 @@ def _read_series(files: tuple[Path, ...]) -> CTImage:
     has_frames = whole.size[2] > 1
     if has_frames:
         frames = read_frame_headers(files[0], whole)
-        order = sorted(range(len(frames)), key=lambda index: frames[index].place_mm)
+        wanted = [index for index, frame in enumerate(frames) if not frame.is_localizer] or range(len(frames))
+        order = sorted(wanted, key=lambda index: frames[index].place_mm)
         slices = [frames[index] for index in order]
     check_one_pass(slices)
     check_series(slices)

@@ -61,6 +61,18 @@ def test_each_frame_has_its_own_rescale_and_padding(tmp_path, stored):
     np.testing.assert_array_equal(values, expected)
 
 
+@pytest.mark.parametrize("is_compressed", [False, True])
+def test_frames_that_are_called_localizers_are_left_out(tmp_path, stored, is_compressed):
+    def each(index: int) -> dict:
+        kind = "LOCALIZER" if index in (0, COUNT - 1) else "AXIAL"
+        return groups(10 * index if kind == "LOCALIZER" else index, CTImageFrameTypeSequence=[
+            item(FrameType=["ORIGINAL", "PRIMARY", kind])
+        ])  # fmt: skip
+
+    save(enhanced_header(stored, np.arange(COUNT), each), tmp_path / "a.dcm", is_compressed)
+    np.testing.assert_array_equal(read_only(tmp_path).values, stored[1:-1].astype(int) - 1024)
+
+
 def test_compressed_frames_that_differ_in_rescale_are_refused(tmp_path, stored):
     def each(index: int) -> dict:
         scale = item(RescaleSlope=1, RescaleIntercept=-1024 + index % 2, RescaleType="HU")

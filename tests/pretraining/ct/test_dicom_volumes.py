@@ -2,13 +2,14 @@
 
 import hashlib
 import shutil
+from collections import Counter
 
 import numpy as np
 import pytest
 import SimpleITK as sitk
 from dicom_files import SERIES_UID, slice_header, write_slices
 
-from pretraining.ct.find_scans import find_scans
+from pretraining.ct.find_scans import find_scans, passed_over_text
 from pretraining.ct.read_ct import CTImage, read_ct
 from pretraining.ct.scan import UnusableScanError
 
@@ -23,6 +24,9 @@ def make_stored(make_body):
         return (sitk.GetArrayFromImage(make_body((count, 20, 24), seed=seed)) + 1024).clip(0).astype("u2")
 
     return make
+
+
+LOCALIZER, AXIAL = ({"ImageType": ["ORIGINAL", "PRIMARY", name]} for name in ("LOCALIZER", "AXIAL"))
 
 
 def scans_of(folder):
@@ -218,6 +222,58 @@ def test_a_colour_picture_in_a_series_does_not_spoil_it(tmp_path, make_stored):
     header.save_as(tmp_path / "picture.dcm", enforce_file_format=True)
     images = [scan for scan in scans_of(tmp_path) if len(scan.files) > 1]
     assert len(images) == 1 and matches(read_ct(images[0]), body, 1)
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        {},  # as a slice of the CT, in a place of its own
+        {"ImageOrientationPatient": [1, 0, 0, 0, 0, -1]},
+        {"PixelSpacing": [0.5, 0.7]},
+        {"Rows": 24, "Columns": 20},
+        {"ImageOrientationPatient": None, "ImagePositionPatient": None},
+        {"FrameOfReferenceUID": "1.2.77"},
+    ],
+)
+@pytest.mark.parametrize("places_mm", [[200.0], [7.5, -30.0], [7.0, 8.0, 9.0], [COUNT]])
+@pytest.mark.parametrize("of_ct", [AXIAL, {}], ids=["axial", "unnamed"])
+def test_localizers_in_a_series_are_set_aside_and_counted(tmp_path, make_stored, header, places_mm, of_ct):
+    body = make_stored()
+    write_slices(tmp_path, body, np.arange(COUNT), **of_ct)
+    expected = scans_of(tmp_path)
+    write_slices(tmp_path, make_stored(seed=5)[: len(places_mm)], places_mm, "scout_", **(LOCALIZER | header))
+    passed_over = Counter()
+    scans, unusable = find_scans(tmp_path, tmp_path / "store", passed_over)
+    assert scans == expected and not unusable and matches(read_ct(scans[0]), body, 1)
+    assert passed_over_text(passed_over) == f"DICOM localizers: {len(places_mm)}"
+
+
+def test_localizers_alone_are_counted(tmp_path, make_stored):
+    for number, cosines in enumerate(([1, 0, 0, 0, 0, -1], [0, 1, 0, 0, 0, -1])):
+        write_slices(tmp_path, make_stored()[:2], [0, 0], f"{number}_", ImageOrientationPatient=cosines, **LOCALIZER)
+    passed_over = Counter()
+    assert find_scans(tmp_path, tmp_path / "store", passed_over) == ([], {})
+    assert passed_over == {"DICOM localizers": 4}
+
+
+def test_a_ct_that_is_called_a_localizer_is_read(tmp_path, make_stored):
+    body = make_stored()
+    write_slices(tmp_path / "ct", body, np.arange(COUNT), **LOCALIZER)
+    (scan,) = scans_of(tmp_path)
+    assert scan.name == f"ct/{name_of()}" and matches(read_ct(scan), body, 1)
+    write_slices(tmp_path / "ct", body, np.arange(COUNT), "axial_", **AXIAL)
+    scans = scans_of(tmp_path)
+    assert len(scans) == 2 and all(matches(read_ct(scan), body, 1) for scan in scans)
+
+
+def test_slices_that_are_not_called_localizers_are_never_left_out(tmp_path, make_stored):
+    for word in (["ORIGINAL", "PRIMARY", "AXIAL", "LOCALIZER"], ["DERIVED", "SECONDARY"], ["LOCALIZER"]):
+        folder = tmp_path / word[-1] / str(len(word))
+        write_slices(folder, make_stored(), np.arange(COUNT))
+        write_slices(folder, make_stored(seed=5)[:1], [200], "other_", ImageType=word)
+        (scan,) = scans_of(folder)
+        with pytest.raises(UnusableScanError, match="slices are missing"):
+            read_ct(scan)
 
 
 def test_rounded_positions_of_an_oblique_series(tmp_path, make_stored):

@@ -57,6 +57,17 @@ def test_declared_padding_is_air(tmp_path, body_hu, outside, kind, intercept, st
     np.testing.assert_array_equal(values[:, ~outside], expected[:, ~outside])
 
 
+@pytest.mark.parametrize("value", [-950, -1000])
+def test_padding_with_the_value_of_lung_or_air_is_air(tmp_path, body_hu, outside, value):
+    body_hu[:, outside] = value
+    header = {"PixelPaddingValue": padding_value(value), "RescaleIntercept": 0}
+    write_slices(tmp_path, body_hu.astype("i2"), np.arange(COUNT), **header)
+    values = read_only_scan(tmp_path)
+    assert (values[:, outside] == PADDED).all()
+    is_tissue = body_hu > -900
+    np.testing.assert_array_equal(values[is_tissue], body_hu[is_tissue])
+
+
 def padding_value(declared: int) -> DataElement:
     """An element of whichever type holds the value; files have both for either kind of pixels."""
     return DataElement(0x00280120, "SS" if declared < 0 else "US", declared)
@@ -82,6 +93,34 @@ def test_bits_beyond_those_stored_that_nothing_declares(tmp_path, body_hu):
         read_only_scan(tmp_path)
 
 
+@pytest.mark.parametrize("kind", ["u2", "i2"])
+@pytest.mark.parametrize(("bits", "high"), [(12, 15), (12, 13), (13, 15)])
+def test_values_above_unused_bits(tmp_path, body_hu, kind, bits, high):
+    """As some wrote them when the standard allowed it; GDCM takes the lowest bits."""
+    intercept = -1024 if kind == "u2" else 0
+    stored = (body_hu.clip(-1024, 2000) - intercept).astype(kind)
+    written = stored << (high + 1 - bits)
+    write_slices(tmp_path, written, np.arange(COUNT), BitsStored=bits, HighBit=high, RescaleIntercept=intercept)
+    np.testing.assert_array_equal(read_only_scan(tmp_path), stored.astype(int) + intercept)
+
+
+def test_bits_of_which_the_header_is_wrong(tmp_path, body_hu):
+    stored = (body_hu + 1024).clip(0).astype("u2")
+    write_slices(tmp_path, stored, np.arange(COUNT), BitsStored=12, HighBit=15)
+    with pytest.raises(UnusableScanError, match=r"12 stored bits up to bit 15 .* set HighBit to 11 if you know"):
+        read_only_scan(tmp_path)
+
+
+@pytest.mark.parametrize(("high", "is_compressed"), [(15, True), (9, False)])
+def test_bits_that_cannot_be_where_the_header_says(tmp_path, body_hu, high, is_compressed):
+    stored = (body_hu + 1024).clip(0).astype("u2")
+    write_slices(tmp_path, stored, np.arange(COUNT), BitsStored=12, HighBit=high)
+    if is_compressed:
+        compress(tmp_path)
+    with pytest.raises(UnusableScanError, match=f"12 stored bits up to bit {high} .* which must be 11 here"):
+        read_only_scan(tmp_path)
+
+
 def test_a_range_of_padding(tmp_path, body_hu, outside):
     stored = (body_hu + 1024).clip(0).astype("u2")
     stored[:, outside] = np.random.default_rng(0).integers(60000, 65536, np.count_nonzero(outside))
@@ -89,9 +128,12 @@ def test_a_range_of_padding(tmp_path, body_hu, outside):
     assert read_only_scan(tmp_path)[:, outside].max() <= PADDED
 
 
-def test_padding_with_the_value_of_tissue_is_none_inside_the_body(tmp_path, body_hu):
+@pytest.mark.parametrize("value", [40, -950])
+def test_padding_with_the_value_of_tissue_is_none_inside_the_body(tmp_path, body_hu, value):
     """Declared, but not used: no corner of a slice has it."""
-    write_slices(tmp_path, body_hu.astype("i2"), np.arange(COUNT), PixelPaddingValue=40, RescaleIntercept=0)
+    body_hu[:, 16:20, 20:26] = value
+    header = {"PixelPaddingValue": padding_value(value), "RescaleIntercept": 0}
+    write_slices(tmp_path, body_hu.astype("i2"), np.arange(COUNT), **header)
     np.testing.assert_array_equal(read_only_scan(tmp_path), body_hu)
 
 
