@@ -18,6 +18,7 @@ from nnunetv2_cads.encoder_file.record import SPACING_MM
 from pretraining.ct.find_scans import find_scans, passed_over_text
 from pretraining.ct.scan import Scan, UnusableScanError, printable, reason_of
 from pretraining.store.add_scan import preprocess_scan
+from pretraining.store.coarse import without_coarse
 from pretraining.store.duplicates import without_duplicates
 from pretraining.store.failures import Failures
 from pretraining.store.pseudonyms import Pseudonyms
@@ -81,7 +82,9 @@ def preprocess(
             raise UserError(f"{source}: holds no CT scan{found}; put NIfTI, NRRD or MHA files or DICOM series there")
         with store_lock(writer.path, part.number, part.count):
             add = functools.partial(preprocess_scan, writer=writer, max_spacing_mm=max_spacing_mm)
-            code = _add_to_store(writer, source, scans, unusable, part, processes, 60 * scan_minutes, add)
+            code = _add_to_store(
+                writer, source, scans, unusable, part, processes, 60 * scan_minutes, max_spacing_mm, add
+            )
         if others:
             logger.info("%s", others)
         return code
@@ -89,7 +92,7 @@ def preprocess(
 
 def _add_to_store(
     writer: StoreWriter, source: Path, scans: list[Scan], unusable: dict[str, str], part: Part, processes: int,
-    seconds: float, add: Callable[[Scan], None],
+    seconds: float, max_spacing_mm: float, add: Callable[[Scan], None],
 ) -> int:  # fmt: skip
     """Add what was found, with the store's lock held; arguments and result as for `preprocess`."""
     writer.prepare()
@@ -115,7 +118,7 @@ def _add_to_store(
         logger.info("part %d of %d is done (exit code %d)", part.number, part.count, code)
         logger.info("scans left to other parts: %d; the part that ends last completes the store", len(open_names))
         return code
-    return _complete(source, writer, failures, failed, names, code)
+    return _complete(source, writer, failures, failed, names, code, max_spacing_mm)
 
 
 def _changed_sources(scans: list[Scan], entries: dict[str, dict[str, Any]]) -> dict[str, str]:
@@ -174,8 +177,9 @@ def _warn(failures: Failures, name: str, reason: str) -> None:
 
 
 def _complete(
-    source: Path, writer: StoreWriter, failures: Failures, failed: dict[str, str], names: dict[str, str], code: int
-) -> int:
+    source: Path, writer: StoreWriter, failures: Failures, failed: dict[str, str], names: dict[str, str], code: int,
+    max_spacing_mm: float,
+) -> int:  # fmt: skip
     """Write failed.json, the manifest and the contact sheets; parts that end at the same moment write the same.
 
     Args:
@@ -185,16 +189,21 @@ def _complete(
         failed: the reason for each scan that could not be used.
         names: of the scans, by their source as the store has it.
         code: the exit code so far.
+        max_spacing_mm: volumes of scans with a longer voxel edge are not listed.
 
     Returns:
         The exit code.
     """
     from pretraining.store.contact_sheet import write_contact_sheets
 
-    entries, duplicates = without_duplicates(writer.finished(), names)
-    for name, reason in duplicates.items():
+    # A scan that has failed, such as one whose file has changed, is no copy of its volume any more.
+    copies = {source: name for source, name in names.items() if name not in failed}
+    entries, coarse = without_coarse(writer.finished(), names, max_spacing_mm)
+    entries, duplicates = without_duplicates(entries, copies)
+    left_out = coarse | duplicates
+    for name, reason in left_out.items():
         _warn(failures, name, reason)
-    failed = duplicates | failed
+    failed = left_out | failed
     failures.write_summary(failed)
     manifest = writer.write_manifest(True, entries)
     if not manifest["volumes"]:
@@ -205,7 +214,7 @@ def _complete(
     store = Store(writer.path, manifest)
     sheets = write_contact_sheets(store)
     logger.info("volumes in %s: %d; look at %s: every body frontal, head up?", writer.path, len(store), sheets[0])
-    code = 1 if duplicates else code
+    code = 1 if left_out else code
     if failed:
         whose = f"exit code {code}" if code else "all of other parts"
         logger.warning("scans that could not be used: %d (%s), see %s", len(failed), whose, failures.summary)

@@ -7,17 +7,15 @@ import math
 
 import numpy as np
 
-from pretraining.ct.checks import check_extent, spacing_text
+from pretraining.ct.checks import check_extent
 from pretraining.ct.gantry_tilt import straight_shape, straighten
 from pretraining.ct.geometry import resample_hu, resampled_shape, to_canonical
 from pretraining.ct.radiograph import ConstantRadiographError, frontal_radiograph
 from pretraining.ct.read_ct import read_ct
 from pretraining.ct.scan import Scan, UnusableScanError
+from pretraining.store.coarse import coarse_reason
 from pretraining.store.writer import Source, StoreWriter
 from pretraining.system.errors import environment_error, is_environment_error
-
-ROUNDING = 1e-4
-"""Of a spacing in a header, as a fraction."""
 
 
 def preprocess_scan(scan: Scan, writer: StoreWriter, max_spacing_mm: float = math.inf) -> None:
@@ -74,10 +72,8 @@ def read_volume(
     """
     image = read_ct(scan, may_be_clipped)
     shape, spacing_xyz_mm = image.values.shape, tuple(float(edge) for edge in image.spacing_xyz_mm)
-    if max(spacing_xyz_mm) > max_spacing_mm * (1 + ROUNDING):
-        raise UnusableScanError(
-            f"has a voxel spacing of {spacing_text(spacing_xyz_mm)}, coarser than --max-spacing-mm {max_spacing_mm:g}"
-        )
+    if reason := coarse_reason(spacing_xyz_mm, max_spacing_mm):
+        raise UnusableScanError(reason)
     volume, old_spacing_mm = to_canonical(image.values, image.spacing_xyz_mm, image.direction)
     tilt = image.tilt
     del image

@@ -1,5 +1,6 @@
 """Volumes with the same voxels: an archive holds many a scan twice, and training would see those more often."""
 
+from collections import defaultdict
 from typing import Any
 
 
@@ -8,22 +9,26 @@ def without_duplicates(
 ) -> tuple[dict[str, dict[str, Any]], dict[str, str]]:
     """Of volumes with the same voxels, keep only the first by id, whichever process or part wrote first.
 
+    A scan is called a duplicate only of one that is in INPUT itself: else whoever removes it, as the reason advises,
+    would remove the last copy.
+
     Args:
         entries: of the store's volumes, by id.
-        names: of the scans in INPUT, by their source as the store has it.
+        names: of the scans in INPUT from which volumes were made, by their source as the store has it.
 
     Returns:
-        The entries that stay, and the reason for each scan in INPUT whose volume is left out.
+        The entries that stay, and the reason for each scan in INPUT that is a duplicate of another one there.
     """
-    first_ids: dict[str, str] = {}
-    kept, reasons = {}, {}
+    alike: dict[str, list[str]] = defaultdict(list)
     for volume_id, entry in sorted(entries.items()):
-        first, source = first_ids.setdefault(entry["sha256"], volume_id), entry["source"]["path"]
-        if first == volume_id:
-            kept[volume_id] = entry
-        elif source in names:
-            other = entries[first]["source"]["path"]
-            reasons[names[source]] = (
-                f"has the same voxels as volume '{first}' ({names.get(other, other)}), so it is left out; remove it"
+        alike[entry["sha256"]].append(volume_id)
+    reasons = {}
+    for ids in alike.values():
+        sources = [(volume_id, entries[volume_id]["source"]["path"]) for volume_id in ids]
+        there = [(volume_id, names[source]) for volume_id, source in sources if source in names]
+        for _, name in there[1:]:
+            reasons[name] = (
+                f"has the same voxels as volume '{there[0][0]}' ({there[0][1]}), so it is left out; remove it"
             )
-    return kept, reasons
+    firsts = {ids[0] for ids in alike.values()}
+    return {volume_id: entry for volume_id, entry in entries.items() if volume_id in firsts}, reasons

@@ -101,14 +101,14 @@ def split_id_clashes(scans: list[Scan], stored: dict[str, str]) -> tuple[list[Sc
     for volume_id, name in [*((scan.volume_id, scan.name) for scan in scans), *stored.items()]:
         if name not in rivals[volume_id.casefold()]:
             rivals[volume_id.casefold()].append(name)
-    usable, reasons = [], {}
+    usable, reasons, found = [], {}, {scan.name for scan in scans}
     for scan in scans:
         others = [name for name in rivals[scan.volume_id.casefold()] if name != scan.name]
         if not others or stored.get(scan.volume_id) == scan.name:
             usable.append(scan)
         else:
-            reasons[scan.name] = (
-                f"would be called '{scan.volume_id}' in the store, and so would {', '.join(others)}; "
-                "rename or remove one of them"
-            )
+            is_there = found & set(others)
+            advice = "; rename or remove one of them" if is_there else ", which is not in INPUT any more; rename this"
+            rival = f"would be called '{scan.volume_id}' in the store, and so would {', '.join(others)}"
+            reasons[scan.name] = rival + advice
     return usable, reasons

@@ -77,10 +77,8 @@ def new_manifest(
 
 def _is_source(source: Any) -> bool:
     """Whether an entry's source has the fields that are compared with a file."""
-    return isinstance(source, dict) and all(
-        type(source.get(key)) is kind
-        for key, kind in (("path", str), ("size_bytes", int), ("mtime_ns", int), ("sha256", str))
-    )
+    kinds = {"path": str, "size_bytes": int, "mtime_ns": int, "sha256": str, "spacing_xyz_mm": list}
+    return isinstance(source, dict) and all(type(source.get(key)) is kind for key, kind in kinds.items())
 
 
 class StoreWriter:

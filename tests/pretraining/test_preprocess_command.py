@@ -147,6 +147,40 @@ def test_of_scans_with_the_same_voxels_one_gets_in(scans, tmp_path, anonymise):
     assert failures(summary) == {} and Store.open(store).ids == ids
 
 
+def test_the_last_copy_of_a_scan_is_never_called_a_duplicate(scans, tmp_path, make_body):
+    store = tmp_path / "store"
+    first, copy = scans / "scan_1.nii.gz", scans / "scan_9.nii.gz"
+    shutil.copy(first, copy)
+    assert run(scans, store)[0] == 1 and list(failures(store)) == [copy.name]
+    ids = Store.open(store).ids
+    content = first.read_bytes()
+    first.unlink()  # the other one than the reason advises
+    assert run(scans, store)[0] == 0
+    assert failures(store) == {} and Store.open(store).ids == ids
+    renamed = scans / "scan_a.nii.gz"
+    renamed.write_bytes(content)
+    assert run(scans, store)[0] == 1
+    assert list(failures(store)) == [renamed.name] and f"({copy.name})" in failures(store)[renamed.name]
+    renamed.unlink()
+    sitk.WriteImage(make_body(seed=7), str(first))  # another scan in the place of the first
+    assert run(scans, store)[0] == 1
+    assert list(failures(store)) == [first.name] and "was made from" in failures(store)[first.name]
+    (store / "volumes" / "scan_1.json").unlink()  # what the reason advises
+    assert run(scans, store)[0] == 0
+    assert failures(store) == {} and Store.open(store).ids == [*ids, "scan_9"]
+
+
+def test_a_scan_with_the_name_of_a_stored_one_is_not_to_be_removed(scans, tmp_path):
+    """Where the file of that one is gone, this may be its last copy."""
+    store = tmp_path / "store"
+    run(scans, store)
+    sitk.WriteImage(sitk.ReadImage(str(scans / "scan_1.nii.gz")), str(scans / "scan_1.mha"))
+    (scans / "scan_1.nii.gz").unlink()
+    assert run(scans, store)[0] == 1
+    reason = failures(store)["scan_1.mha"]
+    assert "so would scan_1.nii.gz, which is not in INPUT any more; rename this" in reason and "remove" not in reason
+
+
 def test_changed_source_is_noticed_and_nothing_overwritten(scans, tmp_path, make_body):
     store = tmp_path / "store"
     run(scans, store)

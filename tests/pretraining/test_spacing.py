@@ -70,3 +70,22 @@ def test_scans_that_are_too_coarse_are_left_out(archive, tmp_path, make_body):
     assert preprocess([str(mixed), str(tmp_path / "other"), "-np", "1", "--max-spacing-mm", "0.8"]) == 1
     assert preprocess([str(mixed), str(tmp_path / "store"), "-np", "1"]) in (0, 1)
     assert Store.open(tmp_path / "store").ids == ["thick", "thin"]
+
+
+def test_a_limit_of_spacing_counts_for_what_the_store_has_already(tmp_path, make_body):
+    mixed, store = tmp_path / "archive", tmp_path / "store"
+    mixed.mkdir()
+    for name, edge_mm in (("thin", 1.0), ("thick", 5.0)):
+        sitk.WriteImage(make_body((30, 40, 50), (0.8, 0.8, edge_mm)), str(mixed / f"{name}.nii.gz"))
+    assert preprocess([str(mixed), str(store), "-np", "1"]) == 0
+    before = {path: path.stat().st_mtime_ns for path in (store / "volumes").iterdir()}
+    for flags, code, ids in ((["--max-spacing-mm", "3"], 1, ["thin"]), ([], 0, ["thick", "thin"])):
+        assert preprocess([str(mixed), str(store), "-np", "1", *flags]) == code
+        assert Store.open(store).ids == ids
+        failed = json.loads((store / "failed.json").read_text())
+        assert [entry["file"] for entry in failed] == ["thick.nii.gz"] * code
+        assert all("coarser than --max-spacing-mm 3" in entry["reason"] for entry in failed)
+    assert {path: path.stat().st_mtime_ns for path in before} == before  # nothing was lost or made again
+    (mixed / "thick.nii.gz").unlink()  # from another INPUT: named all the same
+    assert preprocess([str(mixed), str(store), "-np", "1", "--max-spacing-mm", "3"]) == 1
+    assert "thick.nii.gz" in (store / "failed.json").read_text() and Store.open(store).ids == ["thin"]

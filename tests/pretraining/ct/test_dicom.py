@@ -328,7 +328,9 @@ def test_all_slices_in_one_place(tmp_path, make_body):
         read_ct(scan)
 
 
-@pytest.mark.parametrize(("modality", "shear_mm", "reason"), [("MR", 0, "modality MR"), ("CT", 1, "45 degrees from the line")])
+@pytest.mark.parametrize(
+    ("modality", "shear_mm", "reason"), [("MR", 0, "modality MR"), ("CT", 1, "45 degrees from the line")]
+)
 def test_series_that_is_no_ct_of_a_gantry(tmp_path, make_body, modality, shear_mm, reason):
     write_series(tmp_path, make_body(), modality=modality, shear_mm=shear_mm)
     ((scan,), _) = scans_of(tmp_path)
