@@ -14,8 +14,8 @@ from pretraining.run.estimate import random_sample
 from pretraining.run.metrics import MetricsLog
 
 SMALL = {
-    "encoder_size": "b0", "batch_size": 2, "epochs": 1, "warmup_epochs": 0, "crop_size": (16, 64, 64), "head_out_dim": 32,
-    "head_hidden_dim": 32, "head_bottleneck_dim": 16,
+    "encoder_size": "b0", "batch_size": 2, "epochs": 1, "warmup_epochs": 0, "crop_size": (16, 64, 64),
+    "head_out_dim": 32, "head_hidden_dim": 32, "head_bottleneck_dim": 16,
 }  # fmt: skip
 RESTORATION = {"restoration_weight": 1.0, "restored_crop_size": (16, 32, 32)}
 POINTS = {"point_weight": 1.0, "point_crop_size": (16, 32, 32), "point_count": 32}
