@@ -7,8 +7,8 @@ from typing import BinaryIO
 
 import numpy as np
 from nibabel import Nifti1Header, Nifti2Header
+from nibabel.quaternions import quat2mat
 from nibabel.spatialimages import HeaderDataError
-from scipy.spatial.transform import Rotation
 
 from pretraining.ct.checks import check_pixels, check_right_angles, same_spacing, spacing_text
 from pretraining.ct.geometry import canonical_axes
@@ -119,6 +119,8 @@ def _check_no_shear(direction: np.ndarray, header: Header) -> None:
 def _rotation(header: Header) -> np.ndarray:
     """The qform's directions. Quaternions are rounded, so their length is made 1, as ITK does."""
     vector = np.array([header[f"quatern_{letter}"] for letter in "bcd"], dtype=float)
-    scalar = np.sqrt(max(0.0, 1.0 - float(vector @ vector)))
-    rotation = Rotation.from_quat([*vector, scalar]).as_matrix()
-    return rotation * np.array([1.0, 1.0, -1.0 if header["pixdim"][0] < 0 else 1.0])
+    squares = float(vector @ vector)
+    if not np.isfinite(squares):
+        raise ValueError("a quaternion that is no number")
+    scalar = np.sqrt(max(0.0, 1.0 - squares))
+    return quat2mat([scalar, *vector]) * np.array([1.0, 1.0, -1.0 if header["pixdim"][0] < 0 else 1.0])

@@ -118,3 +118,12 @@ def test_a_quaternion_that_rounding_made_too_long(tmp_path, values):
     content[256:260] = struct.pack("<f", 1.0001)  # of b; the rotation is by 180 degrees about x
     (tmp_path / "a.nii").write_bytes(content)
     np.testing.assert_allclose(read_only(tmp_path).direction, np.diag([-1.0, 1.0, -1.0]), atol=1e-6)
+
+
+@pytest.mark.parametrize("number", [np.nan, np.inf, 1e300])
+def test_a_quaternion_that_is_no_number(tmp_path, values, number):
+    image = nibabel.Nifti2Image(values.T, None)
+    image.header.set_qform(ONE_MM, 1)
+    image.header["quatern_b"] = number
+    image.to_filename(tmp_path / "a.nii")
+    assert "damaged" in refusal(tmp_path)
