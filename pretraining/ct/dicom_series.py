@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 from pydicom.config import disable_value_validation
+from pydicom.dataelem import RawDataElement
 from pydicom.dataset import Dataset
 from pydicom.filereader import read_dataset, read_partial
 from pydicom.tag import BaseTag, Tag
@@ -50,9 +51,14 @@ PASS_KEYWORDS = (
 PIXELS = Tag("PixelData")
 LAST_TAG = int(PIXELS)  # tags compare slowly
 PADDING = (Tag("PixelPaddingValue"), Tag("PixelPaddingRangeLimit"))
-OVERLAY_BITS = [Tag(group, 0x0102) for group in range(0x6000, 0x6020, 2)]
-SHORTS = ("SamplesPerPixel", "Rows", "Columns", "BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation")
-TAGS = [*TEXTS.values(), *map(Tag, SHORTS), *PADDING, *OVERLAY_BITS, PIXELS]
+OVERLAY_BITS = {Tag(group, 0x0102) for group in range(0x6000, 0x6020, 2)}
+SHORTS = {
+    keyword: Tag(keyword)
+    for keyword in (
+        "SamplesPerPixel", "Rows", "Columns", "BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation",
+    )
+}  # fmt: skip
+TAGS = [*TEXTS.values(), *SHORTS.values(), *PADDING, *OVERLAY_BITS, PIXELS]
 # Grey or colour (refused by whoever reads the voxels), in the sizes that GDCM reads.
 SAMPLES, BITS = (None, 1, 3, 4), (1, 8, 12, 16, 24, 32)
 MAX_VALUE_BYTES = 1024
@@ -194,8 +200,9 @@ def _parse(file: HeaderFile) -> Slice | NoSlice:
     text = {keyword: _text(header, tag) for keyword, tag in TEXTS.items()}
     if text["SOPClassUID"].startswith(NOT_SLICES):
         return NoSlice.OTHER_OBJECT
-    rows, columns, pixels = header.get("Rows"), header.get("Columns"), header.get_item(PIXELS, keep_deferred=True)
-    if not (rows and columns and header.get("SamplesPerPixel") in SAMPLES and header.get("BitsAllocated") in BITS):
+    number = {keyword: _short(header, keyword) for keyword in SHORTS}
+    rows, columns, pixels = number["Rows"], number["Columns"], header.get_item(PIXELS, keep_deferred=True)
+    if not (rows and columns and number["SamplesPerPixel"] in SAMPLES and number["BitsAllocated"] in BITS):
         raise UnusableScanError(DAMAGED)
     # Compressed voxels are not found where they have no end; others must end before the file does.
     if pixels.length != UNDEFINED_LENGTH and pixels.value_tell + pixels.length > file.seek(0, io.SEEK_END):
@@ -216,24 +223,32 @@ def _parse(file: HeaderFile) -> Slice | NoSlice:
             offset=pixels.value_tell,
             length=pixels.length,
             byte_order=NATIVE.get(syntax, "") if syntax else "<" if header.original_encoding[1] else ">",
-            bits=tuple(header.get(keyword) or 0 for keyword in ("BitsAllocated", "BitsStored", "HighBit")),
-            is_signed=bool(header.get("PixelRepresentation")),
-            is_grey=header.get("SamplesPerPixel") in (None, 1) and text["PhotometricInterpretation"] != "PALETTE COLOR",
-            has_overlay=any(header.get(tag) is not None and header[tag].value for tag in OVERLAY_BITS),
+            bits=tuple(number[keyword] or 0 for keyword in ("BitsAllocated", "BitsStored", "HighBit")),
+            is_signed=bool(number["PixelRepresentation"]),
+            is_grey=number["SamplesPerPixel"] in (None, 1) and text["PhotometricInterpretation"] != "PALETTE COLOR",
+            has_overlay=any(header[tag].value for tag in header.keys() & OVERLAY_BITS),
             slope=text["RescaleSlope"],
             intercept=text["RescaleIntercept"],
-            padding=_padding(header),
+            padding=_padding(header, bool(number["PixelRepresentation"])),
         ),
     )
 
 
-def _padding(header: Dataset) -> tuple[int, int] | None:
+def _padding(header: Dataset, is_signed: bool) -> tuple[int, int] | None:
     """The lowest and highest stored value that are padding, by their bytes: files differ in the type they state."""
     order = "little" if header.original_encoding[1] else "big"
     items = [header.get_item(tag) for tag in PADDING if tag in header]
     values = [item.value for item in items if item.value and len(item.value) in (2, 4)]
-    ends = [int.from_bytes(value, order, signed=bool(header.get("PixelRepresentation"))) for value in values]
+    ends = [int.from_bytes(value, order, signed=is_signed) for value in values]
     return (min(ends), max(ends)) if PADDING[0] in header and ends else None
+
+
+def _short(header: Dataset, keyword: str) -> int | None:
+    """A number of two bytes. pydicom's conversion takes as long for these as for all else, so it does only odd ones."""
+    element = header.get_item(SHORTS[keyword], keep_deferred=True)
+    if isinstance(element, RawDataElement) and element.VR in (None, "US") and len(element.value or b"") == 2:
+        return int.from_bytes(element.value, "little" if element.is_little_endian else "big")
+    return header.get(keyword)
 
 
 def _text(header: Dataset, tag: BaseTag) -> str:
