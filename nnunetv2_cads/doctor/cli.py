@@ -205,7 +205,8 @@ def check_plans(plans_file: Path | None) -> Iterator[Finding]:
         ]
     except NOT_PLANS as error:
         reason = "there are no plans" if isinstance(error, OSError) else f"not a plans file of nnU-Net ({error})"
-        yield Finding(PROBLEM, f"{plans_file}: {reason}", plan_command(plans_file))
+        flags = ("-c", "3d_fullres", "--pretraining-spacing")  # as the README plans
+        yield Finding(PROBLEM, f"{plans_file}: {reason}", plan_command(plans_file, *flags))
     else:
         yield Finding(OK, f"{plans_file}: {', '.join(planned)}")
 

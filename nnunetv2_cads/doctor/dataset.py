@@ -25,7 +25,13 @@ def check_dataset(number: int | None, encoder_file: str | None, plans_file: Path
         encoder_file: to compare the spacing with; None for what nnUNet_cads_encoder names.
         plans_file: of the dataset; may not exist.
     """
-    from nnunetv2_cads.experiment_planning.raw_dataset import channel_names, check_labels, find_cases, read_description
+    from nnunetv2_cads.experiment_planning.raw_dataset import (
+        channel_names,
+        check_labels,
+        find_cases,
+        misplaced_text,
+        read_description,
+    )
     from pretraining.system.errors import UserError
     from pretraining.system.machine import default_processes
 
@@ -41,7 +47,9 @@ def check_dataset(number: int | None, encoder_file: str | None, plans_file: Path
     except UserError as error:
         yield Finding(PROBLEM, str(error))
         return
-    yield Finding(OK, f"{folders[0]}: {len(cases)} labelled cases, each with the labels of dataset.json alone")
+    yield Finding(OK, f"{folders[0]}: labelled cases: {len(cases)}, each with the labels of dataset.json alone")
+    if misplaced := misplaced_text(labels):
+        yield Finding(WARNING, misplaced)
     if plans_file is not None and plans_file.is_file():
         return  # the check of the encoder compares it with them
     for channel, name in channel_names(description).items():

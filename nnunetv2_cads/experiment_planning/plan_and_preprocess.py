@@ -5,6 +5,7 @@ nnU-Net looks for planners only in its own package, so its functions are called 
 
 import argparse
 import functools
+import logging
 import shlex
 import shutil
 import sys
@@ -23,10 +24,12 @@ from nnunetv2.utilities.find_class_by_name import recursive_find_python_class
 
 from nnunetv2_cads.encoder_file.read import ENCODER_VARIABLE, EncoderFileError, record_to_plan_for
 from nnunetv2_cads.experiment_planning.planner import PLANS_NAME, CADSPlanner
-from nnunetv2_cads.experiment_planning.raw_dataset import check_labels, read_description
+from nnunetv2_cads.experiment_planning.raw_dataset import check_labels, misplaced_text, read_description
 from nnunetv2_cads.nnunet_version import require_nnunet
 from pretraining.system.command import positive_int, positive_number, run_command
 from pretraining.system.errors import UserError
+
+logger = logging.getLogger(__name__)
 
 LEAST_ROOM = 1_000_000
 """Bytes; with less left on the disk, this is taken as the cause of any error."""
@@ -80,7 +83,8 @@ def _plan_and_preprocess(arguments: argparse.Namespace) -> None:
         raise UserError(f"{ENCODER_VARIABLE} names the encoder to plan for: {error}") from error
     for dataset in arguments.d:
         folder = Path(nnUNet_raw.get()) / convert_id_to_dataset_name(dataset)
-        check_labels(folder, arguments.npfp)
+        if misplaced := misplaced_text(check_labels(folder, arguments.npfp)):
+            logger.warning("warning: %s", misplaced)
         if arguments.verify_dataset_integrity:
             _verify_integrity(folder, arguments.npfp)
     extract_fingerprints(

@@ -1,7 +1,7 @@
 """Checks of a raw dataset of nnU-Net's that its own commands leave to a traceback in planning or training.
 
 dataset.json must describe it, and number its labels from 0 on without a gap; every label file must be there and hold no
-other label than these. Whether images and labels have one grid is left to ``--verify_dataset_integrity``.
+other label than these, and as many voxels as the image. Labels that lie elsewhere than their image are named.
 """
 
 import functools
@@ -16,6 +16,7 @@ from nnunetv2.imageio.base_reader_writer import BaseReaderWriter
 from nnunetv2.imageio.reader_writer_registry import determine_reader_writer_from_dataset_json
 from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
 
+from nnunetv2_cads.experiment_planning.grids import distance_text
 from pretraining.system.errors import UserError
 
 DESCRIPTION = "dataset.json"
@@ -31,6 +32,7 @@ class LabelFile(NamedTuple):
     path: Path
     labels: tuple[float, ...]  # whole numbers, if all is well
     spacing_mm: tuple[float, ...]
+    elsewhere: str  # how far they are from where the image is, see `distance_text`
 
 
 def read_description(folder: Path) -> dict[str, Any]:
@@ -131,17 +133,16 @@ def check_labels(folder: Path, processes: int) -> list[LabelFile]:
     description = read_description(folder)
     declared = declared_labels(folder, description)
     cases = find_cases(folder, description)
-    paths = [case.labels for case in cases.values()]
     read = functools.partial(_read_labels, _reader(description, next(iter(cases.values())).images[0]))
-    if len(paths) <= READ_AT_ONCE or processes == 1:
-        files = [read(path) for path in paths]
+    if len(cases) <= READ_AT_ONCE or processes == 1:
+        files = [read(case) for case in cases.values()]
     else:
         with multiprocessing.get_context("spawn").Pool(processes) as pool:
-            files = pool.map(read, paths)
+            files = pool.map(read, cases.values())
     wrong = [file for file in files if not set(file.labels) <= set(declared)]
     if wrong:
         others = [label for label in wrong[0].labels if label not in declared]
-        more = f" ({len(wrong) - 1} more files have such labels)" if len(wrong) > 1 else ""
+        more = f" (label files like this: {len(wrong)})" if len(wrong) > 1 else ""
         raise UserError(
             f"{wrong[0].path}: has the label{'s' if len(others) > 1 else ''} {_listed(others)}, but {DESCRIPTION} has "
             f"only {_listed(declared)}{more}; correct the file or {DESCRIPTION}"
@@ -157,13 +158,27 @@ def _reader(description: dict[str, Any], image: Path) -> type[BaseReaderWriter]:
         raise UserError(f"{image}: no reader of nnU-Net's can read this file; write it again") from error
 
 
-def _read_labels(reader: type[BaseReaderWriter], path: Path) -> LabelFile:
+def misplaced_text(files: Sequence[LabelFile]) -> str:
+    """A sentence that names labels which lie elsewhere than their images; empty where all lie on them."""
+    misplaced = [file for file in files if file.elsewhere]
+    if not misplaced:
+        return ""
+    more = f" (label files like this: {len(misplaced)})" if len(misplaced) > 1 else ""
+    return (
+        f"{misplaced[0].path}: lies {misplaced[0].elsewhere}{more}; nnU-Net lays labels on images voxel by voxel "
+        "whatever the headers say, so look at both; if the voxels do not belong together, resample the labels"
+    )
+
+
+def _read_labels(reader: type[BaseReaderWriter], case: Case) -> LabelFile:
+    path = case.labels
+    elsewhere = distance_text(case.images[0], path)
     try:
         array, properties = reader().read_seg(str(path))
     except Exception as error:  # readers of all kinds raise types of all kinds
         reason = (str(error).strip().splitlines() or [type(error).__name__])[-1]
         raise UserError(f"{path}: cannot be read ({reason}); write it again") from None
-    return LabelFile(path, tuple(np.unique(array).tolist()), tuple(map(float, properties["spacing"])))
+    return LabelFile(path, tuple(np.unique(array).tolist()), tuple(map(float, properties["spacing"])), elsewhere)
 
 
 def _listed(labels: Sequence[float]) -> str:

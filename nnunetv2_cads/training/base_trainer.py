@@ -82,7 +82,7 @@ class BaseTrainer(nnUNetTrainer):
             TrainingCannotStart: there are none.
         """
         folder = Path(self.preprocessed_dataset_folder)
-        if next(folder.glob("*.pkl"), None) is None:
+        if not folder.is_dir() or next(folder.iterdir(), None) is None:
             plans = self.plans_manager
             dataset = convert_dataset_name_to_id(plans.dataset_name)
             data = self.configuration_name.replace("_cascade", "")  # the cascade reads the data of 3d_fullres

@@ -71,7 +71,7 @@ def check_memory(config: PretrainConfig, processes: Processes = SINGLE_PROCESS) 
     each = 4 * (4 * trained + other) + BYTES_PER_VOXEL * voxels  # weights, gradients, AdamW's moments; the teacher's
     needed, available = each * processes.local_world_size, available_memory()
     if needed > available:
-        smaller = "cads" if config.distils else "demo"
+        smaller = "demo, or cads for CADS" if config.distils else "demo"
         raise UserError(
             f"a step of batch_size {config.optim.batch_size} on the CPU needs about {needed / 2**30:.0f} GiB of memory "
             f"and {available / 2**30:.0f} are available; give a lower --batch-size, a smaller --preset ({smaller}), or "
@@ -156,8 +156,10 @@ def forward_seconds(function: Callable[..., Any], *inputs: torch.Tensor) -> floa
 
 
 def duration(seconds: float) -> str:
-    """In hours, or in minutes where it is less than one."""
-    return f"{seconds / 3600:.1f} hours" if seconds >= 3600 else f"{seconds / 60:.1f} minutes"
+    """In hours, or in minutes or seconds where it is less than one."""
+    if seconds >= 60:
+        return f"{seconds / 3600:.1f} hours" if seconds >= 3600 else f"{seconds / 60:.1f} minutes"
+    return f"{math.ceil(seconds)} seconds"
 
 
 def forward_flops(function: Callable[..., Any], *inputs: torch.Tensor) -> int:

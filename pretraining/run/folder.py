@@ -160,12 +160,12 @@ class RunFolder:
         files = path.iterdir() if path.is_dir() else [path] if path.exists() else []
         if any(not file.name.startswith(RUN_LOCK) and not is_leftover(file) for file in files):
             if self.resume:
-                raise UserError(
-                    f"{path}: holds files but no {CONFIG}, so there is no run to resume; choose another folder"
-                )
-            raise UserError(
-                f"{path}: exists already and is not empty; add --c to resume the run in it, or choose another folder"
-            )
+                reason = f"holds files but no {CONFIG}, so there is no run to resume; choose another folder"
+            elif (path / CONFIG).is_file():
+                reason = "exists already and is not empty; add --c to resume the run in it, or choose another folder"
+            else:
+                reason = "exists already and is not empty; choose another folder"
+            raise UserError(f"{path}: {reason}")
 
 
 def check_batch_size(config: PretrainConfig, processes: Processes) -> None:

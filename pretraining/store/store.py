@@ -14,6 +14,7 @@ import hashlib
 import json
 import math
 import os
+import shlex
 from bisect import bisect_left
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -61,7 +62,7 @@ def read_manifest(store: Path) -> dict[str, Any]:
     """
     path = manifest_path(store)
     if not store.is_dir():
-        raise UserError(f"{store}: no such folder; make a store with: cads_preprocess INPUT {store}")
+        raise UserError(f"{store}: no such folder; make a store with: cads_preprocess INPUT {shlex.quote(str(store))}")
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:

@@ -126,7 +126,7 @@ def test_other_intensities_and_spacing_are_warnings_with_both_values(sound, caps
 
 def test_plans_that_do_not_exist(sound, capsys):
     assert doctor.main(["-d", "8"]) == 1
-    assert "-> cads_plan_and_preprocess -d 8\n" in report_of(capsys, "-d", 8)
+    assert "-> cads_plan_and_preprocess -d 8 -c 3d_fullres --pretraining-spacing\n" in report_of(capsys, "-d", 8)
     assert "cads_plan_and_preprocess" not in report_of(capsys, "--plans", sound / "plans.json")
 
 

@@ -53,7 +53,7 @@ def findings(capsys, *flags):
 
 def test_a_sound_dataset(make_dataset, capsys):
     folder = make_dataset(5, LABELS)
-    text = f"{folder}: 5 labelled cases, each with the labels of dataset.json alone"
+    text = f"{folder}: labelled cases: 5, each with the labels of dataset.json alone"
     assert findings(capsys) == [("ok", text)]
 
 
@@ -87,6 +87,29 @@ def test_label_gaps_and_labels_outside_dataset_json(make_dataset, capsys):
     level, text = findings(capsys)[-1]
     assert level == "problem" and text.startswith(f"{folder / 'labelsTr' / 'case_0.nii.gz'}: has the label 2")
     assert doctor.main(["-d", "7"]) == 1
+
+
+def test_labels_that_lie_elsewhere_than_their_image(make_dataset, capsys):
+    folder = make_dataset(5, LABELS)
+    for case, change in (("case_1", lambda labels: labels.SetOrigin((0, 30, 40))),
+                         ("case_3", lambda labels: labels.SetDirection((-1, 0, 0, 0, 1, 0, 0, 0, 1)))):  # fmt: skip
+        file = str(folder / "labelsTr" / f"{case}.nii.gz")
+        labels = sitk.ReadImage(file)
+        change(labels)
+        sitk.WriteImage(labels, file)
+    named = [text for level, text in findings(capsys) if level == "warning"]
+    assert len(named) == 1
+    assert named[0].startswith(f"{folder / 'labelsTr' / 'case_1.nii.gz'}: lies up to 50 mm from where case_1_0000")
+    assert "(label files like this: 2)" in named[0]
+
+
+def test_labels_with_other_numbers_of_voxels_than_their_image(make_dataset, capsys):
+    folder = make_dataset(5, LABELS)
+    file = str(folder / "labelsTr" / "case_2.nii.gz")
+    sitk.WriteImage(sitk.ReadImage(file)[:, :, :3], file)
+    assert [(level, text.split("; ")[0]) for level, text in findings(capsys)] == [
+        ("problem", f"{file}: has 6 x 5 x 3 voxels, but the image case_2_0000.nii.gz has 6 x 5 x 4")
+    ]
 
 
 def test_channels_and_spacing_before_there_are_plans(make_dataset, tmp_path, capsys):

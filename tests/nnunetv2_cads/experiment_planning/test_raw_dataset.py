@@ -74,7 +74,24 @@ def test_a_label_outside_dataset_json_is_named_with_its_file(label, dtype, raw, 
     file = raw / "labelsTr" / "case_3.nii.gz"
     assert_refused(capsys, f"{file}: has the label {label}, but dataset.json has only 0, 1, 2; correct the file or")
     relabel(raw, "case_4", 9)
-    assert_refused(capsys, r"case_3.* \(1 more files have such labels\)")
+    assert_refused(capsys, r"case_3.* \(label files like this: 2\)")
+
+
+def test_labels_off_their_image_are_named_and_planned_for(raw, capsys):
+    file = str(raw / "labelsTr" / "case_1.nii.gz")
+    labels = sitk.ReadImage(file)
+    labels.SetOrigin([mm + 3 for mm in labels.GetOrigin()])
+    sitk.WriteImage(labels, file)
+    assert plan_and_preprocess.main(PLAN) == 0
+    assert f"warning: {file}: lies up to 5.2 mm from where case_1_0000.nii.gz is; nnU-Net" in capsys.readouterr().err
+
+
+def test_labels_of_another_size_than_their_image_are_named(raw, capsys):
+    file = str(raw / "labelsTr" / "case_1.nii.gz")
+    sitk.WriteImage(sitk.ReadImage(file)[:, :, 1:], file)
+    assert_refused(
+        capsys, rf"{re.escape(file)}: has .* voxels, but the image case_1_0000.nii.gz has .*; label the image"
+    )
 
 
 def test_cases_that_are_not_complete_are_named(raw, capsys):

@@ -52,7 +52,7 @@ def test_hours_on_a_cpu_are_reported_and_a_long_run_is_warned_about(small_store,
     assert said.index("on this CPU") < said.index("stopped by")
     assert pretrain([str(small_store), str(tmp_path / "short"), *POINTS_ALONE, *ONE_STEP]) == 0
     said = capfd.readouterr().err
-    assert re.search(r"on this CPU: about [\d.]+ minutes", said) and "days" not in said
+    assert re.search(r"on this CPU: about [\d.]+ (minutes|seconds)", said) and "days" not in said
 
 
 def test_the_forecast_changes_nothing_of_the_run(small_store, tmp_path, monkeypatch):
