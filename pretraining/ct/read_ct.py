@@ -5,7 +5,6 @@ it (`pretraining.ct.nifti` says why), and DICOM slice by slice (`pretraining.ct.
 """
 
 import errno
-import glob
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +19,7 @@ from pretraining.ct.dicom_grid import step_mm
 from pretraining.ct.dicom_passes import check_one_pass
 from pretraining.ct.dicom_series import Slice, numbers, read_slice
 from pretraining.ct.dicom_voxels import read_frames, read_slices
+from pretraining.ct.folder_names import names_that_begin
 from pretraining.ct.gantry_tilt import find_tilt
 from pretraining.ct.nifti import SUFFIXES, is_nifti, read_nifti
 from pretraining.ct.nrrd_mha import read_nrrd_or_mha
@@ -98,9 +98,9 @@ def _read_nifti(path: Path) -> CTImage:
     name = without_suffix(path.name, SUFFIXES)
     is_tilted = find_tilt(image.direction) is not None
     for mark, what in (("_Tilt_", "was taken with a tilted gantry"), ("_Eq_", "has uneven slices")):
-        corrected = sorted(path.parent.glob(f"{glob.escape(name)}{mark}*.nii*"))
+        corrected = [other for other in names_that_begin(path.parent, f"{name}{mark}") if ".nii" in other]
         if corrected and (is_tilted or mark != "_Tilt_"):
-            raise UnusableScanError(f"{what}, and {corrected[0].name} is the same scan, corrected; leave this one out")
+            raise UnusableScanError(f"{what}, and {corrected[0]} is the same scan, corrected; leave this one out")
     if is_tilted and (image.is_of_dcm2niix or _is_of_dcm2niix(path.with_name(f"{name}.json"))):
         raise UnusableScanError(
             "was taken with a tilted gantry, and dcm2niix does not state for sure how far its slices are apart; give "
