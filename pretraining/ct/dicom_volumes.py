@@ -18,6 +18,7 @@ import numpy as np
 from pretraining.ct.dicom_checks import is_grid
 from pretraining.ct.dicom_passes import split_passes
 from pretraining.ct.dicom_series import UNDEFINED_LENGTH, Slice, numbers
+from pretraining.ct.packed import PackedGroups, PackedPaths
 from pretraining.ct.scan import Scan, volume_id
 
 SAMPLE_BYTES = 4096
@@ -46,19 +47,19 @@ class FoundSlice:
         return (uid or self.path.parent, self.slice.size[:2], self.slice.pixels.is_grey, alone)
 
 
-def series_scans(source: Path, found: list[FoundSlice]) -> tuple[list[Scan], int]:
+def series_scans(source: Path, found: PackedGroups[FoundSlice]) -> tuple[list[Scan], int]:
     """The scans that DICOM slices make, and the number of slices that are copies of others.
 
     Args:
         source: where they were found.
-        found: all slices.
+        found: all slices, by their `FoundSlice.key`.
     """
-    scans = []
-    for series in _by_owner(_grouped(found, lambda each: each.key).values()):
+    scans, count = [], len(found)
+    for series in _by_owner(found.groups()):
         for together in _volumes(sorted(series, key=lambda each: (each.place_mm, each.path))):
             passes = split_passes([each.slice for each in together])
             scans += [_scan(source, [together[index] for index in part], len(passes) > 1) for part in passes]
-    return _with_names_of_their_own(scans), len(found) - sum(len(scan.files) for scan in scans)
+    return _with_names_of_their_own(scans), count - sum(len(scan.files) for scan in scans)
 
 
 def _grouped(items: Iterable[T], key: Callable[[T], Hashable]) -> dict[Hashable, list[T]]:
@@ -171,13 +172,12 @@ def _scan(source: Path, found: list[FoundSlice], is_pass: bool) -> Scan:
         found: in order along the patient.
         is_pass: whether the series has others.
     """
-    paths = tuple(each.path for each in found)
-    relative = Path(os.path.commonpath([path.parent for path in paths])).relative_to(source).as_posix()
+    relative = Path(os.path.commonpath([each.path.parent for each in found])).relative_to(source).as_posix()
     prefix = "" if relative == "." else f"{relative}/"
     name = f"{prefix}series-{_hash(found[0].slice.identifier)}"
     if is_pass:
         name += f"-{_hash('|'.join(found[0].slice.passes))[:4]}"
-    return Scan(volume_id(name), name, paths, is_dicom=True)
+    return Scan(volume_id(name), name, PackedPaths.of(each.path for each in found), is_dicom=True)
 
 
 def _hash(text: str) -> str:

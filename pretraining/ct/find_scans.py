@@ -11,6 +11,7 @@ from tqdm import tqdm
 from pretraining.ct import nifti
 from pretraining.ct.dicom_series import DICOM_SUFFIXES, NoSlice, Slice, read_slice
 from pretraining.ct.dicom_volumes import FoundSlice, series_scans
+from pretraining.ct.packed import PackedGroups
 from pretraining.ct.scan import Scan, UnusableScanError, is_text, volume_id, without_suffix
 from pretraining.system.errors import UserError
 
@@ -49,7 +50,7 @@ def find_scans(source: Path, store: Path, passed_over: Counter[str] | None = Non
         raise UserError(f"{source}: cannot be read ({error.strerror}); check its permissions") from None
     scans: list[Scan] = []
     unusable: dict[str, str] = {}
-    slices: list[FoundSlice] = []
+    slices: PackedGroups[FoundSlice] = PackedGroups(lambda each: each.key)
     passed_over = Counter() if passed_over is None else passed_over
     files = visible_files(source, store.resolve())
     for path in tqdm(files, desc="searching", unit="file", delay=SECONDS_WITHOUT_BAR, dynamic_ncols=True):
@@ -62,7 +63,7 @@ def find_scans(source: Path, store: Path, passed_over: Counter[str] | None = Non
         if isinstance(found, Scan):
             scans.append(found)
         elif isinstance(found, Slice):
-            slices.append(FoundSlice(path, found, found.place_mm))
+            slices.add(FoundSlice(path, found, found.place_mm))
         elif not _is_part_of_scan(path):
             passed_over[_kind(path, found)] += 1
     of_series, copies = series_scans(source, slices)

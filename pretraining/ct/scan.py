@@ -4,7 +4,7 @@ import hashlib
 import os
 import re
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,7 +31,7 @@ class Scan:
 
     volume_id: str
     name: str
-    files: tuple[Path, ...]
+    files: Sequence[Path]
     is_dicom: bool = False
     stored_name: str = ""
 
