@@ -214,7 +214,7 @@ def _complete(
         first = "" if failures.are_private else f": {printable(name)}{others}: {printable(reason)}"
         raise UserError(f"{source}: no scan could be used{first}; see {failures.summary}")
     store = Store(writer.path, manifest)
-    sheets = write_contact_sheets(store)
+    sheets = write_contact_sheets(store, manifest["volumes"])
     logger.info("volumes in %s: %d; look at %s: every body frontal, head up?", writer.path, len(store), sheets[0])
     code = 1 if duplicates else code
     if failed:
