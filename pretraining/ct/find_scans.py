@@ -3,7 +3,7 @@
 import os
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from tqdm import tqdm
@@ -52,7 +52,12 @@ def find_scans(source: Path, store: Path, passed_over: Counter[str] | None = Non
     unusable: dict[str, str] = {}
     slices: PackedGroups[FoundSlice] = PackedGroups(lambda each: each.key)
     passed_over = Counter() if passed_over is None else passed_over
-    files = visible_files(source, store.resolve())
+
+    def refuse_folder(error: OSError) -> None:
+        relative = Path(error.filename).relative_to(source).as_posix()
+        unusable[relative] = f"is a folder that cannot be listed ({error.strerror}); check its permissions and the disk"
+
+    files = visible_files(source, store.resolve(), refuse_folder)
     for path in tqdm(files, desc="searching", unit="file", delay=SECONDS_WITHOUT_BAR, dynamic_ncols=True):
         relative = path.relative_to(source).as_posix()
         try:
@@ -129,10 +134,15 @@ def passed_over_text(passed_over: Counter[str], by_kind: bool = True) -> str:
     return "; ".join(texts + ([f"{COPIES}: {passed_over[COPIES]}"] if passed_over[COPIES] else []))
 
 
-def visible_files(source: Path, without: Path | None = None) -> Iterator[Path]:
-    """The files below ``source`` that are not hidden, each real folder once; not those below ``without``."""
+def visible_files(
+    source: Path, without: Path | None = None, on_error: Callable[[OSError], None] | None = None
+) -> Iterator[Path]:
+    """The files below ``source`` that are not hidden, each real folder once; not those below ``without``.
+
+    ``on_error`` is called with the error over a folder that cannot be listed, which by default is passed over.
+    """
     seen = {without}
-    for folder, subfolders, names in os.walk(source, followlinks=True):
+    for folder, subfolders, names in os.walk(source, onerror=on_error, followlinks=True):
         real = Path(folder).resolve()
         if real in seen:
             subfolders.clear()

@@ -6,6 +6,7 @@ it (`pretraining.ct.nifti` says why), and DICOM slice by slice (`pretraining.ct.
 
 import errno
 import zlib
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -54,6 +55,7 @@ def read_ct(scan: Scan, may_be_clipped: bool = False) -> CTImage:
 
     Raises:
         UnusableScanError: it cannot be read, or is no CT volume in HU of a possible size and spacing.
+        UnreadableDiskError: its disk fails.
         UserError: this process may not open any more files.
     """
     sitk.ProcessObject.SetGlobalWarningDisplay(False)
@@ -66,6 +68,8 @@ def read_ct(scan: Scan, may_be_clipped: bool = False) -> CTImage:
             raise UnusableScanError("cannot be read, permission denied; check its permissions") from None
         if "orthonormal" in str(error):
             raise UnusableScanError(checks.SKEWED) from None
+        with suppress(OSError):
+            scan.sha256()  # where the disk fails, that is the reason: libraries do not state it
         raise UnusableScanError(UNREADABLE) from None
     find_tilt(image.direction)  # refuses what no gantry does
     checks.check_values(image.values, may_be_clipped)
