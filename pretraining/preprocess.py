@@ -16,7 +16,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from nnunetv2_cads.encoder_file.record import SPACING_MM
 from pretraining.ct.find_scans import find_scans, passed_over_text
-from pretraining.ct.scan import Scan, UnusableScanError, printable, reason_of
+from pretraining.ct.scan import Scan, UnreadableDiskError, UnusableScanError, printable, reason_of
 from pretraining.store.add_scan import preprocess_scan
 from pretraining.store.coarse import without_coarse
 from pretraining.store.duplicates import without_duplicates
@@ -36,6 +36,9 @@ logger = logging.getLogger(__name__)
 
 SCAN_MINUTES = 30.0
 """Default time limit for one scan: about twenty times what the largest accepted one (10^9 voxels at 1 mm) takes."""
+
+MAX_UNREAD_IN_A_ROW = 5
+"""Scans that a failing disk costs before the command ends: one may lie on a bad place, all of them mean a dead disk."""
 
 
 def preprocess(
@@ -144,7 +147,7 @@ def _is_same_source(scan: Scan, known: dict[str, Any]) -> bool:
 
 def _add_scans(plan: Plan, add: Callable[[Scan], None], failures: Failures, processes: int, seconds: float) -> None:
     """Preprocess the scans to do in parallel and record those that cannot be used."""
-    total = len(plan.done) + len(plan.to_do)
+    total, unread_in_a_row = len(plan.done) + len(plan.to_do), 0
     with (
         logging_redirect_tqdm([logging.getLogger("pretraining")]),
         tqdm(total=total, initial=len(plan.done), desc="preprocessing", unit="scan", dynamic_ncols=True) as bar,
@@ -155,6 +158,9 @@ def _add_scans(plan: Plan, add: Callable[[Scan], None], failures: Failures, proc
                 raise error
             if error is not None:
                 _record(failures, scan.name, reason_of(error))
+            unread_in_a_row = unread_in_a_row + 1 if isinstance(error, UnreadableDiskError) else 0
+            if unread_in_a_row == MAX_UNREAD_IN_A_ROW:
+                raise UserError(f"the last {unread_in_a_row} scans could not be read, so this ends here: {error}")
             bar.update()
 
 
@@ -212,7 +218,7 @@ def _complete(
         first = "" if failures.are_private else f": {printable(name)}{others}: {printable(reason)}"
         raise UserError(f"{source}: no scan could be used{first}; see {failures.summary}")
     store = Store(writer.path, manifest)
-    sheets = write_contact_sheets(store)
+    sheets = write_contact_sheets(store, manifest["volumes"])
     logger.info("volumes in %s: %d; look at %s: every body frontal, head up?", writer.path, len(store), sheets[0])
     code = 1 if left_out else code
     if failed:

@@ -18,6 +18,7 @@ import numpy as np
 from pretraining.ct.dicom_checks import is_grid
 from pretraining.ct.dicom_passes import split_passes
 from pretraining.ct.dicom_series import UNDEFINED_LENGTH, Slice, numbers
+from pretraining.ct.packed import PackedGroups, PackedPaths
 from pretraining.ct.scan import Scan, volume_id
 
 COPIES, LOCALIZERS = "copies of DICOM slices", "DICOM localizers"
@@ -49,15 +50,15 @@ class FoundSlice:
         return (uid or self.path.parent, self.slice.size[:2], self.slice.pixels.is_grey, alone)
 
 
-def series_scans(source: Path, found: list[FoundSlice]) -> tuple[list[Scan], Counter[str]]:
+def series_scans(source: Path, found: PackedGroups[FoundSlice]) -> tuple[list[Scan], Counter[str]]:
     """The scans that DICOM slices make, and how many slices are `COPIES` of others and how many `LOCALIZERS`.
 
     Args:
         source: where they were found.
-        found: all slices.
+        found: all slices, by their `FoundSlice.key`.
     """
-    scans, localizers = [], 0
-    for series in _by_owner(_grouped(found, lambda each: each.key).values()):
+    scans, localizers, count = [], 0, len(found)
+    for series in _by_owner(found.groups()):
         parts = _grouped(series, lambda each: each.slice.is_localizer)
         if len(scouts := parts.get(True, [])) and not _could_be_a_volume(scouts):
             localizers += len(parts.pop(True))
@@ -66,7 +67,7 @@ def series_scans(source: Path, found: list[FoundSlice]) -> tuple[list[Scan], Cou
                 passes = [[together[index] for index in one] for one in split_passes([each.slice for each in together])]
                 has_others = len(passes) > 1 or (part is scouts and len(parts) > 1)
                 scans += [_scan(source, one, has_others) for one in passes]
-    copies = len(found) - localizers - sum(len(scan.files) for scan in scans)
+    copies = count - localizers - sum(len(scan.files) for scan in scans)
     return _with_names_of_their_own(scans), Counter({COPIES: copies, LOCALIZERS: localizers})
 
 
@@ -188,13 +189,12 @@ def _scan(source: Path, found: list[FoundSlice], is_pass: bool) -> Scan:
         found: in order along the patient.
         is_pass: whether the series has others, or slices beside localizers.
     """
-    paths = tuple(each.path for each in found)
-    relative = Path(os.path.commonpath([path.parent for path in paths])).relative_to(source).as_posix()
+    relative = Path(os.path.commonpath([each.path.parent for each in found])).relative_to(source).as_posix()
     prefix = "" if relative == "." else f"{relative}/"
     name = f"{prefix}series-{_hash(found[0].slice.identifier)}"
     if is_pass:
         name += f"-{_hash('|'.join(found[0].slice.passes))[:4]}"
-    return Scan(volume_id(name), name, paths, is_dicom=True)
+    return Scan(volume_id(name), name, PackedPaths.of(each.path for each in found), is_dicom=True)
 
 
 def _hash(text: str) -> str:

@@ -3,7 +3,7 @@
 import os
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from tqdm import tqdm
@@ -11,6 +11,7 @@ from tqdm import tqdm
 from pretraining.ct import nifti, nrrd_mha
 from pretraining.ct.dicom_series import DICOM_SUFFIXES, NoSlice, Slice, read_slice
 from pretraining.ct.dicom_volumes import COPIES, LOCALIZERS, FoundSlice, series_scans
+from pretraining.ct.packed import PackedGroups
 from pretraining.ct.scan import Scan, UnusableScanError, is_text, volume_id, without_suffix
 from pretraining.system.errors import UserError
 
@@ -48,10 +49,15 @@ def find_scans(source: Path, store: Path, passed_over: Counter[str] | None = Non
         raise UserError(f"{source}: cannot be read ({error.strerror}); check its permissions") from None
     scans: list[Scan] = []
     unusable: dict[str, str] = {}
-    slices: list[FoundSlice] = []
+    slices: PackedGroups[FoundSlice] = PackedGroups(lambda each: each.key)
     others: list[tuple[Path, NoSlice]] = []
     passed_over = Counter() if passed_over is None else passed_over
-    files = visible_files(source, store.resolve())
+
+    def refuse_folder(error: OSError) -> None:
+        relative = Path(error.filename).relative_to(source).as_posix()
+        unusable[relative] = f"is a folder that cannot be listed ({error.strerror}); check its permissions and the disk"
+
+    files = visible_files(source, store.resolve(), refuse_folder)
     for path in tqdm(files, desc="searching", unit="file", delay=SECONDS_WITHOUT_BAR, dynamic_ncols=True):
         relative = path.relative_to(source).as_posix()
         try:
@@ -62,7 +68,7 @@ def find_scans(source: Path, store: Path, passed_over: Counter[str] | None = Non
         if isinstance(found, Scan):
             scans.append(found)
         elif isinstance(found, Slice):
-            slices.append(FoundSlice(path, found, found.place_mm))
+            slices.add(FoundSlice(path, found, found.place_mm))
         else:
             others.append((path, found))
     parts = {file for scan in scans for file in scan.files}  # voxels beside their header
@@ -125,10 +131,15 @@ def passed_over_text(passed_over: Counter[str], by_kind: bool = True) -> str:
     return "; ".join(texts + [f"{kind}: {passed_over[kind]}" for kind in (COPIES, LOCALIZERS) if passed_over[kind]])
 
 
-def visible_files(source: Path, without: Path | None = None) -> Iterator[Path]:
-    """The files below ``source`` that are not hidden, each real folder once; not those below ``without``."""
+def visible_files(
+    source: Path, without: Path | None = None, on_error: Callable[[OSError], None] | None = None
+) -> Iterator[Path]:
+    """The files below ``source`` that are not hidden, each real folder once; not those below ``without``.
+
+    ``on_error`` is called with the error over a folder that cannot be listed, which by default is passed over.
+    """
     seen = {without}
-    for folder, subfolders, names in os.walk(source, followlinks=True):
+    for folder, subfolders, names in os.walk(source, onerror=on_error, followlinks=True):
         real = Path(folder).resolve()
         if real in seen:
             subfolders.clear()

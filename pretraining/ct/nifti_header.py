@@ -119,7 +119,8 @@ def _check_no_shear(direction: np.ndarray, header: Header) -> None:
 def _rotation(header: Header) -> np.ndarray:
     """The qform's directions. Quaternions are rounded, so their length is made 1, as ITK does."""
     vector = np.array([header[f"quatern_{letter}"] for letter in "bcd"], dtype=float)
-    squares = float(vector @ vector)
+    with np.errstate(over="ignore"):
+        squares = float(vector @ vector)
     if not np.isfinite(squares):
         raise ValueError("a quaternion that is no number")
     scalar = np.sqrt(max(0.0, 1.0 - squares))

@@ -5,8 +5,8 @@ it (`pretraining.ct.nifti` says why), and DICOM slice by slice (`pretraining.ct.
 """
 
 import errno
-import glob
 import zlib
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +20,7 @@ from pretraining.ct.dicom_grid import step_mm
 from pretraining.ct.dicom_passes import check_one_pass
 from pretraining.ct.dicom_series import Slice, numbers, read_slice
 from pretraining.ct.dicom_voxels import read_frames, read_slices
+from pretraining.ct.folder_names import names_that_begin
 from pretraining.ct.gantry_tilt import Shear, find_tilt
 from pretraining.ct.nifti import SUFFIXES, is_nifti, read_nifti
 from pretraining.ct.nrrd_mha import check_voxel_files, read_nrrd_or_mha
@@ -56,6 +57,7 @@ def read_ct(scan: Scan, may_be_clipped: bool = False) -> CTImage:
 
     Raises:
         UnusableScanError: it cannot be read, or is no CT volume in HU of a possible size and spacing.
+        UnreadableDiskError: its disk fails.
         UserError: this process may not open any more files.
     """
     sitk.ProcessObject.SetGlobalWarningDisplay(False)
@@ -68,6 +70,8 @@ def read_ct(scan: Scan, may_be_clipped: bool = False) -> CTImage:
             raise UnusableScanError("cannot be read, permission denied; check its permissions") from None
         if "orthonormal" in str(error):
             raise UnusableScanError(checks.SKEWED) from None
+        with suppress(OSError):
+            scan.sha256()  # where the disk fails, that is the reason: libraries do not state it
         raise UnusableScanError(UNREADABLE) from None
     checks.check_values(image.values, may_be_clipped)
     return image
@@ -100,9 +104,9 @@ def _read_nifti(path: Path) -> CTImage:
     name = without_suffix(path.name, SUFFIXES)
     tilt = find_tilt(image.direction)
     for mark, what in (("_Tilt_", "was taken with a tilted gantry"), ("_Eq_", "has uneven slices")):
-        corrected = sorted(path.parent.glob(f"{glob.escape(name)}{mark}*.nii*"))
+        corrected = [other for other in names_that_begin(path.parent, f"{name}{mark}") if ".nii" in other]
         if corrected and (tilt or mark != "_Tilt_"):
-            raise UnusableScanError(f"{what}, and {corrected[0].name} is the same scan, corrected; leave this one out")
+            raise UnusableScanError(f"{what}, and {corrected[0]} is the same scan, corrected; leave this one out")
     if tilt and (image.is_of_dcm2niix or _is_of_dcm2niix(path.with_name(f"{name}.json"))):
         raise UnusableScanError(
             "was taken with a tilted gantry, and dcm2niix does not state for sure how far its slices are apart; give "

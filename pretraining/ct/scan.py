@@ -4,10 +4,11 @@ import hashlib
 import os
 import re
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from pretraining.system.errors import is_disk_error, reason_and_advice
 from pretraining.system.worker_pool import TaskTimeoutError, WorkerDiedError
 
 MAX_ID_LENGTH = 120
@@ -15,6 +16,10 @@ MAX_ID_LENGTH = 120
 
 class UnusableScanError(Exception):
     """A scan that cannot be used. The message says what is wrong and what to do; the file's name goes before it."""
+
+
+class UnreadableDiskError(UnusableScanError):
+    """A scan that cannot be read since its disk or file server fails."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +36,7 @@ class Scan:
 
     volume_id: str
     name: str
-    files: tuple[Path, ...]
+    files: Sequence[Path]
     is_dicom: bool = False
     stored_name: str = ""
 
@@ -53,12 +58,21 @@ class Scan:
         return sum(stat.st_size for stat in stats), max(stat.st_mtime_ns for stat in stats)
 
     def sha256(self) -> str:
-        """SHA-256 (hex) of the content of the files, one after the other."""
+        """SHA-256 (hex) of the content of the files, one after the other.
+
+        Raises:
+            UnreadableDiskError: the disk fails.
+        """
         digest = hashlib.sha256()
-        for file in self.files:
-            with file.open("rb") as stream:
-                while block := stream.read(1 << 20):
-                    digest.update(block)
+        try:
+            for file in self.files:
+                with file.open("rb") as stream:
+                    while block := stream.read(1 << 20):
+                        digest.update(block)
+        except OSError as error:
+            if not is_disk_error(error):
+                raise
+            raise UnreadableDiskError(f"cannot be read: {reason_and_advice(error)}") from None
         return digest.hexdigest()
 
 

@@ -1,11 +1,21 @@
-"""All radiographs of a store on a few pages, to see at a glance whether every scan is frontal and head up."""
+"""All radiographs of a store on a few pages, to see at a glance whether every scan is frontal and head up.
 
+A page says in its file what it shows, so that only pages that have changed are drawn: a store of 100,000 volumes has
+1,250 of them, and tens of gigabytes of radiographs.
+"""
+
+import hashlib
+import json
 import math
+from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
+import matplotlib
 import numpy as np
-from matplotlib.figure import Figure
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
+from PIL.PngImagePlugin import PngInfo
 
 from pretraining.store.store import Store
 from pretraining.system.files import atomic_path
@@ -14,13 +24,20 @@ TILE_PIXELS = 220
 MAX_COLUMNS, MAX_ROWS = 10, 8
 MARGIN_PIXELS, LABEL_PIXELS = 6, 18
 MAX_LABEL = 34
-DPI = 100
+FONT_PIXELS = 9
+FONT = "fonts/ttf/DejaVuSans.ttf"  # of matplotlib: of its letters, Pillow's own font has few
+SHOWN = "cads-shown"
+"""Name of the text in a page's file that says what it shows."""
 
 
-def write_contact_sheets(store: Store) -> list[Path]:
+def write_contact_sheets(store: Store, entries: dict[str, dict[str, Any]]) -> list[Path]:
     """Write ``radiographs.png``, and ``radiographs_2.png`` ... where one page of 80 is not enough, into the store.
 
-    All pictures of a page have the same scale, so a small body looks small.
+    All pictures of a page have the same scale, so a small body looks small. A page that shows the same already stays.
+
+    Args:
+        store: to show.
+        entries: of its volumes, by id.
 
     Returns:
         The paths of the pages.
@@ -29,33 +46,44 @@ def write_contact_sheets(store: Store) -> list[Path]:
     pages = []
     for number, first in enumerate(range(0, len(store.ids), per_page), start=1):
         path = store.path / ("radiographs.png" if number == 1 else f"radiographs_{number}.png")
-        _write_page(path, store, store.ids[first : first + per_page])
+        ids = store.ids[first : first + per_page]
+        shown = json.dumps([(volume_id, entries[volume_id]["sha256"]) for volume_id in ids])
+        digest = hashlib.sha256(shown.encode()).hexdigest()
+        if _shown_on(path) != digest:
+            _write_page(path, store, ids, digest)
         pages.append(path)
     return pages
 
 
-def _write_page(path: Path, store: Store, ids: list[str]) -> None:
+def _shown_on(path: Path) -> str | None:
+    """What a page says that it shows; None where there is none, or it is damaged."""
+    with suppress(OSError, SyntaxError, ValueError), Image.open(path) as page:  # what Pillow raises over a bad file
+        shown = page.info.get(SHOWN)
+        page.verify()
+        return shown
+    return None
+
+
+def _write_page(path: Path, store: Store, ids: Sequence[str], shown: str) -> None:
     """Write one page."""
     columns = min(MAX_COLUMNS, math.ceil(math.sqrt(len(ids))))
     rows = math.ceil(len(ids) / columns)
     tile_width, tile_height = TILE_PIXELS + MARGIN_PIXELS, TILE_PIXELS + LABEL_PIXELS
     pictures = [store.radiograph(volume_id) for volume_id in ids]
     step = max(1.0, max(max(picture.shape) for picture in pictures) / TILE_PIXELS)
-    sheet = np.full((rows * tile_height, columns * tile_width), -1, dtype=np.float32)
-    width, height = sheet.shape[1], sheet.shape[0]
-    figure = Figure(figsize=(width / DPI, height / DPI), dpi=DPI)
-    axes = figure.add_axes((0, 0, 1, 1))
-    axes.set_axis_off()
+    sheet = Image.new("L", (columns * tile_width, rows * tile_height))
+    draw, font = ImageDraw.Draw(sheet), ImageFont.truetype(Path(matplotlib.get_data_path(), FONT), FONT_PIXELS)
     for index, (volume_id, picture) in enumerate(zip(ids, pictures, strict=True)):
         top, left = (index // columns) * tile_height, (index % columns) * tile_width
         small = _shrink(picture, step)
-        below, right = top + LABEL_PIXELS, left + (TILE_PIXELS - small.shape[1]) // 2
-        sheet[below : below + small.shape[0], right : right + small.shape[1]] = small
+        grey = np.rint((np.clip(small, -1, 1) + 1) * 127.5).astype(np.uint8)
+        sheet.paste(Image.fromarray(grey), (left + (TILE_PIXELS - grey.shape[1]) // 2, top + LABEL_PIXELS))
         label = volume_id if len(volume_id) <= MAX_LABEL else f"…{volume_id[1 - MAX_LABEL :]}"
-        axes.text(left + 3, top + LABEL_PIXELS / 2, label, color="white", fontsize=6.5, va="center", parse_math=False)
-    axes.imshow(sheet, cmap="gray", vmin=-1, vmax=1, interpolation="none", aspect="auto")
+        draw.text((left + 3, top + LABEL_PIXELS // 2), label, fill=255, font=font, anchor="lm")
+    about = PngInfo()
+    about.add_text(SHOWN, shown)
     with atomic_path(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=DPI)
+        sheet.save(temporary, format="png", pnginfo=about)
 
 
 def _shrink(picture: np.ndarray, step: float) -> np.ndarray:

@@ -1,10 +1,14 @@
 """What a run of `cads_preprocess` has to do, from what was found in INPUT and what the store holds."""
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Collection
 from dataclasses import dataclass
+from itertools import islice
 
 from pretraining.ct.scan import Scan
+
+MAX_NAMED = 3
+"""Of the scans that would get one id: thousands can, where names are in characters that an id cannot have."""
 
 
 @dataclass(frozen=True)
@@ -97,18 +101,19 @@ def split_id_clashes(scans: list[Scan], stored: dict[str, str]) -> tuple[list[Sc
     Returns:
         The scans without a rival, and the reason for each of the others.
     """
-    rivals: dict[str, list[str]] = defaultdict(list)
+    rivals: dict[str, dict[str, None]] = defaultdict(dict)  # names in the order in which they came
     for volume_id, name in [*((scan.volume_id, scan.name) for scan in scans), *stored.items()]:
-        if name not in rivals[volume_id.casefold()]:
-            rivals[volume_id.casefold()].append(name)
-    usable, reasons, found = [], {}, {scan.name for scan in scans}
+        rivals[volume_id.casefold()][name] = None
+    found = Counter(scan.volume_id.casefold() for scan in scans)
+    usable, reasons = [], {}
     for scan in scans:
-        others = [name for name in rivals[scan.volume_id.casefold()] if name != scan.name]
-        if not others or stored.get(scan.volume_id) == scan.name:
+        names = rivals[scan.volume_id.casefold()]
+        if len(names) == 1 or stored.get(scan.volume_id) == scan.name:
             usable.append(scan)
         else:
-            is_there = found & set(others)
-            advice = "; rename or remove one of them" if is_there else ", which is not in INPUT any more; rename this"
-            rival = f"would be called '{scan.volume_id}' in the store, and so would {', '.join(others)}"
-            reasons[scan.name] = rival + advice
+            others = ", ".join(islice((name for name in names if name != scan.name), MAX_NAMED))
+            more = f" and {len(names) - 1 - MAX_NAMED} more" if len(names) - 1 > MAX_NAMED else ""
+            has_rival = found[scan.volume_id.casefold()] > 1
+            advice = "; rename or remove one of them" if has_rival else ", which is not in INPUT any more; rename this"
+            reasons[scan.name] = f"would be called '{scan.volume_id}' in the store, and so would {others}{more}{advice}"
     return usable, reasons

@@ -29,6 +29,18 @@ _ADVICE = {
 }
 """What to do about an error of the operating system."""
 
+_DISK_ERRORS = (errno.EIO, errno.ESTALE, errno.ENOTCONN, errno.ENODEV)
+
+
+def is_disk_error(error: OSError) -> bool:
+    """Whether a disk or file server fails, so that what it holds may be sound."""
+    return error.errno in _DISK_ERRORS
+
+
+def reason_and_advice(error: OSError) -> str:
+    """What an error is and what to do about it; `is_environment_error` is true for it."""
+    return f"{os.strerror(error.errno)}; {_ADVICE[error.errno]}"
+
 
 def is_environment_error(error: OSError) -> bool:
     """Whether an error is of the machine (no room, no permission, no handles), not a fault of the program."""
@@ -44,7 +56,7 @@ def environment_error(error: OSError, path: str | os.PathLike | None = None, aft
         after: what else to do, put after the advice.
     """
     name = os.fsdecode(path or error.filename or "a file")
-    return UserError(f"{name}: {os.strerror(error.errno)}; {_ADVICE[error.errno]}{after}")
+    return UserError(f"{name}: {reason_and_advice(error)}{after}")
 
 
 @contextmanager

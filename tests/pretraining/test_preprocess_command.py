@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from itertools import permutations, product
 from pathlib import Path
 
@@ -266,6 +267,23 @@ def test_store_without_write_permission(scans, tmp_path):
     assert "cannot be written" in output
 
 
+@pytest.mark.skipif(shutil.which("setpriv") is None, reason="gives up root's right to list any folder with setpriv")
+def test_a_folder_that_cannot_be_listed_is_reported(scans, tmp_path, make_body):
+    """What it holds is not known: passed over without a word, its scans would be lost."""
+    (scans / "closed").mkdir()
+    sitk.WriteImage(make_body(seed=5), str(scans / "closed" / "b.nii"))
+    (scans / "closed").chmod(0)
+    as_anybody = ["setpriv", "--bounding-set=-dac_override,-dac_read_search"] if os.geteuid() == 0 else []
+    words = [*as_anybody, *COMMAND, str(scans), str(tmp_path / "store"), "-np", "1"]
+    done = subprocess.run(words, env=ENVIRONMENT, capture_output=True, encoding="utf-8", timeout=150)
+    (scans / "closed").chmod(0o700)
+    assert done.returncode == 1, done.stderr
+    reasons = failures(tmp_path / "store")
+    assert list(reasons) == ["closed"] and "is a folder that cannot be listed (Permission denied)" in reasons["closed"]
+    assert run(scans, tmp_path / "store")[0] == 0
+    assert len(Store.open(tmp_path / "store")) == 4 and not failures(tmp_path / "store")
+
+
 @pytest.mark.parametrize("processes", ["0", "-1", "two"])
 def test_impossible_number_of_processes(scans, tmp_path, processes):
     code, output = run(scans, tmp_path / "store", "-np", processes)
@@ -359,6 +377,33 @@ def test_scan_that_hangs_its_reader_is_recorded(scans, tmp_path):
     assert code == 1 and "hangs.mhd: took longer than 0.3 minutes" in output
     reasons = failures(tmp_path / "store")
     assert list(reasons) == ["hangs.mhd"] and "raise --scan-minutes" in reasons["hangs.mhd"]
+    assert Store.open(tmp_path / "store").ids == ["scan_0", "scan_1", "scan_2"]
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="the worker is looked up in /proc")
+def test_a_reader_that_stands_still_costs_its_scan_alone(scans, tmp_path, make_body):
+    """Stopped by SIGSTOP, as by a file server that does not answer: it is killed when its time is over."""
+    sitk.WriteImage(make_body((100, 300, 300)), str(scans / "a.nii.gz"))
+    process = start(scans, tmp_path / "store", "-np", 1, "--scan-minutes", 0.3)
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+
+    def reader() -> list[int]:
+        running = [int(pid) for pid in children.read_text().split()]
+        opened = {pid: [str(link.readlink()) for link in Path(f"/proc/{pid}/fd").iterdir()] for pid in running}
+        return [pid for pid, files in opened.items() if any("a.nii.gz" in file for file in files)]
+
+    found = []
+
+    def is_reading() -> bool:
+        with suppress(OSError):
+            found[:] = reader()
+        return bool(found)
+
+    wait_for(is_reading)
+    os.kill(found[0], signal.SIGSTOP)
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 1 and "a.nii.gz: took longer than 0.3 minutes" in output
+    assert list(failures(tmp_path / "store")) == ["a.nii.gz"]
     assert Store.open(tmp_path / "store").ids == ["scan_0", "scan_1", "scan_2"]
 
 

@@ -171,6 +171,37 @@ def test_no_scan_of_any_part_can_be_used(tmp_path):
     assert code == 2 and "no scan could be used: a.nii.gz (and 2 more)" in output
 
 
+@pytest.fixture
+def as_node():
+    """Makes a command see a host name of its own, as a node of a cluster."""
+    if subprocess.run(["unshare", "-u", "hostname", "trial"], capture_output=True).returncode:
+        pytest.skip("host names of a test's own need root and unshare")
+    return lambda name, words: ["unshare", "-u", "sh", "-c", f'hostname {name} && exec "$@"', "sh", *words]
+
+
+def test_two_nodes_on_one_part(tmp_path, make_body, as_node):
+    """Started at the same time: one does the part, and the other is refused with the name of the first."""
+    source, store = tmp_path / "scans", tmp_path / "store"
+    source.mkdir()
+    for index in range(8):
+        sitk.WriteImage(make_body((60, 120, 120), (1.0, 1.2, 1.3), seed=index), str(source / f"{index}.nii"))
+    words = [*COMMAND, str(source), str(store), "-np", "1", *map(str, part(0, 2))]
+    nodes = {
+        name: subprocess.Popen(
+            as_node(name, words), env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, encoding="utf-8"
+        )
+        for name in ("node-1", "node-2")
+    }
+    outputs = {name: process.communicate(timeout=300)[0] for name, process in nodes.items()}
+    codes = {name: process.returncode for name, process in nodes.items()}
+    assert sorted(codes.values()) == [0, 2], outputs
+    (done,) = [name for name, code in codes.items() if code == 0]
+    (refused,) = set(nodes) - {done}
+    assert f"is being written to by process {nodes[done].pid} on {done}" in outputs[refused]
+    assert run(source, store, *part(1, 2))[0] == 0
+    assert len(Store.open(store)) == 8 and not list(store.rglob(".*.tmp"))
+
+
 @pytest.mark.parametrize(
     ("arguments", "reason"),
     [

@@ -74,3 +74,11 @@ def test_a_scan_that_is_in_the_store_keeps_its_id():
     usable, reasons = split_id_clashes([scan("a.nrrd")], {"a": "a.nii"})
     assert not usable
     assert "a.nii" in reasons["a.nrrd"]
+
+
+def test_of_many_scans_of_one_id_a_reason_names_a_few():
+    """All of them would make a reason as long as the archive's list of names, for each of them."""
+    usable, reasons = split_id_clashes([scan(f"{'?' * 4}.{number}") for number in range(1000)], {})
+    assert not usable and len(reasons) == 1000
+    assert "and so would ????.0, ????.1, ????.2 and 996 more; rename" in reasons["????.500"]
+    assert "and so would ????.1, ????.2, ????.3 and 996 more; rename" in reasons["????.0"]
