@@ -180,24 +180,29 @@ def as_node():
 
 
 def test_two_nodes_on_one_part(tmp_path, make_body, as_node):
-    """Started at the same time: one does the part, and the other is refused with the name of the first."""
+    """While one does the part, the other is refused with the name of the first."""
     source, store = tmp_path / "scans", tmp_path / "store"
     source.mkdir()
     for index in range(8):
         sitk.WriteImage(make_body((60, 120, 120), (1.0, 1.2, 1.3), seed=index), str(source / f"{index}.nii"))
+    for name in ("hangs_1", "hangs_2"):  # one for each part; each waits for voxels from a pipe
+        sitk.WriteImage(sitk.ReadImage(str(source / "0.nii")), str(source / f"{name}.mhd"))
+        (source / f"{name}.raw").unlink()
+        os.mkfifo(source / f"{name}.raw")
     words = [*COMMAND, str(source), str(store), "-np", "1", *map(str, part(0, 2))]
-    nodes = {
-        name: subprocess.Popen(
-            as_node(name, words), env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, encoding="utf-8"
-        )
-        for name in ("node-1", "node-2")
-    }
-    outputs = {name: process.communicate(timeout=300)[0] for name, process in nodes.items()}
-    codes = {name: process.returncode for name, process in nodes.items()}
-    assert sorted(codes.values()) == [0, 2], outputs
-    (done,) = [name for name, code in codes.items() if code == 0]
-    (refused,) = set(nodes) - {done}
-    assert f"is being written to by process {nodes[done].pid} on {done}" in outputs[refused]
+    options = {"env": ENVIRONMENT, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "encoding": "utf-8"}
+    first = subprocess.Popen(as_node("node-1", words), **options)
+    while not list(store.glob("volumes/*.json")):
+        assert first.poll() is None, first.communicate()
+        time.sleep(0.02)
+    second = subprocess.run(as_node("node-2", words), timeout=300, **options)
+    first.terminate()
+    output, _ = first.communicate(timeout=300)
+    assert (first.returncode, second.returncode) == (143, 2), (output, second.stdout)
+    assert f"is being written to by process {first.pid} on node-1" in second.stdout
+    for file in source.glob("hangs*"):
+        file.unlink()
+    assert run(source, store, *part(0, 2))[0] == 0
     assert run(source, store, *part(1, 2))[0] == 0
     assert len(Store.open(store)) == 8 and not list(store.rglob(".*.tmp"))
 
