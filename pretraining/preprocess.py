@@ -73,7 +73,7 @@ def preprocess(
         UserError: nothing could be done.
         StopSignal: SIGINT or SIGTERM; what is finished is kept.
     """
-    writer = StoreWriter(store, anonymise, spacing_mm)
+    writer = StoreWriter(store, anonymise, spacing_mm, max_spacing_mm)
     with stop_signals_raised():
         writer.check_folder()
         logger.info("searching %s", source)
@@ -84,10 +84,7 @@ def preprocess(
             found = f" ({others})" if others else ""
             raise UserError(f"{source}: holds no CT scan{found}; put NIfTI, NRRD or MHA files or DICOM series there")
         with store_lock(writer.path, part.number, part.count):
-            add = functools.partial(preprocess_scan, writer=writer, max_spacing_mm=max_spacing_mm)
-            code = _add_to_store(
-                writer, source, scans, unusable, part, processes, 60 * scan_minutes, max_spacing_mm, add
-            )
+            code = _add_to_store(writer, source, scans, unusable, part, processes, 60 * scan_minutes)
         if others:
             logger.info("%s", others)
         return code
@@ -95,7 +92,7 @@ def preprocess(
 
 def _add_to_store(
     writer: StoreWriter, source: Path, scans: list[Scan], unusable: dict[str, str], part: Part, processes: int,
-    seconds: float, max_spacing_mm: float, add: Callable[[Scan], None],
+    seconds: float,
 ) -> int:  # fmt: skip
     """Add what was found, with the store's lock held; arguments and result as for `preprocess`."""
     writer.prepare()
@@ -112,7 +109,7 @@ def _add_to_store(
         _record(failures, name, reason)
     writer.remove_leftovers(plan.own_ids)
     try:
-        _add_scans(plan, add, failures, processes, seconds)
+        _add_scans(plan, functools.partial(preprocess_scan, writer=writer), failures, processes, seconds)
     finally:
         writer.remove_leftovers(plan.own_ids)
     failed = {name: reason for name, reason in failures.read().items() if name in plan.names}
@@ -121,7 +118,7 @@ def _add_to_store(
         logger.info("part %d of %d is done (exit code %d)", part.number, part.count, code)
         logger.info("scans left to other parts: %d; the part that ends last completes the store", len(open_names))
         return code
-    return _complete(source, writer, failures, failed, names, code, max_spacing_mm)
+    return _complete(source, writer, failures, failed, names, code)
 
 
 def _changed_sources(scans: list[Scan], entries: dict[str, dict[str, Any]]) -> dict[str, str]:
@@ -183,9 +180,8 @@ def _warn(failures: Failures, name: str, reason: str) -> None:
 
 
 def _complete(
-    source: Path, writer: StoreWriter, failures: Failures, failed: dict[str, str], names: dict[str, str], code: int,
-    max_spacing_mm: float,
-) -> int:  # fmt: skip
+    source: Path, writer: StoreWriter, failures: Failures, failed: dict[str, str], names: dict[str, str], code: int
+) -> int:
     """Write failed.json, the manifest and the contact sheets; parts that end at the same moment write the same.
 
     Args:
@@ -195,7 +191,6 @@ def _complete(
         failed: the reason for each scan that could not be used.
         names: of the scans, by their source as the store has it.
         code: the exit code so far.
-        max_spacing_mm: volumes of scans with a longer voxel edge are not listed.
 
     Returns:
         The exit code.
@@ -204,7 +199,7 @@ def _complete(
 
     # A scan that has failed, such as one whose file has changed, is no copy of its volume any more.
     copies = {source: name for source, name in names.items() if name not in failed}
-    entries, coarse = without_coarse(writer.finished(), names, max_spacing_mm)
+    entries, coarse = without_coarse(writer.finished(), names, writer.max_spacing_mm)
     entries, duplicates = without_duplicates(entries, copies)
     left_out = coarse | duplicates
     for name, reason in left_out.items():

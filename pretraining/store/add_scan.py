@@ -18,20 +18,19 @@ from pretraining.store.writer import Source, StoreWriter
 from pretraining.system.errors import environment_error, is_environment_error
 
 
-def preprocess_scan(scan: Scan, writer: StoreWriter, max_spacing_mm: float = math.inf) -> None:
+def preprocess_scan(scan: Scan, writer: StoreWriter) -> None:
     """Read one scan, bring it to the canonical grid, project it, and add both to the store.
 
     Args:
         scan: to add.
         writer: of the store.
-        max_spacing_mm: a scan with a longer voxel edge is left out.
 
     Raises:
         UnusableScanError: the scan cannot be used.
         UserError: the store cannot be written.
     """
     size_bytes, mtime_ns = scan.stat()
-    volume_hu, shape, spacing_xyz_mm = read_volume(scan, writer.spacing_mm, max_spacing_mm)
+    volume_hu, shape, spacing_xyz_mm = read_volume(scan, writer.spacing_mm, writer.max_spacing_mm)
     source = Source(
         path=scan.source,
         size_bytes=size_bytes,

@@ -7,6 +7,7 @@ manifest loses nothing: the next run reads the entries again.
 
 import hashlib
 import json
+import math
 from collections.abc import Collection
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -88,10 +89,18 @@ class StoreWriter:
         path: the folder.
         anonymised: whether the store names no source.
         spacing_mm: edge of the cubic voxels of its volumes.
+        max_spacing_mm: longest voxel edge of the scans that it takes.
     """
 
-    def __init__(self, path: str | Path, anonymised: bool = False, spacing_mm: float = SPACING_MM):
-        self.path, self.anonymised, self.spacing_mm = Path(path).absolute(), anonymised, spacing_mm
+    def __init__(
+        self,
+        path: str | Path,
+        anonymised: bool = False,
+        spacing_mm: float = SPACING_MM,
+        max_spacing_mm: float = math.inf,
+    ):
+        self.path, self.anonymised = Path(path).absolute(), anonymised
+        self.spacing_mm, self.max_spacing_mm = spacing_mm, max_spacing_mm
 
     def prepare(self) -> None:
         """Make the folder a store that is being written: new, or an existing store to add to.
