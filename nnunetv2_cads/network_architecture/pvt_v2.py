@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from nnunetv2_cads.network_architecture.ops.depthwise import depthwise_conv3d
 from nnunetv2_cads.network_architecture.ops.dimensions import OPERATORS
 from nnunetv2_cads.network_architecture.ops.linear import TokenLinear
+from nnunetv2_cads.network_architecture.ops.patches import reduce_patches
 from nnunetv2_cads.network_architecture.ops.recompute import keep_input_only
 
 
@@ -85,7 +86,7 @@ class Attention(nn.Module):
         source = x
         if self.sr_ratio > 1:
             reduce = getattr(self, "sr" + SUFFIX[len(size)])
-            source = self.norm(to_tokens(reduce(to_map(x, size))))
+            source = self.norm(reduce_patches(reduce, to_map(x, size)))
         k, v = self.kv(source).unflatten(2, (2, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
         out = _attend(q, k, v)
         return self.proj(out.transpose(1, 2).reshape(batch, tokens, channels))

@@ -14,37 +14,58 @@ from torch.autograd.function import once_differentiable
 from nnunetv2_cads.network_architecture.ops.linear import convolution_is_faster, multiply, multiply_transposed
 from pretraining.config import ModelConfig
 
+ROWS_AT_ONCE = 4096
+"""How many rows of the last layer a CPU works on at a time: 4 MiB, so that what is made of them stays in the cache."""
+
 
 class _CosineLogits(torch.autograd.Function):
     """x v^T, each column scaled by gain / length of its row of v, without ever forming the scaled v.
 
     Written out because K x 256 numbers are most of the heads: autograd's own way reads and writes them a dozen times.
-    On the CPU path, the K rows of v play the tokens (the long axis) of `ops.linear.multiply`.
+    Here each pass reads v once, and the backward pass writes its gradient once.
+    On the CPU path, rows of v play the tokens (the long axis) of `ops.linear.multiply`.
     """
 
     @staticmethod
     def forward(ctx, x: Tensor, rows: Tensor, gain: Tensor) -> Tensor:
-        lengths = torch.linalg.vector_norm(rows, dim=1).clamp_min(1e-12)
         ctx.by_convolution = convolution_is_faster(x)
-        logits = multiply(rows, x).T.contiguous() if ctx.by_convolution else F.linear(x, rows)
+        lengths, logits = [], []
+        for (part,) in _parts(rows):
+            lengths.append(torch.linalg.vector_norm(part, dim=1))
+            logits.append(multiply(part, x).T if ctx.by_convolution else F.linear(x, part))
+        lengths, logits = torch.cat(lengths).clamp_min_(1e-12), torch.cat(logits, dim=1)
         scale = gain[:, 0] / lengths
         logits *= scale.to(logits.dtype)
-        ctx.save_for_backward(x, rows, scale, lengths)
+        ctx.save_for_backward(x, rows, scale, lengths, logits)
         return logits
 
     @staticmethod
     @once_differentiable
     def backward(ctx, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
-        x, rows, scale, lengths = ctx.saved_tensors
+        x, rows, scale, lengths, logits = ctx.saved_tensors
+        # a cosine does not change along its row, so that part of the gradient of v, which is this sum, is taken off
+        along_rows = (gradient * logits).sum(0, dtype=rows.dtype) / lengths.square()
         gradient = gradient * scale.to(gradient.dtype)
-        if ctx.by_convolution:
-            gradient = gradient.T.contiguous()
-            grad_x, grad_rows = multiply_transposed(gradient, rows), multiply(gradient, x.T)
-        else:
-            grad_x, grad_rows = gradient @ rows.to(gradient.dtype), (gradient.T @ x.to(gradient.dtype)).to(rows.dtype)
-        # a cosine does not change along its row, so that part of the gradient is taken off
-        along_rows = torch.linalg.vecdot(grad_rows, rows) / lengths.square()
-        return grad_x.to(x.dtype), grad_rows.addcmul_(rows, along_rows[:, None], value=-1), None
+        like = x.to(gradient.dtype)
+        grad_x, grad_rows = torch.zeros_like(x, dtype=rows.dtype), torch.empty_like(rows)
+        for part, columns, along, out in _parts(rows, gradient.T, along_rows[:, None], grad_rows):
+            if ctx.by_convolution:
+                columns = columns.contiguous()
+                grad_x += multiply_transposed(columns, part)
+                grad_part = multiply(columns, x.T)
+            else:
+                grad_x += columns.T @ part.to(columns.dtype)
+                grad_part = columns @ like
+            torch.addcmul(grad_part.to(rows.dtype), part, along, value=-1, out=out)
+        return grad_x.to(x.dtype), grad_rows, None
+
+
+def _parts(*tensors: Tensor) -> list[tuple[Tensor, ...]]:
+    """The same rows of tensors (K, ...), `ROWS_AT_ONCE` at a time; a GPU, whose caches are small, takes all at once."""
+    count = len(tensors[0])
+    in_parts = tensors[0].device.type == "cpu" and not torch.compiler.is_compiling()
+    at_once = ROWS_AT_ONCE if in_parts else count
+    return list(zip(*(tensor.split(at_once) for tensor in tensors), strict=True))
 
 
 class WeightNormLinear(nn.Module):

@@ -12,6 +12,7 @@ class Operators(NamedTuple):
     """What differs between slices and volumes."""
 
     conv: type[nn.Module]
+    convolve: Callable[..., Tensor]
     transposed_conv: type[nn.Module]
     transpose: Callable[..., Tensor]
     instance_norm: type[nn.Module]
@@ -19,8 +20,10 @@ class Operators(NamedTuple):
 
 
 OPERATORS = {
-    2: Operators(nn.Conv2d, nn.ConvTranspose2d, F.conv_transpose2d, nn.InstanceNorm2d, torch.channels_last),
-    3: Operators(nn.Conv3d, nn.ConvTranspose3d, F.conv_transpose3d, nn.InstanceNorm3d, torch.channels_last_3d),
+    2: Operators(nn.Conv2d, F.conv2d, nn.ConvTranspose2d, F.conv_transpose2d, nn.InstanceNorm2d, torch.channels_last),
+    3: Operators(
+        nn.Conv3d, F.conv3d, nn.ConvTranspose3d, F.conv_transpose3d, nn.InstanceNorm3d, torch.channels_last_3d
+    ),
 }
 """Number of spatial dimensions -> operators."""
 
