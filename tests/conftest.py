@@ -50,6 +50,7 @@ LONG_FILES = (
     "test_no_network.py",
     "test_trainer.py",
     "test_student_teacher.py",
+    "test_cluster_script.py",
     "test_lock.py",
 )
 """They take a minute or more. They come first, so that no process is left with one of them when the others are done."""
