@@ -7,8 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import SimpleITK as sitk
-import torch
-from tables import markdown_table
+from tables import in_new_process, markdown_table
 
 from end_to_end.measured import Measured, measure
 from end_to_end.plain import HAS_RAYS
@@ -88,7 +87,11 @@ def compare(work: Path, scans: int, rounds: int, edge: int) -> dict[str, float]:
     print(markdown_table(["scans", "side", "s per scan", "CPU s per scan", "peak memory, GiB"], rows))
     print(_difference(_target(work, "nifti", "plain"), _target(work, "nifti", "ours")))
     for kind in KINDS:
-        _print_steps(kind, folders[0][kind], work / "store_of_steps")
+        # in a process of its own with one thread, as the command: threads that wait for each other count as busy
+        seconds = in_new_process(seconds_of_steps, folders[0][kind], work / "steps", environment=ONE_THREAD).result()
+        rows = [[name, f"{value:.2f}", f"{value / sum(seconds.values()):.0%}"] for name, value in seconds.items()]
+        print(f"\n{kind}, our steps without loading, {PROFILED} scans at most")
+        print(markdown_table(["step", "CPU s per scan", "share"], rows))
     return {name: round(value, 3) for name, value in ratios.items()}
 
 
@@ -128,9 +131,8 @@ def _difference(plain: Path, ours: Path) -> str:
     )
 
 
-def _print_steps(kind: str, source: Path, store: Path) -> None:
+def seconds_of_steps(source: Path, store: Path) -> dict[str, float]:
     """Where our time goes: CPU seconds per scan of the parts that `cads_preprocess` is made of, in this process."""
-    torch.set_num_threads(1)  # as in the command: a thread that waits for another counts as busy
     shutil.rmtree(store, ignore_errors=True)
     writer = StoreWriter(store)
     writer.prepare()
@@ -158,10 +160,7 @@ def _print_steps(kind: str, source: Path, store: Path) -> None:
             scan.volume_id, volume_hu, picture, Source(scan.name, size_bytes, mtime_ns, digest, shape, spacing_mm)
         )
         clock.lap("packing, checksum and writing")
-    done = min(PROFILED, found)
-    rows = [[name, f"{value / done:.2f}", f"{value / sum(seconds.values()):.0%}"] for name, value in seconds.items()]
-    print(f"\n{kind}, our steps without loading, {done} scans")
-    print(markdown_table(["step", "CPU s per scan", "share"], rows))
+    return {name: value / min(PROFILED, found) for name, value in seconds.items()}
 
 
 class _Clock:

@@ -25,6 +25,7 @@ import blosc2
 import numpy as np
 
 from pretraining.system.errors import UserError, environment_error, is_environment_error
+from pretraining.system.machine import collection_paused
 
 PRIVATE = "private"
 FORMAT = "cads-store"
@@ -138,6 +139,7 @@ class Store:
         self._fingerprint = _fingerprint(manifest)
 
     @classmethod
+    @collection_paused()
     def open(cls, path: str | Path) -> "Store":
         """Open the store in folder ``path``.
 

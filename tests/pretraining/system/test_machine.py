@@ -1,9 +1,12 @@
-"""How many processes, and how much memory, where the user does not say."""
+"""How many processes, and how much memory, where the user does not say; pauses of the collection of garbage."""
+
+import gc
 
 import pytest
 
 from pretraining.config import PretrainConfig
 from pretraining.system import machine as cores
+from pretraining.system.machine import collection_paused
 from pretraining.views import loader
 
 GIB = 2**30
@@ -61,3 +64,16 @@ def test_memory_is_taken_for_plenty_where_the_system_does_not_tell(monkeypatch, 
     monkeypatch.setattr(cores, "_MEMINFO", tmp_path / "meminfo")
     monkeypatch.setattr(cores, "_CGROUP", tmp_path)
     assert cores.available_memory() == 2**40
+
+
+@pytest.mark.parametrize("enabled", [True, False])
+def test_the_collection_of_garbage_is_as_before_after_a_pause_and_after_an_error_in_it(enabled):
+    before = gc.isenabled()
+    try:
+        (gc.enable if enabled else gc.disable)()
+        with pytest.raises(KeyError), collection_paused():
+            assert not gc.isenabled()
+            raise KeyError
+        assert gc.isenabled() == enabled
+    finally:
+        (gc.enable if before else gc.disable)()
