@@ -215,6 +215,7 @@ def _complete(
     store = Store(writer.path, manifest)
     sheets = write_contact_sheets(store, manifest["volumes"])
     logger.info("volumes in %s: %d; look at %s: every body frontal, head up?", writer.path, len(store), sheets[0])
+    logger.info("pre-train on it with: cads_pretrain %s RUN", shlex.quote(str(writer.path)))
     code = 1 if left_out else code
     if failed:
         whose = f"exit code {code}" if code else "all of other parts"

@@ -118,7 +118,7 @@ def test_adds_what_is_new_and_leaves_the_rest_alone(scans, tmp_path, make_body):
     os.utime(scans / "scan_0.nii.gz")  # a copy has new times and the same content
     code, output = run(scans, store)
     assert code == 0, output
-    assert f"volumes in {store}: 4;" in output
+    assert f"volumes in {store}: 4;" in output and f"pre-train on it with: cads_pretrain {store} RUN" in output
     assert {path: path.stat().st_mtime_ns for path in before} == before
     assert len(Store.open(store)) == 4
 
