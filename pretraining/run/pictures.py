@@ -48,6 +48,7 @@ def plot_progress(lines: Iterable[dict[str, Any]], config: PretrainConfig, path:
     FigureCanvasAgg(figure)
     axes = dict(zip(panels, figure.subplots(len(panels), 1, sharex=True), strict=True))
     figure.subplots_adjust(0.09, 0.2 / len(panels), 0.98, 1 - 0.05 / len(panels), hspace=0.1)
+    curve(axes["loss"], "loss", "total", "k")  # first, so that a loss that is all of it is seen on it
     for stage in range(1, 5):
         curve(axes["loss"], f"loss_stage{stage}", f"stage {stage}")
     curve(axes["loss"], "loss_tokens", "places of crops", "--")
@@ -57,7 +58,6 @@ def plot_progress(lines: Iterable[dict[str, Any]], config: PretrainConfig, path:
             math.log(count := config.point.point_count), color="grey", ls=":", label=f"chance: ln {count}"
         )
         curve(axes["loss"], "loss_points", "points", "-.")
-    curve(axes["loss"], "loss", "total", "k")
     if distils:
         axes["loss"].axhline(chance, color="grey", ls="--", label=f"chance: ln {config.model.head_out_dim}")
         curve(axes["health"], "teacher_entropy", "teacher entropy / ln K", scale=1 / chance)
