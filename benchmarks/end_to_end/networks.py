@@ -76,7 +76,9 @@ def compare(work: Path, size: Size, rounds: int) -> dict[str, float]:
     for _ in range(rounds):
         shutil.rmtree(environment["nnUNet_results"], ignore_errors=True)
         for network in size.networks:
-            taken[network].append(_train_and_predict(folder, network, environment))
+            train, predict = _train_and_predict(folder, network, environment)
+            taken[network].append((train, predict))
+            print(f"{network}: training {train.seconds:.1f} s, prediction {predict.seconds:.1f} s", flush=True)
     rows = []
     for network, pairs in taken.items():
         values = [
