@@ -46,7 +46,7 @@ class _CosineLogits(torch.autograd.Function):
         # a cosine does not change along its row, so that part of the gradient of v, which is this sum, is taken off
         along_rows = (gradient * logits).sum(0, dtype=rows.dtype) / lengths.square()
         gradient = gradient * scale.to(gradient.dtype)
-        like = x.to(gradient.dtype)
+        shown = x.to(gradient.dtype)  # as the logits were made of it
         grad_x, grad_rows = torch.zeros_like(x, dtype=rows.dtype), torch.empty_like(rows)
         for part, columns, along, out in _parts(rows, gradient.T, along_rows[:, None], grad_rows):
             if ctx.by_convolution:
@@ -55,7 +55,7 @@ class _CosineLogits(torch.autograd.Function):
                 grad_part = multiply(columns, x.T)
             else:
                 grad_x += columns.T @ part.to(columns.dtype)
-                grad_part = columns @ like
+                grad_part = columns @ shown
             torch.addcmul(grad_part.to(rows.dtype), part, along, value=-1, out=out)
         return grad_x.to(x.dtype), grad_rows, None
 
