@@ -150,6 +150,10 @@ def draw(points: dict[str, list[tuple]], path: Path) -> None:
             memory.plot(places, [v[2] for v in values], "s--", color="tab:orange", label="memory")
             memory.set(ylabel="GiB at the peak", ylim=(0, None))
             axes.legend(handles=[axes.lines[0], memory.lines[0]], loc="lower right")
+        if name == "volumes":  # each size is ten times the one before
+            for side in (axes, memory):
+                side.set(xscale="log", yscale="log")
+                side.autoscale()
         axes.grid(alpha=0.3)
     figure.savefig(path, dpi=90)
 
