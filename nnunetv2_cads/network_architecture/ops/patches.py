@@ -1,13 +1,16 @@
 """The convolution whose stride is its kernel, of the attention's spatial reduction: one function, fastest exact path.
 
 Ours. Such a convolution multiplies each patch of the map, as a vector, with one matrix. Of the few patches of a
-pre-training view, oneDNN's convolution takes three times as long as that product, most of it to bring the matrix into
-a layout of its own. Everywhere else this is PyTorch's convolution.
+pre-training view, oneDNN's convolution in bf16 takes three times as long as that product, most of it to bring the
+matrix into a layout of its own. Everywhere else this is PyTorch's convolution; in float32, too, where the product
+gains a hundredth of a step, and rounds otherwise for another number of patches.
 """
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from nnunetv2_cads.network_architecture.ops.fast_path import is_autocast_on_cpu
 
 MANY_PATCHES = 128
 """From about here on, the convolution is as fast: cutting the map into patches copies it."""
@@ -24,16 +27,17 @@ def reduce_patches(conv: nn.Conv2d | nn.Conv3d, x: Tensor) -> Tensor:
         (B, N, C'), where N = [D // r *] H // r * W // r.
     """
     edges = [n // k for n, k in zip(x.shape[2:], conv.kernel_size, strict=True)]
-    patches = len(x) * torch.Size(edges).numel()
-    if x.device.type != "cpu" or patches >= MANY_PATCHES or torch.compiler.is_compiling():
-        return conv(x).flatten(2).transpose(1, 2)
-    return F.linear(_patches(x, conv.kernel_size), conv.weight.flatten(1), conv.bias)
+    are_few = len(x) * torch.Size(edges).numel() < MANY_PATCHES
+    if are_few and is_autocast_on_cpu(x) and not torch.compiler.is_compiling():
+        return multiply_patches(conv, x)
+    return conv(x).flatten(2).transpose(1, 2)
 
 
-def _patches(x: Tensor, kernel: tuple[int, ...]) -> Tensor:
-    """(B, C, [D,] H, W) -> (B, N, C * numbers of a patch), in the order of a kernel's numbers."""
-    space = range(2, x.dim())
+def multiply_patches(conv: nn.Conv2d | nn.Conv3d, x: Tensor) -> Tensor:
+    """`reduce_patches` as a matrix product."""
+    kernel, space = conv.kernel_size, range(2, x.dim())
     for axis, k in zip(reversed(space), reversed(kernel), strict=True):
         x = x.narrow(axis, 0, x.shape[axis] // k * k).unflatten(axis, (-1, k))
     where, within = (tuple(2 * axis - shift for axis in space) for shift in (2, 1))
-    return x.permute(0, *where, 1, *within).flatten(len(kernel) + 1).flatten(1, len(kernel))
+    patches = x.permute(0, *where, 1, *within).flatten(len(kernel) + 1).flatten(1, len(kernel))
+    return F.linear(patches, conv.weight.flatten(1), conv.bias)

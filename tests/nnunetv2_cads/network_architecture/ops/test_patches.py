@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from nnunetv2_cads.network_architecture.ops import patches
-from nnunetv2_cads.network_architecture.ops.patches import reduce_patches
+from nnunetv2_cads.network_architecture.ops.patches import multiply_patches, reduce_patches
 
 
 @given(
@@ -23,8 +23,9 @@ def test_tokens_and_gradients_equal_the_convolution(batch, size, edge, channels_
         x = x.movedim(1, -1).contiguous().movedim(-1, 1)
     inputs = (x.requires_grad_(), conv.weight, conv.bias)
     stock = conv(x).flatten(2).transpose(1, 2)
-    ours = reduce_patches(conv, x)
+    ours = multiply_patches(conv, x)
     torch.testing.assert_close(ours, stock)
+    torch.testing.assert_close(reduce_patches(conv, x), stock)
     weights = torch.randn_like(stock)
     gradients = [torch.autograd.grad(tokens, inputs, weights) for tokens in (ours, stock)]
     for mine, expected in zip(*gradients, strict=True):
