@@ -83,7 +83,7 @@ class Cluster:
 
     def processes(self, of_command: str = "") -> list[int]:
         """The job's processes with this in their command: parents before children."""
-        listed = subprocess.run(["ps", "-e", "-o", "pid=,ppid=,args="], capture_output=True, encoding="utf-8").stdout
+        listed = subprocess.run(["ps", "-eww", "-o", "pid=,ppid=,args="], capture_output=True, encoding="utf-8").stdout
         rows = [line.split(None, 2) for line in listed.splitlines()]
         tree = [self._job.pid]
         for parent in tree:  # which grows
