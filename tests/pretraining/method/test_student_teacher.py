@@ -74,7 +74,6 @@ def test_a_compiled_run_takes_the_same_steps_in_one_graph_for_student_and_teache
     for plain, ours in zip(*results, strict=True):
         torch.testing.assert_close(ours.stage_losses, plain.stage_losses, rtol=1e-3, atol=0)
         torch.testing.assert_close(ours.losses, plain.losses, rtol=1e-3, atol=0)
-    # of the first step alone: batch normalisation of two samples makes 1e-3 of a rounding, and the next step more
-    torch.testing.assert_close(results[1][0].gradient_norms, results[0][0].gradient_norms, rtol=1e-2, atol=1e-4)
+        torch.testing.assert_close(ours.gradient_norms, plain.gradient_norms, rtol=1e-2, atol=1e-4)
     assert not torch.equal(results[1][0].stage_losses, results[1][1].stage_losses)
     assert hasattr(pretrainer._student, "_orig_mod")
