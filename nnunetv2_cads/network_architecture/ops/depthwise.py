@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from nnunetv2_cads.network_architecture.ops.dimensions import OPERATORS
+from nnunetv2_cads.network_architecture.ops.dimensions import OPERATORS, space_axes
 from nnunetv2_cads.network_architecture.ops.fast_path import channels_last, is_autocast_on_cpu
 
 
@@ -72,17 +72,13 @@ class _DepthwiseConvCPU(torch.autograd.Function):
         gradient = channels_last(gradient)
         grad_x = grad_weight = grad_bias = None
         if ctx.needs_input_grad[0]:
-            grad_x = _convolve(gradient, weight.flip(_space(x)))
+            grad_x = _convolve(gradient, weight.flip(space_axes(x)))
         if ctx.needs_input_grad[1]:
             weight_gradient = _weight_gradient_2d if x.dim() == 4 else _weight_gradient_3d
             grad_weight = weight_gradient(x, gradient).to(weight.dtype)
         if ctx.needs_input_grad[2]:
-            grad_bias = gradient.sum((0, *_space(x)))
+            grad_bias = gradient.sum((0, *space_axes(x)))
         return grad_x, grad_weight, grad_bias
-
-
-def _space(x: Tensor) -> tuple[int, ...]:
-    return tuple(range(2, x.dim()))
 
 
 def _weight_gradient_3d(x: Tensor, gradient: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""The operators of each number of spatial dimensions, in one table."""
+"""The operators of each number of spatial dimensions, in one table, and which axes of a map these are."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -38,3 +38,8 @@ def dimensions_of(conv_op: type[nn.Module]) -> int:
         if conv_op is operators.conv:
             return dims
     raise ValueError(f"conv_op must be nn.Conv2d or nn.Conv3d, got {conv_op!r}")
+
+
+def space_axes(x: Tensor) -> tuple[int, ...]:
+    """The axes of (B, C, [D,] H, W) that are space."""
+    return tuple(range(2, x.dim()))

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from nnunetv2_cads.network_architecture.ops.convolution import convolve
+from nnunetv2_cads.network_architecture.ops.dimensions import space_axes
 from nnunetv2_cads.network_architecture.ops.fast_path import channels_last, is_eager_float32_on_cpu
 
 NEGATIVE_SLOPE = 0.01
@@ -88,8 +89,8 @@ class _InstanceNormLeakyReLU(torch.autograd.Function):
             for other in added:
                 y += other
             torch.ops.aten.leaky_relu_backward.grad_input(gradient_part, y, ctx.slope, False, grad_input=out)
-            total += out.sum(_space(x), keepdim=True)
-            covariance += centred.mul_(out).sum(_space(x), keepdim=True)
+            total += out.sum(space_axes(x), keepdim=True)
+            covariance += centred.mul_(out).sum(space_axes(x), keepdim=True)
         covariance *= inverse_std  # of the normalised map and its gradient
         slope = -scale * inverse_std * covariance / _voxels(x)
         constant = -scale * total / _voxels(x)
@@ -107,8 +108,8 @@ class _InstanceNormLeakyReLU(torch.autograd.Function):
 
 def _statistics(x: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and 1 / standard deviation of each sample's channels, (B, C, [1,] 1, 1) both; two passes, so exact."""
-    mean = sum(part.sum(_space(x), keepdim=True) for (part,) in _parts(x)) / _voxels(x)
-    variance = sum((part - mean).square_().sum(_space(x), keepdim=True) for (part,) in _parts(x)) / _voxels(x)
+    mean = sum(part.sum(space_axes(x), keepdim=True) for (part,) in _parts(x)) / _voxels(x)
+    variance = sum((part - mean).square_().sum(space_axes(x), keepdim=True) for (part,) in _parts(x)) / _voxels(x)
     return mean, (variance + EPS).rsqrt_()
 
 
@@ -139,10 +140,6 @@ def _parts(*maps: Tensor) -> Iterator[tuple[Tensor, ...]]:
     step = max(1, NUMBERS_AT_ONCE * length // max(1, maps[0].numel()))
     for start in range(0, length, step):
         yield tuple(m.narrow(2, start, min(step, length - start)) for m in maps)
-
-
-def _space(x: Tensor) -> tuple[int, ...]:
-    return tuple(range(2, x.dim()))
 
 
 def _voxels(x: Tensor) -> int:

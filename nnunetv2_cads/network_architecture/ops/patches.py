@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from nnunetv2_cads.network_architecture.ops.dimensions import space_axes
 from nnunetv2_cads.network_architecture.ops.fast_path import is_autocast_on_cpu
 
 MANY_PATCHES = 128
@@ -35,7 +36,7 @@ def reduce_patches(conv: nn.Conv2d | nn.Conv3d, x: Tensor) -> Tensor:
 
 def multiply_patches(conv: nn.Conv2d | nn.Conv3d, x: Tensor) -> Tensor:
     """`reduce_patches` as a matrix product."""
-    kernel, space = conv.kernel_size, range(2, x.dim())
+    kernel, space = conv.kernel_size, space_axes(x)
     for axis, k in zip(reversed(space), reversed(kernel), strict=True):
         x = x.narrow(axis, 0, x.shape[axis] // k * k).unflatten(axis, (-1, k))
     where, within = (tuple(2 * axis - shift for axis in space) for shift in (2, 1))
