@@ -17,8 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from nnunetv2_cads.network_architecture.ops.dimensions import to_map, to_tokens
 from nnunetv2_cads.network_architecture.ops.linear import TokenLinear
-from nnunetv2_cads.network_architecture.pvt_v2 import to_map, to_tokens
 
 WIDTH, HEADS, LEVELS, POINTS, AXES = 384, 6, 2, 4, 3
 """Channels of a token; heads; maps; places per head and map; components of a place."""

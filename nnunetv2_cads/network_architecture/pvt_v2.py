@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nnunetv2_cads.network_architecture.ops.depthwise import depthwise_conv3d
-from nnunetv2_cads.network_architecture.ops.dimensions import OPERATORS
+from nnunetv2_cads.network_architecture.ops.dimensions import OPERATORS, to_map, to_tokens
 from nnunetv2_cads.network_architecture.ops.linear import TokenLinear
 from nnunetv2_cads.network_architecture.ops.patches import reduce_patches
 from nnunetv2_cads.network_architecture.ops.recompute import keep_input_only
@@ -53,16 +53,6 @@ SUFFIX = {2: "_2D", 3: ""}
 """What the names of modules that touch space end in, by number of dimensions."""
 EPS = 1e-6
 """Of the blocks' and stages' LayerNorms."""
-
-
-def to_tokens(x: Tensor) -> Tensor:
-    """(B, C, [D,] H, W) -> (B, N, C); a view when the map is channels-last."""
-    return x.flatten(2).transpose(1, 2)
-
-
-def to_map(tokens: Tensor, size: tuple[int, ...]) -> Tensor:
-    """(B, N, C) -> (B, C, *size), a channels-last view."""
-    return tokens.transpose(1, 2).unflatten(2, size)
 
 
 class Attention(nn.Module):

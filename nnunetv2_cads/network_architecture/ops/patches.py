@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nnunetv2_cads.network_architecture.ops.dimensions import space_axes
+from nnunetv2_cads.network_architecture.ops.dimensions import space_axes, to_tokens
 from nnunetv2_cads.network_architecture.ops.fast_path import is_autocast_on_cpu
 
 MANY_PATCHES = 128
@@ -31,7 +31,7 @@ def reduce_patches(conv: nn.Conv2d | nn.Conv3d, x: Tensor) -> Tensor:
     are_few = len(x) * torch.Size(edges).numel() < MANY_PATCHES
     if are_few and is_autocast_on_cpu(x) and not torch.compiler.is_compiling():
         return multiply_patches(conv, x)
-    return conv(x).flatten(2).transpose(1, 2)
+    return to_tokens(conv(x))
 
 
 def multiply_patches(conv: nn.Conv2d | nn.Conv3d, x: Tensor) -> Tensor:
