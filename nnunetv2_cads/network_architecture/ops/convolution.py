@@ -1,13 +1,20 @@
-"""Convolution of kernel 3 with a correct weight gradient on every device and in every precision.
+"""Convolution of kernel 3: one function, with a correct weight gradient in every precision, and fast for one sample.
 
 Ours. In bf16 on the CPU, oneDNN's weight gradient of 3 x 3 x 3 convolutions of maps of two slices, in any memory
 layout, is wrong for the kernel's first two slices and may hold whatever lay in memory (PyTorch 2.14.1).
+
+Small maps of a single sample, PyTorch leaves to its own convolution, which takes five times as long as oneDNN's. Such
+are the tiles of a prediction: of 32 x 64 x 64 voxels, they took a quarter longer.
 """
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nnunetv2_cads.network_architecture.ops.fast_path import is_autocast_on_cpu
+from nnunetv2_cads.network_architecture.ops.fast_path import is_autocast_on_cpu, is_eager_float32_on_cpu
+
+FEWEST_VOXELS = 512
+"""Of a map with fewer, oneDNN takes as long: most of it to bring the weights into a layout of its own."""
 
 
 def convolve(conv: nn.Module, x: Tensor) -> Tensor:
@@ -17,4 +24,18 @@ def convolve(conv: nn.Module, x: Tensor) -> Tensor:
     """
     if x.dim() == 5 and x.shape[2] == 2 and is_autocast_on_cpu(x):
         return conv(F.pad(x, (0, 0, 0, 0, 0, 1)))[:, :, :2]
+    if _is_one_small_map(x):
+        return torch.mkldnn_convolution(x, conv.weight, conv.bias, conv.padding, conv.stride, conv.dilation, 1)
     return conv(x)
+
+
+def _is_one_small_map(x: Tensor) -> bool:
+    """Whether x is a map that is convolved faster by oneDNN's name; only without gradients, which are PyTorch's."""
+    return (
+        x.dim() == 5
+        and len(x) == 1
+        and x.shape[2:].numel() >= FEWEST_VOXELS
+        and is_eager_float32_on_cpu(x)
+        and not torch.is_grad_enabled()
+        and torch.backends.mkldnn.is_available()
+    )
