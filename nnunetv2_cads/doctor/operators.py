@@ -9,13 +9,17 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nnunetv2_cads.network_architecture.ops.convolution import convolve
-from nnunetv2_cads.network_architecture.ops.depthwise import depthwise_conv3d
+from nnunetv2_cads.network_architecture.ops.dimensions import to_map, to_tokens
 from nnunetv2_cads.network_architecture.ops.instance_norm import EPS, instance_norm_leaky_relu
 from nnunetv2_cads.network_architecture.ops.linear import FEWEST_TOKENS, TokenLinear
 from nnunetv2_cads.network_architecture.ops.pointwise import class_scores
+from nnunetv2_cads.network_architecture.pvt_v2 import MLP
 
 FLOAT32, BF16 = 1e-4, 0.02
-"""How far a result may be off, relative to its length; measured: up to 5e-7 and 4e-3."""
+"""How far a result may be off, relative to its length; measured: up to 5e-7 and 8e-3."""
+
+TENSORS = ("image", "weights", "bias", "kernel", "kernel's bias", "last weights", "last bias")
+"""What an operator takes, in this order; all but the MLP take the first few."""
 
 Operator = Callable[..., Tensor]
 
@@ -57,8 +61,18 @@ def _stock_convolution(x: Tensor, weight: Tensor) -> Tensor:
     return F.conv3d(x, weight, padding=1)
 
 
-def _stock_depthwise(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    return F.conv3d(x, weight, bias, padding=1, groups=x.shape[1])
+def _mlp(x: Tensor, *weights: Tensor) -> Tensor:
+    mlp = MLP(weights[0].shape[1], len(weights[0]))
+    by_name = dict(zip(mlp.state_dict(), weights, strict=True))
+    return to_map(torch.func.functional_call(mlp, by_name, (to_tokens(x), x.shape[2:])), x.shape[2:])
+
+
+def _stock_mlp(
+    x: Tensor, matrix: Tensor, bias: Tensor, kernel: Tensor, kernel_bias: Tensor, last: Tensor, last_bias: Tensor
+) -> Tensor:
+    hidden = F.conv3d(x, matrix[..., None, None, None], bias)
+    hidden = F.gelu(F.conv3d(hidden, kernel, kernel_bias, padding=1, groups=len(kernel)))
+    return F.conv3d(hidden, last[..., None, None, None], last_bias)
 
 
 def _norm(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
@@ -69,13 +83,12 @@ def _stock_norm(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     return F.leaky_relu(F.instance_norm(x, weight=weight, bias=bias, eps=EPS), 0.01)
 
 
-DEPTHWISE = ((2, 32, 5, 8, 8), (32, 1, 3, 3, 3), (32,))
-THIN_DEPTHWISE = ((2, 64, 2, 6, 6), (64, 1, 3, 3, 3), (64,))
+MLP_WEIGHTS = ((64, 16), (64,), (64, 1, 3, 3, 3), (64,), (16, 64), (16,))
 THIN = ((2, 64, 2, 6, 6), (64, 64, 3, 3, 3))
 THIN_CONVOLUTION = Case("convolution of two slices", _convolution, _stock_convolution, THIN, bf16=True)
 CASES = (
-    Case("depthwise convolution", depthwise_conv3d, _stock_depthwise, DEPTHWISE),
-    Case("depthwise convolution of two slices", depthwise_conv3d, _stock_depthwise, THIN_DEPTHWISE, bf16=True),
+    Case("MLP with depthwise convolution", _mlp, _stock_mlp, ((2, 16, 5, 8, 8), *MLP_WEIGHTS)),
+    Case("MLP of two slices", _mlp, _stock_mlp, ((2, 16, 2, 6, 6), *MLP_WEIGHTS), bf16=True),
     THIN_CONVOLUTION,
     Case("linear layer", _linear, F.linear, ((2, FEWEST_TOKENS, 48), (96, 48), (96,))),
     Case("instance norm", _norm, _stock_norm, ((2, 32, 6, 9, 9), (32,), (32,))),
@@ -113,7 +126,7 @@ def _compare(operator: Operator, case: Case) -> dict[str, float]:
     found = _run(operator, tensors, torch.autocast("cpu", torch.bfloat16) if case.bf16 else nullcontext())
     rounded = [tensor.bfloat16() if case.bf16 else tensor for tensor in tensors]
     expected = _run(case.stock, [tensor.double() for tensor in rounded], nullcontext())
-    names = ("output", "gradient of the image", "gradient of the weights", "gradient of the bias")
+    names = ("output", *(f"gradient of the {name}" for name in TENSORS))
     return {name: _relative(a, b) for name, a, b in zip(names, found, expected, strict=False)}
 
 

@@ -3,8 +3,8 @@
 Paper: CADS, Ye, Zhang, Chen, Xia, IEEE TMI 44(1):118-129, 2025 (the encoder, of size b1); PVTv2, Wang et al.,
 Computational Visual Media 8:415-424, 2022 (overlapping patch embeddings, spatial reduction, depthwise MLP, sizes).
 Source: written from the method's description; keys and shapes of b1 are those of the published checkpoint.
-Deviations: attention is PyTorch's `scaled_dot_product_attention`; the depthwise convolution takes the fastest exact
-path of the device (`ops/depthwise.py`); inputs that the first reduction cannot cover are refused with a sentence.
+Deviations: attention is PyTorch's `scaled_dot_product_attention`; the MLP takes the fastest exact path of the device
+(`ops/mlp.py`); inputs that the first reduction cannot cover are refused with a sentence.
 
 Only what touches space exists twice (suffix ``_2D``); all else is shared, which is what aligns the modalities.
 The whole network is in this one file, in reading order: attention, MLP, block, embeddings, encoder.
@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from nnunetv2_cads.network_architecture.ops.depthwise import depthwise_conv3d
 from nnunetv2_cads.network_architecture.ops.dimensions import OPERATORS, to_map, to_tokens
 from nnunetv2_cads.network_architecture.ops.linear import TokenLinear
+from nnunetv2_cads.network_architecture.ops.mlp import mlp_in_parts, runs_in_parts
 from nnunetv2_cads.network_architecture.ops.patches import reduce_patches
 from nnunetv2_cads.network_architecture.ops.recompute import keep_input_only
 
@@ -106,8 +107,9 @@ class DepthwiseConv(nn.Module):
 class MLP(nn.Module):
     """Linear, depthwise convolution, GELU, linear.
 
-    Of the forward pass, only the first layer's output is kept; the rest, three times as much, is computed again in the
-    backward pass. That costs 3% of a training step and saves a quarter of its memory.
+    Of the forward pass, only the first layer's output is kept, and in float32 on a CPU only the input (`ops/mlp.py`);
+    the rest, three times as much, is computed again in the backward pass. That costs 3% of a training step and saves a
+    quarter of its memory.
     """
 
     def __init__(self, dim: int, hidden_dim: int) -> None:
@@ -119,6 +121,8 @@ class MLP(nn.Module):
 
     def forward(self, x: Tensor, size: tuple[int, ...]) -> Tensor:
         """Tokens (B, N, C) -> (B, N, C)."""
+        if runs_in_parts(x):
+            return mlp_in_parts(x, size, self.fc1, self.dwconv.dwconv, self.fc2)
         return keep_input_only(self._after_fc1, self.fc1(x), size)
 
     def _after_fc1(self, hidden: Tensor, size: tuple[int, ...]) -> Tensor:

@@ -20,11 +20,23 @@ class TokenLinear(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., in_features) -> (..., out_features)."""
-        tokens = x.numel() // self.in_features
-        if tokens < FEWEST_TOKENS or not convolution_is_faster(x):
-            return super().forward(x)
-        y = multiply(x.reshape(tokens, self.in_features), self.weight, self.bias)
-        return y.view(*x.shape[:-1], self.out_features)
+        return linear(x, self.weight, self.bias)
+
+
+def linear(x: Tensor, matrix: Tensor, bias: Tensor | None = None) -> Tensor:
+    """x matrix^T + bias: (..., I), (O, I), (O,) -> (..., O)."""
+    tokens = x.shape[:-1].numel()
+    if tokens < FEWEST_TOKENS or not convolution_is_faster(x):
+        return F.linear(x, matrix, bias)
+    return multiply(x.reshape(tokens, -1), matrix, bias).view(*x.shape[:-1], len(matrix))
+
+
+def linear_weight_gradient(gradient: Tensor, x: Tensor) -> Tensor:
+    """Gradient of `linear`'s matrix, from that of its output (..., O) and its input (..., I): (O, I)."""
+    gradient, x = gradient.flatten(0, -2), x.flatten(0, -2)
+    if len(x) < FEWEST_TOKENS or not convolution_is_faster(x):
+        return gradient.T @ x
+    return multiply_transposed(gradient, x)
 
 
 def convolution_is_faster(x: Tensor) -> bool:
