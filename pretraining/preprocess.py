@@ -107,6 +107,7 @@ def _add_to_store(
     failures.forget(plan.own_names)
     for name, reason in (plan.failed | _changed_sources(plan.done, entries)).items():
         _record(failures, name, reason)
+    del entries  # 200 MB of 100,000 scans; what is there at the end is read then
     writer.remove_leftovers(plan.own_ids)
     try:
         _add_scans(plan, functools.partial(preprocess_scan, writer=writer), failures, processes, seconds)
