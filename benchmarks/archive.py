@@ -100,7 +100,7 @@ def _numbers(number: int, index: int) -> tuple[str, ...]:
     return (
         f"PAT{number:07d}",
         *uids,
-        f"1.2.826.0.1.3680043.8.499.{number:08d}{index + 1000}",
+        f"1.2.826.0.1.3680043.8.499.1{number:08d}{index + 1000}",
         f"{index * SLICE_MM:010.4f}",
     )
 

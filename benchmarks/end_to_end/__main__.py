@@ -35,21 +35,21 @@ def main() -> None:
     parser.add_argument("parts", nargs="*", metavar="PART", help=f"of {', '.join(PARTS)}; all by default")
     parser.add_argument("--quick", action="store_true", help="small sizes, one round")
     parser.add_argument("--scans", type=int, help="of each kind (20)")
-    parser.add_argument("--rounds", type=int, help="5 of the archive, 3 of the others")
+    parser.add_argument("--rounds", type=int, help="how often each is run (5)")
     parser.add_argument("--work", type=Path, help="folder that keeps the data for a later call")
     arguments = parser.parse_args()
     if unknown := set(arguments.parts) - set(PARTS):
         parser.error(f"{', '.join(sorted(unknown))}: is none of {', '.join(PARTS)}")
     quick = arguments.quick
     scans = arguments.scans or (2 if quick else 20)
-    rounds, rounds_of_archive = arguments.rounds or (1 if quick else 3), arguments.rounds or (1 if quick else 5)
+    rounds = arguments.rounds or (1 if quick else 5)
     results: dict[str, dict[str, float]] = {}
     print(f"{core_count()} cores, load {os.getloadavg()[0]:.1f}")
     with tempfile.TemporaryDirectory() as temporary:
         work = arguments.work or Path(temporary)
         for part in arguments.parts or PARTS:
             if part == "archive":
-                results[part] = archive.compare(work, scans, rounds_of_archive, archive.EDGE)
+                results[part] = archive.compare(work, scans, rounds, archive.EDGE)
             elif part == "networks":
                 results[part] = networks.compare(work, networks.QUICK if quick else networks.FULL, rounds)
             else:

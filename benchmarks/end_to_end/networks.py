@@ -55,7 +55,7 @@ class Size(NamedTuple):
 
 FULL = Size(
     tuple(NETWORKS), 20, (32, 64, 64),
-    TorsoConfig(body_scale=0.4, slice_spacing_mm=(3.0, 3.0), pixel_spacing_mm=(1.2, 1.2)),
+    TorsoConfig(body_scale=0.4, slice_spacing_mm=(3.0, 3.0), pixel_spacing_mm=(1.6, 1.6)),
 )  # fmt: skip
 QUICK = Size(
     ("PlainConvUNet", "PVT-UNet"), 2, (16, 48, 48),
