@@ -24,18 +24,21 @@ _STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 _MEMINFO, _CGROUP, _OWN_CGROUP = Path("/proc/meminfo"), Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
 
 
-def keep_freed_memory() -> None:
+def keep_freed_memory(at_most_bytes: int = -1) -> None:
     """Let malloc keep what is freed, instead of returning large blocks to the system at once (glibc; else nothing).
 
-    A training step on the CPU frees and takes the same few hundred megabytes again and again. Each time, the system
-    maps and clears them page by page, which took a quarter of a step (docs/benchmarks.md).
+    A training step on the CPU frees and takes the same few hundred megabytes again and again, and so does resampling,
+    scan by scan. Each time, the system maps and clears them page by page, which took a quarter of a step.
+
+    Args:
+        at_most_bytes: what is freed is returned once it is more than this, below 2 GiB; -1 for never.
     """
     if not sys.platform.startswith("linux"):
         return
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
         mallopt(_MMAP_MAX, 0)
-        mallopt(_TRIM_THRESHOLD, -1)  # never trim
+        mallopt(_TRIM_THRESHOLD, at_most_bytes)
 
 
 @contextmanager

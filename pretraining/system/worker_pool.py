@@ -19,6 +19,7 @@ from multiprocessing.connection import Connection, wait
 from typing import Any
 
 from pretraining.system.errors import UserError
+from pretraining.system.machine import keep_freed_memory
 
 logger = logging.getLogger(__name__)
 
@@ -36,6 +37,8 @@ CANNOT_START = (
     'below if __name__ == "__main__":, since workers import the script; otherwise install the module that is missing'
 )
 CRASHES = (signal.SIGSEGV, signal.SIGABRT, signal.SIGFPE, signal.SIGILL)
+KEPT_BYTES = 2**30
+"""How much freed memory a worker keeps for its next task; what a single large scan has needed goes back."""
 _SECONDS_TO_END = 10
 """How long to wait for a killed worker: one that waits for a dead file server ends when the server answers."""
 
@@ -186,6 +189,7 @@ def _interrupts_blocked() -> Iterator[None]:
 def _work(connection: Connection, function: Callable[[Any], Any]) -> None:
     """A worker's life: take a task, do it, send the outcome, until the other end of the pipe is closed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
+    keep_freed_memory(KEPT_BYTES)
     try:
         connection.send(True)  # that it has started
         while True:

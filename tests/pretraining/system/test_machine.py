@@ -1,6 +1,9 @@
 """How many processes, and how much memory, where the user does not say; pauses of the collection of garbage."""
 
 import gc
+import platform
+import subprocess
+import sys
 
 import pytest
 
@@ -77,3 +80,25 @@ def test_the_collection_of_garbage_is_as_before_after_a_pause_and_after_an_error
         assert gc.isenabled() == enabled
     finally:
         (gc.enable if before else gc.disable)()
+
+
+def _held_after(size: int, at_most: int) -> int:
+    """Bytes that a new process holds more than before, after it has used ``size`` bytes and freed them."""
+    code = f"""
+import numpy as np
+from pretraining.system.machine import keep_freed_memory, resident_memory
+keep_freed_memory({at_most})
+before = resident_memory()
+numbers = np.ones({size}, np.uint8)
+del numbers
+print(resident_memory() - before)
+"""
+    return int(subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout)
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other systems' malloc has no such setting")
+def test_freed_memory_is_kept_up_to_a_limit():
+    size = 2**28
+    assert _held_after(size, -1) > 0.9 * size
+    assert _held_after(size, 2 * size) > 0.9 * size
+    assert _held_after(size, size // 2) < 0.1 * size
