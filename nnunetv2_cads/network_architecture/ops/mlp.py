@@ -22,7 +22,7 @@ from nnunetv2_cads.network_architecture.ops.fast_path import is_autocast_on_cpu
 from nnunetv2_cads.network_architecture.ops.linear import linear, linear_weight_gradient
 
 HIDDEN_BYTES_AT_ONCE = 5 * 2**20
-"""Of the hidden map; five or six of this size are at work. Half and twice as much are slower (32 MiB of cache)."""
+"""Of the hidden map; five or six maps of this size are at work. From 2 to 12 MiB, no difference was measured."""
 
 
 class Weights(NamedTuple):
