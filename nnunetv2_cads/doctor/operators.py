@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -14,6 +15,7 @@ from nnunetv2_cads.network_architecture.ops.instance_norm import EPS, instance_n
 from nnunetv2_cads.network_architecture.ops.linear import FEWEST_TOKENS, TokenLinear
 from nnunetv2_cads.network_architecture.ops.pointwise import class_scores
 from nnunetv2_cads.network_architecture.pvt_v2 import MLP
+from pretraining.plain.model import MLP as PlainMLP
 
 FLOAT32, BF16 = 1e-4, 0.02
 """How far a result may be off, relative to its length; measured: up to 5e-7 and 8e-3."""
@@ -61,18 +63,13 @@ def _stock_convolution(x: Tensor, weight: Tensor) -> Tensor:
     return F.conv3d(x, weight, padding=1)
 
 
-def _mlp(x: Tensor, *weights: Tensor) -> Tensor:
-    mlp = MLP(weights[0].shape[1], len(weights[0]))
+def _mlp(x: Tensor, *weights: Tensor, kind: type[nn.Module] = MLP) -> Tensor:
+    mlp = kind(weights[0].shape[1], len(weights[0]))
     by_name = dict(zip(mlp.state_dict(), weights, strict=True))
     return to_map(torch.func.functional_call(mlp, by_name, (to_tokens(x), x.shape[2:])), x.shape[2:])
 
 
-def _stock_mlp(
-    x: Tensor, matrix: Tensor, bias: Tensor, kernel: Tensor, kernel_bias: Tensor, last: Tensor, last_bias: Tensor
-) -> Tensor:
-    hidden = F.conv3d(x, matrix[..., None, None, None], bias)
-    hidden = F.gelu(F.conv3d(hidden, kernel, kernel_bias, padding=1, groups=len(kernel)))
-    return F.conv3d(hidden, last[..., None, None, None], last_bias)
+_stock_mlp = partial(_mlp, kind=PlainMLP)
 
 
 def _norm(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:

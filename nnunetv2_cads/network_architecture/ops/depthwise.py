@@ -14,7 +14,7 @@ from nnunetv2_cads.network_architecture.ops.fast_path import is_autocast_on_cpu
 
 
 def depthwise_conv3d(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """Depthwise convolution with zero padding 1 and stride 1 by PyTorch's operators, of maps and their gradients.
+    """Depthwise convolution with zero padding 1 and stride 1, by PyTorch's operators: for GPUs and compiled code.
 
     Args:
         x: (B, C, D, H, W). An X-ray is a volume of one slice (D = 1).

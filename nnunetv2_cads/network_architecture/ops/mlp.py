@@ -86,7 +86,7 @@ class _MLPInParts(torch.autograd.Function):
             samples, kept = _samples_at_once(x, weights), []
             for part, out in zip(x.split(samples), y.split(samples), strict=True):
                 hidden = _hidden_map(part, size, weights)
-                mixed = to_tokens(_mix(hidden, weights))
+                mixed = _mix(hidden, weights)
                 out.copy_(linear(F.gelu(mixed), weights.out_matrix, weights.out_bias))
                 if keep_hidden:
                     kept.append(hidden)
@@ -108,7 +108,7 @@ class _MLPInParts(torch.autograd.Function):
         with torch.autocast("cpu", enabled=False):
             for part, grad_y, out in parts:
                 hidden = kept.pop(0) if kept else _hidden_map(part, ctx.size, weights)
-                mixed = to_tokens(_mix(hidden, weights))
+                mixed = _mix(hidden, weights)
                 grad_mixed = torch.ops.aten.gelu_backward(linear(grad_y, to_hidden), mixed)
                 grad_mixed_map = to_map(grad_mixed, ctx.size)
                 grad_hidden = to_tokens(convolve(grad_mixed_map, flipped))
@@ -137,5 +137,5 @@ def _hidden_map(x: Tensor, size: tuple[int, ...], weights: Weights) -> Tensor:
 
 
 def _mix(hidden: Tensor, weights: Weights) -> Tensor:
-    """The depthwise convolution."""
-    return convolve(hidden, weights.kernel, weights.kernel_bias)
+    """What the depthwise convolution makes of the hidden map, as tokens."""
+    return to_tokens(convolve(hidden, weights.kernel, weights.kernel_bias))

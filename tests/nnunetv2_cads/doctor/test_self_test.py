@@ -55,7 +55,9 @@ def test_a_wrong_operator_is_named(fault, monkeypatch):
 
 def test_operators_are_off_by_much_less_than_the_limits():
     for case in operators.CASES:
-        limit = operators.BF16 / 2 if case.bf16 else operators.FLOAT32 / 10
+        limit = operators.BF16 / 4 if case.bf16 else operators.FLOAT32 / 10
+        if case.bf16 and "MLP" in case.name:  # four layers round one after another
+            limit *= 2
         assert max(operators.differences(case).values()) < limit, case.name
     assert {finding.level for finding in check_operators()} == {OK}
 

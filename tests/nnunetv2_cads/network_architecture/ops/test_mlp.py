@@ -2,41 +2,34 @@
 
 import pytest
 import torch
-import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor
+from torch import Tensor, nn
 
 from nnunetv2_cads.network_architecture.ops import mlp as ops
-from nnunetv2_cads.network_architecture.ops.dimensions import to_map, to_tokens
 from nnunetv2_cads.network_architecture.pvt_v2 import MLP
+from pretraining.plain.model import MLP as PlainMLP
 
 SIZES = [(3, 4, 5), (8, 3, 3), (2, 3, 1), (1, 4, 5), (4, 5), (1, 1), (1, 1, 1)]
 
 
-def stock(mlp: MLP, x: Tensor, size: tuple[int, ...]) -> Tensor:
-    """PyTorch's operators, in the precision of its weights."""
-    conv = mlp.dwconv.dwconv
-    volume = to_map(mlp.fc1(x), (1, *size)[-3:])
-    mixed = F.conv3d(volume, conv.weight, conv.bias, padding=1, groups=conv.groups)
-    return mlp.fc2(F.gelu(to_tokens(mixed)))
-
-
-def run(function, mlp: MLP, x: Tensor, gradient: Tensor) -> list[Tensor]:
+def run(mlp: nn.Module, size: tuple[int, ...], x: Tensor, gradient: Tensor) -> list[Tensor]:
     """Output, and gradients of tokens and weights."""
     leaf = x.clone().requires_grad_()
     mlp.zero_grad()
-    y = function(leaf)
+    y = mlp(leaf, size)
     y.backward(gradient.to(y.dtype))
     return [y.detach(), leaf.grad, *(parameter.grad for parameter in mlp.parameters())]
 
 
 def compare(mlp: MLP, size: tuple[int, ...], x: Tensor, gradient: Tensor) -> tuple[list[Tensor], list[Tensor]]:
-    """Ours, two samples at a time, and PyTorch's."""
+    """Ours, two samples at a time, and plain CADS's, which are PyTorch's layers."""
+    plain = PlainMLP(mlp.fc1.in_features, mlp.fc1.out_features).to(x.dtype)
+    plain.load_state_dict(mlp.state_dict())
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ops, "_samples_at_once", lambda x, weights: 2)
-        ours = run(lambda tokens: mlp(tokens, size), mlp, x, gradient)
-    return ours, run(lambda tokens: stock(mlp, tokens, size), mlp, x, gradient)
+        ours = run(mlp, size, x, gradient)
+    return ours, run(plain, size, x, gradient)
 
 
 @settings(max_examples=40, deadline=None)
@@ -85,6 +78,6 @@ def test_changes_with_the_size_of_samples_by_rounding_alone(monkeypatch):
     results = []
     for size in (1, 10**9):
         monkeypatch.setattr(ops, "HIDDEN_BYTES_AT_ONCE", size)
-        results.append(run(lambda tokens: mlp(tokens, (4, 6, 6)), mlp, x, gradient))
+        results.append(run(mlp, (4, 6, 6), x, gradient))
     for of_one, of_all in zip(*results, strict=True):
         torch.testing.assert_close(of_one, of_all, rtol=1e-4, atol=1e-5)
